@@ -147,6 +147,39 @@ def load_text(
     return (both, held_out) if extra == 0 else _hold_out(both, run.num_calibration_samples, extra)
 
 
+def recovery_rows(
+    run: RunArguments, args: SpectralPruningArguments, model: Any, tokenizer: Any, calibration: Any, held_out: Any
+) -> list[dict[str, Any]] | None:
+    """Sequences to recover on, without those that are held out; None where no recovery is asked for."""
+    if args.recovery == "none":
+        return None
+    if run.recovery_file is not None:
+        source, name = load_texts(run.recovery_file, text_column=run.text_column), Path(run.recovery_file).name
+    elif run.calibration == "python_docs":
+        source, name = default_texts()[0], "python_docs"
+    elif run.calibration == "self":
+        source, name = None, "self"
+    else:
+        source = load_texts(run.calibration_file, run.dataset_name, run.dataset_config_name, run.dataset_split, run.text_column)
+        name = run.calibration_file or str(run.dataset_name)
+    data = calibration
+    if source is not None:
+        data = build_calibration(
+            source,
+            tokenizer,
+            num_samples=run.num_recovery_samples,
+            max_seq_length=run.max_seq_length,
+            packing=run.packing,
+            seed=args.seed,
+            text_column=run.text_column if run.recovery_file is None else None,
+            max_position_embeddings=getattr(model.config, "max_position_embeddings", None),
+            name=f"{name}, to recover on",
+        )
+    rows = [{key: value[i] for key, value in batch.items()} for batch in data for i in range(len(batch["input_ids"]))]
+    hidden = {tuple(ids.tolist()) for batch in held_out or () for ids in batch["input_ids"]}
+    return [row for row in rows if tuple(row["input_ids"].tolist()) not in hidden]
+
+
 def _hold_out(data: CalibrationData, wanted: int, extra: int) -> tuple[CalibrationData, CalibrationData | None]:
     """Splits the last blocks off, as far as the text is long enough to spare them (never more than a fifth of it)."""
     spare = min(extra, max(data.num_sequences - wanted, data.num_sequences // 5))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from .calibration import CalibrationData
 from .calibration.collect import predicts_next_token
 from .calibration.data import collate_rows, tokenised_row
 from .distillation import DistillationTrainer, check_teacher, load_teacher
+from .naming import did_you_mean
 
 logger = logging.get_logger(__name__)
 
@@ -109,8 +109,7 @@ def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArgument
         known = [entry.name for entry in dataclasses.fields(kind) if entry.name != "method"]
         for name in getattr(args, field_name):
             if name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+                hint = did_you_mean(name, known)
                 raise ValueError(f"`{field_name}` has `{name}`, which `{kind.__name__}` does not take.{hint}")
     method: Any = args.recovery if args.recovery != "none" else "full"
     recovery = RecoveryArguments(method=method, **args.recovery_args)  # type: ignore[arg-type]

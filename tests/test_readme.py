@@ -11,7 +11,8 @@ from conftest import tiny_encoder, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_spectral_prune.arguments import RunArguments, SpectralPruningArguments
-from hf_spectral_prune.cli import COMMANDS, _parse
+from hf_spectral_prune.cli import COMMANDS
+from hf_spectral_prune.commands.parsing import parse
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -41,7 +42,7 @@ def test_commands_and_their_flags_exist():
     for line in lines:
         _, command, *words = shlex.split(line, comments=True)
         assert command in COMMANDS
-        _parse([SpectralPruningArguments, RunArguments], command, "", words)
+        parse([SpectralPruningArguments, RunArguments], command, "", words)
 
 
 def test_options_in_the_table_exist():

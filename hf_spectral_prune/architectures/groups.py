@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..naming import did_you_mean
 from .base import Family, UnitKind, UnitKindName
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def family_of(config: PreTrainedConfig) -> Family:
     known = {model_type: family for family in FAMILIES for model_type in family.model_types}
     if config.model_type in known:
         return known[config.model_type]
-    nearest = difflib.get_close_matches(str(config.model_type), known, n=1, cutoff=0.5)
-    hint = f" The nearest known name is `{nearest[0]}`." if nearest else ""
+    hint = did_you_mean(str(config.model_type), known)
     names = ", ".join(f"`{family.name}`" for family in FAMILIES)
     raise ValueError(
         f"Model type `{config.model_type}` is not a known family; known: {names}.{hint} "

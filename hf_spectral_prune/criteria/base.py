@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from ..architectures import UnitGroup
 from ..calibration import GroupMoments
 from ..calibration.collect import Batch
+from ..naming import did_you_mean
 from . import plugins
 
 Scores = dict[str, Tensor]
@@ -174,14 +174,14 @@ def make_criterion(name: str, options: dict[str, Any] | None = None) -> Criterio
         register(name)(_checked(name, plugins.load(name)))
     if name not in CRITERIA:
         known = known_criteria()
-        raise ValueError(f"`criterion` is `{name}`, which is not known.{_nearest(name, known)} Known: {_listed(known)}.")
+        raise ValueError(f"`criterion` is `{name}`, which is not known.{did_you_mean(name, known)} Known: {_listed(known)}.")
     criterion: Any = CRITERIA[name]
     known = [option.name for option in dataclasses.fields(criterion)]
     hints = get_type_hints(criterion)
     for option, value in (options or {}).items():
         if option not in known:
             raise ValueError(
-                f"`criterion_args` has `{option}`, which `{name}` does not take.{_nearest(option, known)} "
+                f"`criterion_args` has `{option}`, which `{name}` does not take.{did_you_mean(option, known)} "
                 f"Known: {_listed(known) or 'none'}."
             )
         _check_value(name, option, value, hints[option])
@@ -210,11 +210,6 @@ def _check_value(name: str, option: str, value: Any, hint: Any) -> None:
     if accepted <= {bool, int, float, str, types.NoneType} and type(value) not in accepted:
         words = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
         raise ValueError(f"`{option}` of `{name}` is {value!r}. Give it a value of type {words}.")
-
-
-def _nearest(word: str, known: Any) -> str:
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" The nearest is `{match[0]}`." if match else ""
 
 
 def _listed(names: Any) -> str:

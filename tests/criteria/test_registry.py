@@ -180,7 +180,7 @@ def test_statistics_that_are_missing_are_told():
     ("name", "options", "message"),
     [
         ("taylor", {"order": 3}, "`order` of `taylor` is 3. Choose one of 1, 2."),
-        ("taylor", {"agregate": "vector"}, "The nearest is `aggregate`"),
+        ("taylor", {"agregate": "vector"}, "Did you mean `aggregate`"),
         ("magnitude", {"order": "L2"}, "'peak_to_peak'"),
         ("obs", {"iterative": "yes"}, "type bool"),
         ("obs", {"ridge": 0.0}, "above 0"),
@@ -190,7 +190,7 @@ def test_statistics_that_are_missing_are_told():
         ("spectral", {"num_neighbors": 0}, "at least 1"),
         ("spectral", {"aggregate": "edge"}, "Set `modes`"),
         ("spectral", {"weighting": "cosine"}, "Choose one of 'inverse', 'gaussian', 'binary'"),
-        ("energie", {}, "The nearest is `energy`"),
+        ("energie", {}, "Did you mean `energy`"),
     ],
 )
 def test_options_are_checked_before_any_work(name, options, message):
@@ -245,7 +245,7 @@ def test_a_packages_criterion_is_found_by_name_with_its_options():
     assert "last_first" in known_criteria()
     scores = scores_of(tiny_model(), [], "last_first", scale=2.0)
     assert scores["layers.0.heads"].tolist() == [0, 2, 4, 6]
-    with pytest.raises(ValueError, match=r"`scales`.*The nearest is `scale`"):
+    with pytest.raises(ValueError, match=r"`scales`.*Did you mean `scale`"):
         make_criterion("last_first", {"scales": 1})
 
 
@@ -270,5 +270,5 @@ def test_a_broken_entry_point_is_told_when_it_is_asked_for(name, cause):
 def test_a_broken_entry_point_disturbs_nobody_else():
     assert type(make_criterion("energy")).__module__.startswith("hf_spectral_prune")
     assert type(make_criterion("last_first")).__name__ == "LastFirst"
-    with pytest.raises(ValueError, match="The nearest is `broken_import`"):
+    with pytest.raises(ValueError, match="Did you mean `broken_import`"):
         make_criterion("broken_imports")

@@ -1,0 +1,1 @@
+"""The subcommands of `cria`: one module each, with a function `main(argv)`."""

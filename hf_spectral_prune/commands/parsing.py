@@ -1,0 +1,72 @@
+"""Reads a command's recipe and flags into its dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..naming import did_you_mean
+
+ALL = " `--help` lists all."
+
+
+class Parser(HfArgumentParser):
+    """HfArgumentParser whose errors are one line with the nearest known flag."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser(types: Sequence[Any], command: str, description: str) -> Parser:
+    parser = Parser(
+        list(types),
+        prog=f"cria {command}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("recipe", nargs="?", help="YAML file with the same names as the flags; flags win.")
+    return parser
+
+
+def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[str]) -> list[Any]:
+    """Reads the recipe (if any) as defaults, then the flags.
+
+    Raises:
+        ValueError: an unknown flag or recipe key (with the nearest name), or a value that cannot work.
+    """
+    parser = _parser(types, command, description)
+    known = [entry.name for cls in types for entry in dataclasses.fields(cls)]
+    found, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        raise ValueError(
+            f"`{word}` is no flag of `cria {command}`.{did_you_mean(word.lstrip('-').replace('-', '_'), known, '--', ALL)}"
+        )
+    if found.recipe is not None:
+        parser.set_defaults(**_read_recipe(found.recipe, known))
+        found, _ = parser.parse_known_args(list(argv))
+    values = vars(found)
+    return [cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls)}) for cls in types]
+
+
+def _read_recipe(path: str, known: Sequence[str]) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"The recipe `{path}` does not exist.")
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe `{path}` is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"The recipe `{path}` must be a list of `name: value` lines.")
+    for key in recipe:
+        if key not in known:
+            raise ValueError(f"The recipe `{path}` has the unknown key `{key}`.{did_you_mean(str(key), known, otherwise=ALL)}")
+    return recipe
