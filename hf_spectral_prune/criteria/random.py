@@ -15,6 +15,8 @@ from .base import Criterion, GroupData, register
 class Random(Criterion):
     """Uniform random scores, seeded per group."""
 
+    is_random = True
+
     def score(self, data: GroupData) -> Tensor:
         """(n_units,) in [0, 1)."""
         return torch.rand(data.group.size, dtype=torch.float64, generator=data.generator)

@@ -1,0 +1,121 @@
+"""The picture of a comparison: quality against parameters, a line a criterion, a panel for every repair and recovery."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MISSING_LIBRARY = "There is no plot, because matplotlib is not installed. `pip install 'hf-spectral-prune[plots]'` and run again."
+
+# The palette of Okabe and Ito, which people with any form of colour blindness can tell apart, without its yellow (too pale on
+# white) and its black (the dense model). More lines than colours differ by marker and dash as well.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+_DASHES = ("-", "--", ":", "-.")
+# A perplexity that spans more than this factor is drawn on a logarithmic axis.
+_LOG_FACTOR = 3.0
+
+
+def draw(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], metric: str, path: str | Path) -> None:
+    """Writes `comparison_figure` as a PNG, whole or not at all.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    figure = comparison_figure(panels, dense, metric)
+    temporary = Path(path).with_name(f".{Path(path).stem}.{os.getpid()}.tmp.png")
+    figure.savefig(temporary, dpi=150)
+    temporary.replace(path)
+
+
+def comparison_figure(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], metric: str) -> Any:
+    """The cells' figures against their parameters, a panel for every repair and recovery, as a matplotlib Figure.
+
+    A line joins a criterion's means over the seeds; where there are several seeds, a bar reaches from the lowest to the
+    highest. Figures that are not finite, and failed cells, are left out.
+
+    Args:
+        panels: {title: records of its cells, see `folder`}.
+        dense: record of the model before the cut.
+        metric: name of the figure to draw.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    # No pyplot: it would keep the figure in a global list and may look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    labels = list(dict.fromkeys(cell["label"] for cells in panels.values() for cell in cells))
+    figure = Figure(figsize=(4.6 * len(panels) + 2.2, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    heights = [float(dense["metrics"][metric])]
+    for axis, (title, cells) in zip(axes, panels.items(), strict=True):
+        for index, label in enumerate(labels):
+            points = _points([cell for cell in cells if cell["label"] == label], metric)
+            heights += [edge for _, low, _, high in points for edge in (low, high)]
+            _line(axis, points, label, index)
+        axis.plot(dense["parameters"] / 1e6, heights[0], "*", color="black", markersize=13, linestyle="none", label="dense")
+        axis.axhline(heights[0], color="black", linewidth=0.6, alpha=0.4, zorder=0)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("parameters, millions")
+        axis.grid(True, which="both", linewidth=0.4, alpha=0.5)
+    lower_is_better = metric in ("perplexity", "loss")
+    words = f"held-out {metric} ({'lower' if lower_is_better else 'higher'} is better)"
+    if metric == "perplexity" and max(heights) > _LOG_FACTOR * min(heights):
+        _logarithmic(axes[0], max(heights) / min(heights))
+        words = f"{words[:-1]}, log scale)"
+    axes[0].set_ylabel(words)
+    handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=9, frameon=False)
+    return figure
+
+
+def _points(cells: Sequence[dict[str, Any]], metric: str) -> list[tuple[float, float, float, float]]:
+    """(millions of parameters, lowest, mean, highest) for every reduction, smallest model first."""
+    found: dict[float, list[tuple[int, float]]] = {}
+    for cell in cells:
+        if cell["error"] is None and math.isfinite(float(cell["metrics"][metric])):
+            entry = (cell["parameters"], float(cell["metrics"][metric]))
+            found.setdefault(cell["target_reduction"], []).append(entry)
+    points = []
+    for pairs in found.values():
+        sizes, values = zip(*pairs, strict=True)
+        points.append((statistics.mean(sizes) / 1e6, min(values), statistics.mean(values), max(values)))
+    return sorted(points)
+
+
+def _line(axis: Any, points: Sequence[tuple[float, float, float, float]], label: str, index: int) -> None:
+    if not points:
+        return
+    sizes, lows, means, highs = zip(*points, strict=True)
+    down = [mean - low for mean, low in zip(means, lows, strict=True)]
+    up = [high - mean for mean, high in zip(means, highs, strict=True)]
+    axis.errorbar(
+        sizes,
+        means,
+        yerr=(down, up) if any(down) or any(up) else None,
+        label=label,
+        color=_COLOURS[index % len(_COLOURS)],
+        marker=_MARKERS[index % len(_MARKERS)],
+        linestyle=_DASHES[index // len(_COLOURS) % len(_DASHES)],
+        markersize=5,
+        linewidth=1.5,
+        elinewidth=1,
+        capsize=3,
+    )
+
+
+def _logarithmic(axis: Any, span: float) -> None:
+    """A logarithmic axis with plain numbers at its ticks, few decades finely and many coarsely."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if span < 1e3 else (1.0,)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}" if 1 <= value < 1e6 else f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
