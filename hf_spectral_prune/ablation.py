@@ -2,82 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils.generic import find_labels
 
 from .architectures import UnitGroup, layers_of
 from .calibration.collect import Batch, loss_of
+from .suffix import starting_at
 from .surgery import masked
 
 
 class SuffixLoss:
-    """Mean loss over fixed batches with one layer's units masked.
+    """Loss over fixed batches with one layer's units masked.
 
-    A clean pass keeps every layer's output (memory: positions x hidden size x layers); a masked layer then starts from
-    the cached output of the layer before it, so that on average half of the model is run.
+    A clean pass keeps what every layer reads (memory: positions x hidden size x layers); a masked layer then starts from
+    its own input, so that on average half of the model is run.
+
+    Args:
+        layers: the layers that will be masked; None for all. Only their inputs are kept.
+
+    Attributes:
+        targets: (num_batches,) number of targets (positions or labels) in each batch.
+        clean_sums: (num_batches,) float64, summed loss of each batch with all units.
+        clean: mean loss of a target with all units.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], layers: Collection[int] | None = None) -> None:
         self.model = model.eval()
         self.batches = [{name: value.to(model.device) for name, value in batch.items()} for batch in batches]
-        self.outputs: list[list[object]] = []
+        self.targets = torch.tensor([num_targets(model, batch) for batch in self.batches], dtype=torch.float64)
+        count = len(layers_of(model))
+        kept = range(count) if layers is None else sorted(layers)
+        self.inputs: list[dict[int, Tensor]] = []
         losses = []
         for batch in self.batches:
-            cache: list[object] = []
-            handles = [
-                layer.register_forward_hook(lambda _module, _args, output, cache=cache: cache.append(output))
-                for layer in layers_of(model)
-            ]
-            try:
+            inputs: dict[int, Tensor] = {}
+            with _keep_inputs(model, kept, inputs):
                 losses.append(self._loss(batch))
-            finally:
-                for handle in handles:
-                    handle.remove()
-            self.outputs.append(cache)
-        self.clean = self._mean(losses)
+            self.inputs.append(inputs)
+        self.clean_sums = torch.tensor(losses, dtype=torch.float64)
+        self.clean = self._mean(self.clean_sums)
 
     @torch.inference_mode()
     def _loss(self, batch: Batch) -> float:
         return float(loss_of(self.model, batch))
 
-    def _mean(self, losses: list[float]) -> float:
-        positions = sum(_num_targets(batch) for batch in self.batches)
-        return sum(losses) / positions
+    def _mean(self, sums: Tensor) -> float:
+        return float(sums.sum() / self.targets.sum())
 
-    def __call__(self, layer: int, kept: Mapping[str, Tensor]) -> float:
-        """Mean loss with only the units `kept` of `layer`'s groups (all groups must be of that layer)."""
+    def sums(self, layer: int, kept: Mapping[str, Tensor]) -> Tensor:
+        """(num_batches,) float64: summed loss with only the units `kept` of `layer`'s groups (all must be of that layer)."""
         losses = []
         with masked(self.model, kept):
-            for batch, cache in zip(self.batches, self.outputs, strict=True):
-                with _start_at(self.model, layer, cache):
+            for batch, inputs in zip(self.batches, self.inputs, strict=True):
+                with starting_at(self.model, layer, inputs.get(layer)):
                     losses.append(self._loss(batch))
-        return self._mean(losses)
+        return torch.tensor(losses, dtype=torch.float64)
+
+    def __call__(self, layer: int, kept: Mapping[str, Tensor]) -> float:
+        """Mean loss of a target with only the units `kept` of `layer`'s groups (all groups must be of that layer)."""
+        return self._mean(self.sums(layer, kept))
 
 
-def _num_targets(batch: Batch) -> int:
-    if "labels" in batch:
-        return int(batch["labels"].ne(-100).sum())
+def num_targets(model: PreTrainedModel, batch: Batch) -> int:
+    """Number of targets that `loss_of` sums over: labels, or the tokens that follow a real one."""
+    given = [name for name in find_labels(type(model)) if name in batch]
+    if given:
+        return int(batch[given[0]].ne(-100).sum())
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
     return int((mask[:, 1:] & mask[:, :-1]).sum())
 
 
 @contextmanager
-def _start_at(model: PreTrainedModel, start: int, cache: Sequence[object]) -> Iterator[None]:
-    """Layers before `start` hand on cached outputs instead of computing."""
-    layers = list(layers_of(model))[:start]
-    for layer, output in zip(layers, cache, strict=False):
-        layer.forward = lambda *_args, output=output, **_kwargs: output
+def _keep_inputs(model: PreTrainedModel, layers: Iterable[int], inputs: dict[int, Tensor]) -> Iterator[None]:
+    """While open, `inputs` is filled with what these layers read: the outputs of those before them (the first needs none)."""
+    all_layers = layers_of(model)
+
+    def keeper(layer: int) -> Callable[[nn.Module, object, Tensor], None]:
+        def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
+            inputs[layer] = output
+
+        return keep
+
+    handles = [all_layers[layer - 1].register_forward_hook(keeper(layer)) for layer in layers if layer > 0]
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for handle in handles:
+            handle.remove()
 
 
 def loss_curves(
@@ -86,7 +104,7 @@ def loss_curves(
     scores: Mapping[str, Tensor],
     batches: Sequence[Batch],
     *,
-    fractions: Sequence[float] = (0.25, 0.5),
+    fractions: Sequence[float] = (0.25, 0.5, 0.75, 0.9),
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """Loss added by removing the lowest-scored units of one group alone, for every number of units.

@@ -1,0 +1,95 @@
+"""The picture of an ablation: rank correlation of every criterion with the true damage, layer by layer and their mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..comparison.plot import MISSING_LIBRARY
+
+__all__ = ["MISSING_LIBRARY", "Panel", "Series", "draw"]
+
+# The palette of Okabe and Ito, without its yellow, which is too pale on white. Markers differ as well, for print in black.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+_BAND = "#BBBBBB"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One criterion: its value in every layer (None where undefined), their mean, and the mean's interval."""
+
+    label: str
+    values: list[float | None]
+    mean: float | None
+    interval: list[float] | None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One kind of unit: what random orders lie within, and the most that a perfect score could reach, in every layer."""
+
+    title: str
+    layers: list[int]
+    series: list[Series]
+    chance: list[list[float] | None]
+    ceiling: list[float | None]
+
+
+def draw(panels: Sequence[Panel], path: str | Path) -> None:
+    """Draws one panel below the other and writes a PNG, whole or not at all.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    # No pyplot: it would keep the figure in a global list and may look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(len(panel.layers) for panel in panels) + 1
+    column_width = max(1.0, 0.13 * max(len(panel.series) for panel in panels))
+    figure = Figure(figsize=(column_width * columns + 3, 3.9 * len(panels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axis, panel in zip(axes, panels, strict=True):
+        _panel(axis, panel)
+    axes[-1].set_xlabel("layer")
+    handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=9, frameon=False)
+    temporary = Path(path).with_name(f".{Path(path).stem}.{os.getpid()}.tmp.png")
+    figure.savefig(temporary, dpi=150)
+    temporary.replace(path)
+
+
+def _panel(axis: Any, panel: Panel) -> None:
+    """Each layer is a column in which the criteria stand side by side; the last column is the mean."""
+    mean_at = len(panel.layers)
+    for index, one in enumerate(panel.series):
+        offset = (index + 0.5) / len(panel.series) * 0.84 - 0.42
+        style = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+        points = [(at + offset, value) for at, value in enumerate(one.values) if value is not None]
+        for at, value in points:
+            axis.plot([at, at], [0, value], color=style["color"], linewidth=1, alpha=0.6, zorder=2)
+        axis.plot(*(zip(*points, strict=True) if points else ((), ())), **style, linestyle="none", markersize=5, label=one.label)
+        if one.mean is not None:
+            axis.plot(mean_at + offset, one.mean, **style, linestyle="none", markersize=6, zorder=3)
+        if one.interval is not None:
+            axis.plot([mean_at + offset] * 2, one.interval, color=style["color"], linewidth=1.5, zorder=3)
+    for at, (span, ceiling) in enumerate(zip(panel.chance, panel.ceiling, strict=True)):
+        if span is not None:
+            axis.fill_between([at - 0.46, at + 0.46], *span, color=_BAND, alpha=0.35, linewidth=0, zorder=0)
+        if ceiling is not None:
+            axis.plot([at - 0.46, at + 0.46], [ceiling] * 2, color="black", linewidth=1.2, linestyle=":", zorder=1)
+    axis.fill_between([], [], [], color=_BAND, alpha=0.35, linewidth=0, label="95 % of random orders")
+    axis.plot([], [], color="black", linewidth=1.2, linestyle=":", label="limit set by the\nnoise of the truth")
+    axis.axhline(0, color="black", linewidth=0.8, zorder=1)
+    axis.axvline(mean_at - 0.5, color="black", linewidth=0.8)
+    axis.set_xticks(range(mean_at + 1), [*map(str, panel.layers), "mean\n(bars: 95 %)"])
+    axis.set_xlim(-0.5, mean_at + 0.5)
+    axis.set_ylim(-1.05, 1.05)
+    axis.set_ylabel("rank correlation with\ntrue damage (Spearman)")
+    axis.set_title(panel.title, fontsize=10)
+    axis.grid(True, axis="y", linewidth=0.4, alpha=0.5)
