@@ -5,6 +5,7 @@ from . import (  # noqa: F401  (importing registers them)
     energy,
     fisher,
     fluctuation,
+    integrated_gradients,
     magnitude,
     ndi,
     obs,
@@ -12,12 +13,13 @@ from . import (  # noqa: F401  (importing registers them)
     spectral,
     taylor,
 )
-from .base import CRITERIA, Criterion, GroupData, Scores, Statistics, known_criteria, make_criterion, register
+from .base import CRITERIA, Criterion, Diagnostics, GroupData, Scores, Statistics, known_criteria, make_criterion, register
 from .score import collect_statistics, score_units, select_statistics
 
 __all__ = [
     "CRITERIA",
     "Criterion",
+    "Diagnostics",
     "GroupData",
     "Scores",
     "Statistics",

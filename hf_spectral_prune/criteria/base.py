@@ -21,6 +21,8 @@ from . import plugins
 Scores = dict[str, Tensor]
 # {group key: {name: (n_units, ...)}}: the first dimension is always the units, so that a cut can select from it.
 Statistics = dict[str, dict[str, Tensor]]
+# {group key: {name: (m,)}}: a few numbers a group that a criterion came by, for the report; nothing reads them on the road.
+Diagnostics = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class GroupData:
         moments: both sides' moments, or None for a criterion that needs no data.
         statistics: what the criterion's own `collect` gathered for this group, (n_units, ...) each.
         generator: seeded per group, for criteria that draw.
+        diagnostics: where a criterion leaves a few numbers for the report; None where nobody asks for them.
     """
 
     group: UnitGroup
@@ -43,6 +46,7 @@ class GroupData:
     moments: GroupMoments | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=torch.Generator)
+    diagnostics: dict[str, Tensor] | None = None
 
     def per_unit(self, per_channel: Tensor) -> Tensor:
         """Sums a value per output-side channel (n_channels,) over each unit's channels: (n_units,)."""
@@ -105,6 +109,8 @@ class Criterion:
     name: ClassVar[str]
     needs_moments: ClassVar[bool] = False
     needs_statistics: ClassVar[bool] = False
+    # The scores are a draw, so that one seed says little of them; an estimate by random probes is not meant.
+    is_random: ClassVar[bool] = False
 
     @property
     def signals(self) -> Literal["activations", "loss"]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..architectures import UnitGroup, family_of, module_of
 from ..calibration import GroupMoments
 from ..calibration.collect import Batch
-from .base import Criterion, GroupData, Scores, Statistics
+from .base import Criterion, Diagnostics, GroupData, Scores, Statistics
 
 
 def group_data(
@@ -22,6 +22,7 @@ def group_data(
     moments: GroupMoments | None,
     seed: int,
     statistics: Mapping[str, Tensor] | None = None,
+    diagnostics: dict[str, Tensor] | None = None,
 ) -> GroupData:
     """Gathers the weights, moments and statistics of one group."""
     row = family_of(model.config).kind(group.kind)
@@ -34,7 +35,7 @@ def group_data(
     # Seeded by the group's name, so that a group's draw does not depend on which other groups are scored.
     digest = hashlib.sha256(f"{seed}/{group.key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return GroupData(group, producers, consumer, moments, statistics or {}, generator)
+    return GroupData(group, producers, consumer, moments, statistics or {}, generator, diagnostics)
 
 
 def collect_statistics(
@@ -70,10 +71,14 @@ def score_units(
     moments: Mapping[str, GroupMoments] | None = None,
     *,
     statistics: Statistics | None = None,
+    diagnostics: Diagnostics | None = None,
     seed: int = 42,
     progress: bool = True,
 ) -> Scores:
     """Scores all groups: {group key: (n_units,) float64 on the CPU}, higher = keep.
+
+    Args:
+        diagnostics: filled, where given, with what the criterion has to tell of each group beside its scores.
 
     Raises:
         ValueError: a score is not finite (names the group and the criterion), or statistics are needed and not given.
@@ -81,7 +86,14 @@ def score_units(
     if criterion.needs_statistics and not statistics:
         raise ValueError(f"`{criterion.name}` reads statistics of its own. Gather them with `collect_statistics` and pass them.")
     data = (
-        group_data(model, group, moments[group.key] if moments else None, seed, (statistics or {}).get(group.key))
+        group_data(
+            model,
+            group,
+            moments[group.key] if moments else None,
+            seed,
+            (statistics or {}).get(group.key),
+            None if diagnostics is None else diagnostics.setdefault(group.key, {}),
+        )
         for group in tqdm(groups, desc="Scoring", disable=not progress, leave=False)
     )
     scores = {key: score.double().cpu() for key, score in criterion.score_all(data).items()}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from scipy.sparse.linalg import ArpackError
 from torch import Tensor
 
-from ..spectral import correlation, edge_scores, knn_graph, participation, squared_distances
+from ..spectral import Graph, correlation, distortion_spectrum, edge_scores, knn_graph, participation, squared_distances
 from .base import Criterion, GroupData, register
+
+# Eigenvalues of a group that are kept for the report.
+NUM_SPECTRUM_VALUES = 24
 
 
 @register("spectral")
@@ -55,12 +60,21 @@ class Spectral(Criterion):
             return data.consumer.new_zeros(1).double()
         input_graph = knn_graph(self._distances(*data.before(), self.input_form), self.num_neighbors, self.weighting)
         output_graph = knn_graph(self._output_distances(data), self.num_neighbors, self.weighting)
+        self._note_spectrum(data, input_graph, output_graph)
         if self.aggregate == "edge":
             assert self.modes is not None
             per_channel = edge_scores(input_graph, output_graph, modes=self.modes, shift=self.shift)
         else:
             per_channel = participation(input_graph, output_graph, modes=self.modes, shift=self.shift, generator=data.generator)
         return data.per_unit(per_channel)
+
+    def _note_spectrum(self, data: GroupData, input_graph: Graph, output_graph: Graph) -> None:
+        """Leaves the largest generalised eigenvalues, (at most 24,) and at most `modes`, as the diagnostic `spectrum`."""
+        if data.diagnostics is None:
+            return
+        number = min(NUM_SPECTRUM_VALUES, self.modes or NUM_SPECTRUM_VALUES)
+        with suppress(ArpackError):  # the scores do not hang on it: a picture that does not converge is left out
+            data.diagnostics["spectrum"] = distortion_spectrum(input_graph, output_graph, number, self.shift).cpu()
 
     def _output_distances(self, data: GroupData) -> Tensor:
         form = self.output_form

@@ -15,7 +15,7 @@ from hf_spectral_prune.criteria import CRITERIA, make_criterion
 from hf_spectral_prune.criteria.streams import differentiable, unit_parameters
 from hf_spectral_prune.criteria.taylor import Taylor, streamed_gradients
 
-GRADIENT_CRITERIA = ["fisher", "taylor", "ndi"]
+GRADIENT_CRITERIA = ["fisher", "integrated_gradients", "taylor", "ndi"]
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ FORMS = [
     ("fisher", {}),
     ("fisher", {"samples": "sequence"}),
     ("fluctuation", {}),
+    ("integrated_gradients", {"num_steps": 3, "max_steps": 9, "num_sequences": 4}),
     ("magnitude", {}),
     ("magnitude", {"order": 1}),
     ("magnitude", {"order": "max"}),
@@ -57,6 +58,7 @@ def test_the_forms_cover_the_registry():
         "energy",
         "fisher",
         "fluctuation",
+        "integrated_gradients",
         "magnitude",
         "ndi",
         "obs",
@@ -154,7 +156,7 @@ def test_every_criterion_is_finite_on_degenerate_layers(name, options):
     assert {key: len(value) for key, value in scores.items()} == {group.key: group.size for group in unit_groups(model)}
 
 
-@pytest.mark.parametrize("name", ["fisher", "taylor", "ndi"])
+@pytest.mark.parametrize("name", ["fisher", "integrated_gradients", "taylor", "ndi"])
 def test_statistics_follow_a_cut(name):
     """Analytic rounds score the units that are left from the statistics that were: what was gathered has a row a unit."""
     model = tiny_model()
@@ -182,6 +184,9 @@ def test_statistics_that_are_missing_are_told():
         ("taylor", {"order": 3}, "`order` of `taylor` is 3. Choose one of 1, 2."),
         ("taylor", {"agregate": "vector"}, "Did you mean `aggregate`"),
         ("magnitude", {"order": "L2"}, "'peak_to_peak'"),
+        ("integrated_gradients", {"num_sequences": 0}, "at least 1"),
+        ("integrated_gradients", {"max_steps": 10}, "at least `num_steps`"),
+        ("integrated_gradients", {"tolerance": 0.0}, "above 0"),
         ("obs", {"iterative": "yes"}, "type bool"),
         ("obs", {"ridge": 0.0}, "above 0"),
         ("obs", {"ridge": "big"}, "type float"),

@@ -1,0 +1,147 @@
+"""Integrated gradients: how much of the loss each unit has made or saved, between its layer's absence and presence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..architectures import UnitGroup
+from ..calibration import GroupMoments
+from ..calibration.collect import Batch, check_gradients, check_targets, frozen, loss_of
+from ..suffix import walk
+from .base import Criterion, GroupData, Statistics, register
+from .interpolation import Integral, integrate, path_slopes, without_group
+from .streams import all_reduce
+
+logger = logging.get_logger(__name__)
+
+
+@register("integrated_gradients")
+@dataclass(frozen=True)
+class IntegratedGradients(Criterion):
+    """Minus the integrated gradients of the mean loss (path and midpoint rule of arXiv:2507.09185, there for logits).
+
+    One group at a time, its input-side signal z (pre-activations; value states) goes from 0 to its value by a factor
+    alpha, which for `gate_proj` is the weights' own way from 0, with the rest of the model intact:
+    `IG_j = mean_alpha sum_t z_j(t) dL/d(alpha z_j(t))`. The IG of a group add up to `L(group) - L(group at zero)`. The sign
+    is kept: a unit that lowers the loss scores above zero, a detrimental one below. Scores compare across layers.
+
+    Costs about `2 * num_steps` runs of half the model for every group and sequence; layers below a group are not run again.
+
+    Options:
+        num_steps: midpoints of alpha to begin with. Where the IG of a sequence fail to add up to the change of its loss by
+            more than `tolerance`, more are taken where the loss bends, up to `max_steps`.
+        max_steps: the most midpoints.
+        tolerance: allowed error, as a share of the change; a larger one that is left is logged as a warning.
+        num_sequences: calibration sequences that are used, the first ones.
+    """
+
+    num_steps: int = 20
+    max_steps: int = 60
+    tolerance: float = 0.01
+    num_sequences: int = 8
+    needs_statistics = True
+    needs_loss = True
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.num_sequences < 1:
+            raise ValueError("`num_steps` and `num_sequences` of `integrated_gradients` must be at least 1.")
+        if self.max_steps < self.num_steps:
+            raise ValueError(
+                f"`max_steps` of `integrated_gradients` is {self.max_steps}; it must be at least `num_steps` ({self.num_steps})."
+            )
+        if self.tolerance <= 0:
+            raise ValueError(f"`tolerance` of `integrated_gradients` is {self.tolerance}; it must be above 0.")
+
+    def collect(
+        self,
+        model: PreTrainedModel,
+        groups: Sequence[UnitGroup],
+        batches: Sequence[Batch],
+        moments: Mapping[str, GroupMoments],
+        *,
+        seed: int,
+        progress: bool,
+    ) -> Statistics:
+        """`attribution` (n_units,) of every group, of the mean loss of a position, one sequence at a time."""
+        check_gradients(model)
+        sums = {group.key: torch.zeros(group.size, dtype=torch.float64, device=model.device) for group in groups}
+        # A row a group: the error of completeness, and the change that it is a share of. Then the number of positions.
+        gaps = torch.zeros(len(groups), 2, dtype=torch.float64, device=model.device)
+        count = torch.zeros((), dtype=torch.float64, device=model.device)
+        was_training = model.training
+        model.eval()
+        try:
+            with frozen(model):
+                sequences = list(islice(_sequences(batches), self.num_sequences))
+                for batch in tqdm(sequences, desc="Integrating gradients", disable=not progress, leave=False):
+                    moved = {name: value.to(model.device) for name, value in batch.items()}
+                    for row, (group, integral, change) in enumerate(self._integrals(model, groups, moved)):
+                        sums[group.key] += integral.values.to(model.device)
+                        gaps[row] += torch.tensor([integral.error, abs(change)], dtype=torch.float64, device=model.device)
+                    count += _num_positions(batch)
+        finally:
+            model.train(was_training)
+        all_reduce([*sums.values(), gaps, count])
+        self._warn(groups, gaps)
+        return {key: {"attribution": total / float(count.clamp(min=1))} for key, total in sums.items()}
+
+    def score(self, data: GroupData) -> Tensor:
+        """(n_units,) nats per position that each unit saves."""
+        return -data.statistics["attribution"]
+
+    def _integrals(
+        self, model: PreTrainedModel, groups: Sequence[UnitGroup], batch: Batch
+    ) -> Iterator[tuple[UnitGroup, Integral, float]]:
+        """Of every group, in the groups' order: integral for one sequence's summed loss, and the change it should make."""
+        check_targets(model, batch)
+
+        def loss(copies: int) -> Tensor:
+            assert copies == 1  # a loss is of a whole batch, and the logits of one sequence are large enough
+            return loss_of(model, batch)[None]
+
+        with torch.no_grad():
+            whole = float(loss(1))
+        found: dict[str, tuple[Integral, float]] = {}
+        for layer, (given,) in walk(model, [lambda: loss(1)], last=max(group.layer for group in groups)):
+            for group in groups:
+                if group.layer != layer:
+                    continue
+                path = partial(path_slopes, model, group, given, loss, 1)
+                ends = without_group(model, group, given, loss), whole
+                allowed = self.tolerance * abs(ends[1] - ends[0])
+                integral = integrate(path, ends, steps=self.num_steps, max_steps=self.max_steps, tolerance=allowed)
+                found[group.key] = integral, ends[1] - ends[0]
+        for group in groups:
+            yield group, *found[group.key]
+
+    def _warn(self, groups: Sequence[UnitGroup], gaps: Tensor) -> None:
+        shares = (gaps[:, 0] / gaps[:, 1].clamp(min=torch.finfo(torch.float64).tiny)).tolist()
+        worst = max(range(len(groups)), key=lambda row: shares[row])
+        if shares[worst] > self.tolerance:
+            over = sum(share > self.tolerance for share in shares)
+            logger.warning(
+                f"Integrated gradients of {over} of {len(groups)} groups miss the change of the loss by more than "
+                f"{self.tolerance:.2%}; most in `{groups[worst].key}`, by {shares[worst]:.2%}. Raise `max_steps`, or load the "
+                "model in a wider `dtype`."
+            )
+
+
+def _sequences(batches: Sequence[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        for index in range(len(next(iter(batch.values())))):
+            yield {name: value[index : index + 1] for name, value in batch.items()}
+
+
+def _num_positions(batch: Batch) -> int:
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    return batch["input_ids"].numel() if "input_ids" in batch else 1
