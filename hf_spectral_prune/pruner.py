@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ from . import checkpoint, rounds, saving
 from .arguments import SpectralPruningArguments
 from .calibration import CalibrationData, build_calibration
 from .calibration.collect import predicts_next_token
-from .criteria import Scores
+from .criteria import Diagnostics, Scores
 from .environment import library_versions, machine, peak_memory
 from .evaluation import num_parameters, perplexity, task_metrics
-from .planning import PruningPlan
+from .planning import PruningPlan, RoundScores, summarise
+from .publishing import hub, write_card
+from .publishing.base_model import base_model_facts
 from .recovery import RecoveryOutput, lora_targets, recover, recovery_arguments
 from .rounds import Evidence, Run
-from .surgery import apply_plan, as_mistral, masked, settle_class
+from .surgery import apply_plan, as_mistral, fingerprint, masked, settle_class
 
 logger = logging.get_logger(__name__)
 
@@ -47,12 +49,14 @@ class PruningOutput:
         plan: what was kept, in the original model's numbering.
         metrics: figures of the run (parameters, reduction, seconds).
         report: everything that `pruning_report.json` holds.
+        scores: of every round, in short, as in `pruning_scores.json`.
     """
 
     model: PreTrainedModel
     plan: PruningPlan
     metrics: dict[str, float]
     report: dict[str, Any]
+    scores: list[RoundScores] = field(default_factory=list)
 
 
 class SpectralPruner:
@@ -96,6 +100,7 @@ class SpectralPruner:
     ) -> None:
         self.args = args or SpectralPruningArguments()
         self.model = saving.without_quantisation_marks(model)
+        self.base_model = getattr(model.config, "_name_or_path", "") or None
         self.processing_class = processing_class
         self.criterion = rounds.check_model(model, self.args)
         self.calibration = self._data(calibration_dataset, "calibration_dataset")
@@ -106,8 +111,12 @@ class SpectralPruner:
         self._check_recovery()
         if self.args.stop_metric is not None and self.eval_data is None:
             raise ValueError(f"`stop_metric` `{self.args.stop_metric}` needs data to measure it on. Pass `eval_dataset`.")
+        self._check_hub()
+        self.saved_to: Path | None = None
         self.recovered: RecoveryOutput | None = None
         self.timings: dict[str, float] = {}
+        # Bytes that the peak had reached before the run, and by which each station raised it: they add up to the peak.
+        self.memory: dict[str, dict[str, int]] = {"start": peak_memory()}
         self.output: PruningOutput | None = None
         self.scores: Scores = {}
         self.state = TrainerState(
@@ -147,13 +156,14 @@ class SpectralPruner:
             self._event("on_step_begin")
             if (round_index - 1) % args.recalibrate_every == 0 or evidence is None:
                 evidence = self._calibrate()
-            self.scores = self._score(evidence)
+            diagnostics: Diagnostics | None = None if run.scores else {}  # the report shows the dense model's
+            self.scores = self._score(evidence, diagnostics)
             plan = self._plan(run, round_index)
             if self._must_stop(run, plan, round_index, metrics_before):
                 break
             with self._timed("surgery"):
                 evidence = rounds.cut(self.model, args, plan, evidence)
-            run.add(plan)
+            run.add(plan, summarise(self.scores, plan, diagnostics))
             self._end_round(run, round_index)
             if self.control.should_training_stop:
                 break
@@ -224,14 +234,23 @@ class SpectralPruner:
         return metrics
 
     def save_model(self, output_dir: str | None = None) -> None:
-        """Saves weights, config, tokenizer, plan, report and state, then reloads the folder in a fresh process.
+        """Saves weights, config, tokenizer, plan, report, state and card, then reloads the folder in a fresh process.
 
-        The folder appears whole or not at all.
+        The folder appears whole or not at all. With `push_to_hub` it is then pushed.
 
         Raises:
             ValueError: no folder named, or it is not empty and `overwrite_output_dir` is off.
             RuntimeError: the reloaded model differs (says where).
+            OSError: the push failed; the folder stays.
         """
+        self._save(output_dir)
+        if self.args.push_to_hub:
+            try:
+                self.push_to_hub()
+            except (OSError, ValueError) as error:
+                raise OSError(f"{error} The model itself is saved in `{self.saved_to}`.") from None
+
+    def _save(self, output_dir: str | None = None) -> None:
         folder = output_dir or self.args.output_dir
         if folder is None:
             raise ValueError("There is no folder to save to. Set `output_dir`.")
@@ -243,6 +262,46 @@ class SpectralPruner:
             output=self.output,
             overwrite=self.args.overwrite_output_dir,
             self_check=self.args.self_check,
+            card_name=self.args.hub_model_id,
+        )
+        self.saved_to = Path(folder)
+
+    def create_model_card(self, base_model: str | None = None) -> Path:
+        """Writes the card (README.md) of the saved folder anew, or brings the one there up to date; `save_model()` does it too.
+
+        Args:
+            base_model: id on the Hub of the model that was pruned, where it was loaded from elsewhere.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: nothing was saved yet, or a figure is missing.
+        """
+        if self.saved_to is None:
+            raise ValueError("There is no saved folder to write a card for. Call `save_model()` first.")
+        return write_card(self.saved_to, self.args.hub_model_id, base_model)
+
+    def push_to_hub(self, commit_message: str | None = None, token: str | None = None, *, overwrite: bool = False) -> str:
+        """Pushes the saved folder to `hub_model_id` in one commit, saving it first if that was not done yet.
+
+        Args:
+            token: by default `hub_token`, or that of `hf auth login` or `HF_TOKEN`.
+            overwrite: replace another model that the repo holds.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError, OSError: see `publishing.hub.push_folder`; one line, without the token.
+        """
+        if self.saved_to is None:
+            self._save()
+        assert self.saved_to is not None
+        self._event("on_push_begin")
+        args = self.args
+        return hub.push_folder(
+            self.saved_to, args.hub_model_id, token or args.hub_token, args.hub_private_repo or None, commit_message, overwrite
         )
 
     # ---- stations
@@ -259,7 +318,7 @@ class SpectralPruner:
         saved = checkpoint.load(folder)
         apply_plan(self.model, saved.plan)
         saved.load_weights(self.model)
-        run.plan, run.final_sizes = saved.plan, saved.final_sizes
+        run.plan, run.final_sizes, run.scores = saved.plan, saved.final_sizes, saved.scores
         self.state.global_step, self.state.log_history = saved.state.global_step, saved.state.log_history
         logger.info(f"Resumed after round {saved.state.global_step} from {folder}.")
 
@@ -267,9 +326,9 @@ class SpectralPruner:
         with self._timed("calibration"):
             return rounds.calibrate(self.model, self.args, self.criterion, self.calibration)
 
-    def _score(self, evidence: Evidence) -> Scores:
+    def _score(self, evidence: Evidence, diagnostics: Diagnostics | None = None) -> Scores:
         with self._timed("scoring"):
-            return rounds.score(self.model, self.args, self.criterion, evidence)
+            return rounds.score(self.model, self.args, self.criterion, evidence, diagnostics)
 
     def _plan(self, run: Run, round_index: int) -> PruningPlan:
         if run.final_sizes is None:
@@ -289,6 +348,12 @@ class SpectralPruner:
         kept = run.plan or rounds.choose(self.model, args, run, self.scores, 0)
         run.plan = replace(kept, notes=(*kept.notes, note))
         return True
+
+    def _check_hub(self) -> None:
+        """Tells of a push that will be refused before any work, and makes the repo."""
+        if self.args.push_to_hub:
+            repo = hub.open_repo(self.args.hub_model_id, self.args.hub_token, self.args.hub_private_repo or None)
+            hub.check_free(repo, hub.look_into(repo), fingerprint(self.model), overwrite=False)
 
     def _check_recovery(self) -> None:
         """Tells of a recovery that cannot work before any work."""
@@ -315,7 +380,7 @@ class SpectralPruner:
         due = round_index % self.args.recalibrate_every == 0 and round_index < self.args.num_rounds
         if self.control.should_save and due:
             repaired = self.model if self.args.compensation != "none" else None
-            checkpoint.save(str(self.args.output_dir), run.plan, run.final_sizes, self.state, repaired)
+            checkpoint.save(str(self.args.output_dir), run.plan, run.final_sizes, self.state, run.scores, repaired)
             self._event("on_save")
 
     def _settle(self) -> None:
@@ -347,13 +412,15 @@ class SpectralPruner:
             "arguments": self.args.to_dict(),
             "timings": self.timings,
             "peak_memory": peak_memory(),
+            "peak_memory_growth": self.memory,
             "machine": machine(),
+            "base_model": base_model_facts(self.base_model),
             "versions": library_versions(),
             "self_check": None,
         }
         for note in run.plan.notes:
             logger.warning(note)
-        self.output = PruningOutput(self.model, run.plan, metrics, report)
+        self.output = PruningOutput(self.model, run.plan, metrics, report, run.scores)
         return self.output
 
     # ---- Trainer's conventions
@@ -380,9 +447,12 @@ class SpectralPruner:
 
     @contextmanager
     def _timed(self, station: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), peak_memory()
         yield
         self.timings[station] = self.timings.get(station, 0.0) + time.perf_counter() - start
+        growth = self.memory.setdefault(station, dict.fromkeys(before, 0))
+        for place, peak in peak_memory().items():
+            growth[place] += max(0, peak - before[place])
 
     def _data(self, source: Any, name: str) -> CalibrationData | None:
         if source is None or isinstance(source, CalibrationData):

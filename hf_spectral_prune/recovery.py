@@ -85,6 +85,7 @@ class RecoveryOutput:
         kept: "recovered", or "unrecovered" where training had made it worse on the held-out data.
         metrics: held-out figures `before_*` and `after_*` (after training, kept or not) and the Trainer's `train_*`.
         notes: sentences for the user.
+        log_history: what the Trainer logged meanwhile: the curve of the loss.
         adapters: folder of the saved adapters, or None.
     """
 
@@ -92,11 +93,12 @@ class RecoveryOutput:
     kept: Literal["recovered", "unrecovered"]
     metrics: dict[str, float]
     notes: list[str] = field(default_factory=list)
+    log_history: list[dict[str, float]] = field(default_factory=list)
     adapters: Path | None = None
 
     def report(self) -> dict[str, Any]:
         """Everything but the model, as plain values."""
-        return {"kept": self.kept, "metrics": self.metrics, "notes": self.notes}
+        return {"kept": self.kept, "metrics": self.metrics, "notes": self.notes, "log_history": self.log_history}
 
 
 def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArguments, dict[str, Any]]:
@@ -116,6 +118,8 @@ def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArgument
     defaults = {
         "output_dir": f"{args.output_dir or 'cria'}-recovery",
         "save_strategy": "no",
+        # A share of all steps: twenty points make a curve, however long the training is.
+        "logging_steps": 0.05,
         "report_to": args.report_to,
         "run_name": args.run_name,
         "seed": args.seed,
@@ -177,10 +181,10 @@ def recover(
         before = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
         options |= {"train_dataset": train_rows, "callbacks": None if callbacks is None else list(callbacks)}
         if args.method == "lora":
-            trained, adapters = _train_lora(model, args, training_args, targets, options)
+            history, adapters = _train_lora(model, args, training_args, targets, options)
         else:
-            trained, adapters = _train_whole(model, args, training_args, teacher, options), None
-        metrics |= {name: value for name, value in trained.items() if name.startswith("train_")}
+            history, adapters = _train_whole(model, args, training_args, teacher, options), None
+        metrics |= {name: value for entry in history for name, value in entry.items() if name.startswith("train_")}
         options = {name: value for name, value in options.items() if name not in ("train_dataset", "callbacks")}
         metrics |= _held_out_figures(model, training_args, "after", options)
         name = _judge(training_args)
@@ -194,7 +198,7 @@ def recover(
             )
     for note in notes:
         logger.warning(note)
-    return RecoveryOutput(model, kept, metrics, notes, adapters)
+    return RecoveryOutput(model, kept, metrics, notes, history, adapters)
 
 
 def _check_unsharded(training_args: TrainingArguments) -> None:
@@ -214,7 +218,7 @@ def _train_whole(
     training_args: TrainingArguments,
     teacher: Any,
     options: dict[str, Any],
-) -> dict[str, float]:
+) -> list[dict[str, float]]:
     if args.method == "full":
         trainer = Trainer(model=model, args=training_args, **options)
     else:
@@ -227,7 +231,8 @@ def _train_whole(
             hidden_weight=args.distill_hidden_weight,
             **options,
         )
-    return trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    return trainer.state.log_history
 
 
 def _train_lora(
@@ -236,14 +241,14 @@ def _train_lora(
     training_args: TrainingArguments,
     targets: list[str],
     options: dict[str, Any],
-) -> tuple[dict[str, float], Path | None]:
+) -> tuple[list[dict[str, float]], Path | None]:
     from peft import LoraConfig, get_peft_model  # slow to import, and needed here alone
 
     config = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, target_modules=targets)  # type: ignore[arg-type]
     wrapped: Any = get_peft_model(model, config)
     trainer = Trainer(model=wrapped, args=training_args, **options)
     try:
-        trained = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except BaseException:
         wrapped.unload()  # an interrupted run leaves the model as it was, not wrapped
         raise
@@ -253,7 +258,7 @@ def _train_lora(
         if trainer.is_world_process_zero():
             wrapped.save_pretrained(adapters)
     wrapped.merge_and_unload()
-    return trained, adapters
+    return trainer.state.log_history, adapters
 
 
 def lora_targets(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[str]:

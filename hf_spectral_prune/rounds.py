@@ -13,10 +13,19 @@ from .architectures import UnitGroup, family_of, unit_groups
 from .arguments import SpectralPruningArguments
 from .calibration import CalibrationData, GroupMoments, collect_moments
 from .calibration.collect import Batch, check_targets, split_by_memory
-from .criteria import Criterion, Scores, Statistics, collect_statistics, make_criterion, score_units, select_statistics
+from .criteria import (
+    Criterion,
+    Diagnostics,
+    Scores,
+    Statistics,
+    collect_statistics,
+    make_criterion,
+    score_units,
+    select_statistics,
+)
 from .environment import library_versions
 from .evaluation import num_non_embedding_parameters, num_parameters
-from .planning import Limits, PruningPlan, Sizes, choose_units, per_layer_sizes, sizes_after_round, uniform_sizes
+from .planning import Limits, PruningPlan, RoundScores, Sizes, choose_units, per_layer_sizes, sizes_after_round, uniform_sizes
 from .surgery import add_consumer_biases, apply_plan, fingerprint, stock_accepts_heads
 
 
@@ -57,10 +66,13 @@ class Run:
     final_sizes: Sizes | None = None
     plan: PruningPlan | None = None
     notes: list[str] = field(default_factory=list)
+    scores: list[RoundScores] = field(default_factory=list)
 
-    def add(self, plan: PruningPlan) -> None:
-        """Appends a round's plan."""
+    def add(self, plan: PruningPlan, scores: RoundScores | None = None) -> None:
+        """Appends a round's plan, and its scores in short where they are kept."""
         self.plan = plan if self.plan is None else self.plan.then(plan)
+        if scores is not None:
+            self.scores.append(scores)
 
 
 def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Criterion:
@@ -86,15 +98,19 @@ def check_data(
             check_targets(model, batch)
 
 
-def start(model: PreTrainedModel, args: SpectralPruningArguments) -> Run:
-    """Measures the original model and sets the target; gives the consumers their biases where the repair needs them."""
+def start(model: PreTrainedModel, args: SpectralPruningArguments, weights: str | None = None) -> Run:
+    """Measures the original model and sets the target; gives the consumers their biases where the repair needs them.
+
+    Args:
+        weights: the fingerprint of the weights, where it is known or taken later; None takes it now.
+    """
     before = num_parameters(model)
     base = {
         "all": before,
         "non_embedding": num_non_embedding_parameters(model),
         "prunable": sum(group.size * group.parameters_per_unit for group in unit_groups(model, args.units)),
     }[args.target_scope]
-    weights = fingerprint(model)
+    weights = fingerprint(model) if weights is None else weights
     if args.compensation == "bias":
         add_consumer_biases(model, args.layout)
     return Run(
@@ -154,14 +170,21 @@ def _collect(
     return moments
 
 
-def score(model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion, evidence: Evidence) -> Scores:
-    """{group key: (n_units,)} scores of the model as it stands, higher = keep."""
+def score(
+    model: PreTrainedModel,
+    args: SpectralPruningArguments,
+    criterion: Criterion,
+    evidence: Evidence,
+    diagnostics: Diagnostics | None = None,
+) -> Scores:
+    """{group key: (n_units,)} scores of the model as it stands, higher = keep; fills `diagnostics`, see `score_units`."""
     return score_units(
         model,
         unit_groups(model, args.units),
         criterion,
         evidence.moments or None,
         statistics=evidence.statistics,
+        diagnostics=diagnostics,
         seed=args.seed,
         progress=not args.disable_tqdm,
     )

@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, TrainerState
+from transformers.utils import logging
+
+from .planning import SCORES_FILE, scores_to_json
+from .publishing.card import read_card, readme_text, write_card
+from .publishing.folder import README, file_digests
+from .publishing.report import write_report
 
 if TYPE_CHECKING:
     from .pruner import PruningOutput
+
+logger = logging.get_logger(__name__)
 
 _SELF_CHECK = Path(__file__).with_name("selfcheck.py")
 # Largest difference of a logit, relative to the largest logit, that the same weights may show. On one CPU it is zero; an
@@ -47,11 +55,13 @@ def check_output_dir(folder: str | Path, overwrite: bool) -> None:
     """Refuses a folder that holds something else than checkpoints of a pruning run.
 
     Raises:
-        ValueError: the folder is not empty, or is a file.
+        ValueError: the folder is not empty, or is a file, or has a README.md that cannot be read (its text will be kept).
     """
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"`output_dir` `{folder}` is a file. Name a folder.")
+    if overwrite:
+        read_card(readme_text(folder), folder / README)
     if overwrite or not folder.exists():
         return
     others = [path.name for path in folder.iterdir() if not path.name.startswith("checkpoint-") and path.name != "runs"]
@@ -71,15 +81,21 @@ def save_folder(
     output: PruningOutput | None,
     overwrite: bool = False,
     self_check: bool = True,
+    card_name: str | None = None,
 ) -> None:
-    """Saves everything into a neighbouring folder, checks it, and renames it to its place."""
+    """Saves everything into a neighbouring folder, checks it, and renames it to its place.
+
+    A README.md that lies in the folder is brought up to date, not overwritten.
+
+    Args:
+        card_name: what the card calls the model; None for the folder's name.
+    """
     folder = Path(folder).absolute()
     check_output_dir(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         model.save_pretrained(temporary)
-        _ship_modelling_files(model, temporary)
         if processing_class is not None:
             processing_class.save_pretrained(temporary)
         state.save_to_json(str(temporary / "pruner_state.json"))
@@ -87,12 +103,25 @@ def save_folder(
         if output is not None:
             output.plan.save(temporary / "pruning_plan.json")
             output.report["self_check"] = checked
+            output.report["files"] = file_digests(temporary)
             output.report["size_on_disk"] = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
             (temporary / "pruning_report.json").write_text(json.dumps(output.report, indent=2) + "\n", encoding="utf-8")
+            if output.scores:
+                scores = scores_to_json(output.scores, output.plan.criterion)
+                (temporary / SCORES_FILE).write_text(scores, encoding="utf-8")
+            _write_report(temporary)
+            write_card(temporary, card_name or folder.name, existing=readme_text(folder))
         temporary.chmod(0o777 & ~_umask())
         _publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_report(folder: Path) -> None:
+    try:
+        write_report(folder)
+    except ValueError as error:  # no page is worth the loss of a model
+        logger.warning(f"The report page was not written. {error}")
 
 
 def _umask() -> int:
@@ -100,16 +129,6 @@ def _umask() -> int:
     value = os.umask(0)
     os.umask(value)
     return value
-
-
-def _ship_modelling_files(model: PreTrainedModel, folder: Path) -> None:
-    auto_map = getattr(model.config, "auto_map", None)
-    if not auto_map or not type(model.config).__name__.startswith("Cria"):
-        return
-    source = Path(__file__).with_name("modeling")
-    module = auto_map["AutoConfig"].partition(".")[0]
-    for name in (f"{module}.py", "narrowing.py"):
-        shutil.copyfile(source / name, folder / name)
 
 
 def _publish(temporary: Path, folder: Path) -> None:
@@ -173,7 +192,7 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, An
 
 
 def _compare(road: str, result: dict[str, Any], model: PreTrainedModel) -> None:
-    tolerance = _TOLERANCE.get(model.dtype, 1e-5) * max(1.0, result["max_abs"])
+    tolerance = result["allowed"] = _TOLERANCE.get(model.dtype, 1e-5) * max(1.0, result["max_abs"])
     if result["max_abs_diff"] <= tolerance:
         return
     sums = {name: float(value.double().sum()) for name, value in model.state_dict().items()}

@@ -56,6 +56,23 @@ def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[s
     return [cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls)}) for cls in types]
 
 
+def take_folder(command: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Splits off the folder that a command names first: `cria COMMAND FOLDER [recipe.yaml] [--flags]`.
+
+    Returns:
+        the folder (None where help is asked for), and the other words.
+
+    Raises:
+        ValueError: there is none.
+    """
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        return words[0], words[1:]
+    if "-h" in words or "--help" in words:
+        return None, words
+    raise ValueError(f"There is no folder. Write `cria {command} FOLDER`, with the folder first.")
+
+
 def _read_recipe(path: str, known: Sequence[str]) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
@@ -63,7 +80,10 @@ def _read_recipe(path: str, known: Sequence[str]) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"The recipe `{path}` is not YAML: {' '.join(str(error).split())}") from None
+        # Not the error's whole text: it quotes the line, which may hold a token.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"The recipe `{path}` is not YAML{where}: {problem or type(error).__name__}.") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe `{path}` must be a list of `name: value` lines.")
     for key in recipe:

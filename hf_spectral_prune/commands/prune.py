@@ -11,7 +11,7 @@ from .parsing import parse
 def main(argv: Sequence[str]) -> None:
     """Prunes a model and saves it, with its plan and report."""
     from ..demo import before_after_table
-    from ..loading import load_model, load_text, load_tokenizer, recovery_rows
+    from ..loading import load_model, load_text, load_tokenizer, metric_of, recovery_rows
     from ..pruner import SpectralPruner
     from ..saving import check_output_dir
 
@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
         held_out,
         tokenizer,
         train_dataset=recovery_rows(run, args, model, tokenizer, calibration, held_out),
+        compute_metrics=metric_of(run),
         teacher=load_model(run) if args.recovery == "distill" else None,
     )
     resume = True if run.resume_from_checkpoint == "latest" else run.resume_from_checkpoint

@@ -1,0 +1,38 @@
+"""`cria push`: pushes a pruned folder to the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .parsing import parse, take_folder
+
+
+@dataclass
+class PushArguments:
+    """Where to push to, by the names of `TrainingArguments`."""
+
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repo on the Hub, e.g. your-name/cria-llama; made if it does not exist."}
+    )
+    hub_private_repo: bool = field(default=False, metadata={"help": "Make a new repo private; else the owner's setting decides."})
+    hub_token: str | None = field(
+        default=None, repr=False, metadata={"help": "Token for the Hub; better log in by `hf auth login` or set HF_TOKEN."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace another model that the repo holds, with all its files; its history keeps them."}
+    )
+    commit_message: str | None = field(default=None, metadata={"help": "Message of the commit."})
+
+
+def main(argv: Sequence[str]) -> None:
+    """Pushes a pruned folder to the Hub in one commit, after checking that it is whole and as it was self-checked."""
+    from ..publishing.hub import push_folder
+
+    folder, words = take_folder("push", argv)
+    (push,) = parse([PushArguments], "push FOLDER", main.__doc__ or "", words)
+    assert folder is not None
+    address = push_folder(
+        folder, push.hub_model_id, push.hub_token, push.hub_private_repo or None, push.commit_message, push.overwrite
+    )
+    print(f"Pushed to {address}")

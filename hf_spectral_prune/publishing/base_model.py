@@ -1,0 +1,74 @@
+"""What is known of the model that was pruned: its name, its id on the Hub, and the licence on its own card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, constants, model_info, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
+
+# Metadata of the base model's card that holds for what is cut from it, too.
+CARRIED_OVER = ("license", "license_name", "license_link", "language")
+_SECONDS = 5.0  # that the Hub may take to answer
+
+
+def base_model_facts(name_or_path: str | None, hub_id: str | None = None) -> dict[str, Any]:
+    """Name, Hub id (None if it has none) and carried-over metadata of the model that was pruned.
+
+    The card is read from the model's folder, the Hub's cache, or the Hub. Where it is out of reach, the metadata is left out.
+
+    Args:
+        name_or_path: `config._name_or_path` of the dense model.
+        hub_id: its id on the Hub, where the user knows it.
+    """
+    path = Path(name_or_path) if name_or_path else None
+    local = path is not None and path.is_dir()
+    if hub_id is None and name_or_path:
+        hub_id = _id_from_cache_path(Path(name_or_path)) if local else _cached_id(name_or_path)
+    name = hub_id or (path.resolve().name if path is not None else None)
+    metadata = (_read_metadata(path / "README.md") if local and path is not None else {}) or _hub_metadata(hub_id)
+    return {"name": name, "hub_id": hub_id, **{key: metadata[key] for key in CARRIED_OVER if metadata.get(key)}}
+
+
+def _cached_id(name: str) -> str | None:
+    """`name` if a model of that id was loaded from the Hub; a name alone may as well be a folder that has gone since."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    return name if folder.is_dir() else None
+
+
+def _id_from_cache_path(path: Path) -> str | None:
+    """The id of a snapshot folder of the Hub's cache, `models--OWNER--NAME/snapshots/COMMIT`."""
+    parts = path.absolute().parts
+    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
+        return None
+    return "/".join(parts[-3].split("--")[1:])
+
+
+def _hub_metadata(hub_id: str | None) -> dict[str, Any]:
+    if hub_id is None:
+        return {}
+    cached = try_to_load_from_cache(hub_id, "README.md")
+    if isinstance(cached, str):
+        return _read_metadata(Path(cached))
+    try:
+        card = model_info(hub_id, timeout=_SECONDS).card_data
+    except (OSError, HTTPError, HFValidationError):  # no network, no such model: its metadata is unknown, which is no error
+        return {}
+    return {} if card is None else card.to_dict()
+
+
+def _read_metadata(card: Path) -> dict[str, Any]:
+    if not card.is_file():
+        return {}
+    try:
+        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, yaml.YAMLError):  # someone else's card that does not parse
+        return {}

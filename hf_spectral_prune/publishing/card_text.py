@@ -1,0 +1,326 @@
+"""The words and tables of a model card, each from measured figures of a saved folder; what was not measured is said."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from itertools import groupby
+from typing import Any
+
+from ..criteria import CRITERIA
+from ..selfcheck import AUTO_CLASSES
+from .folder import REPORT, SavedFolder
+
+Row = tuple[str, ...]
+
+_NOT_MEASURED = "not measured"
+_KINDS = {"ffn": "FFN neurons", "channels": "Channels"}
+# Figures of an evaluation that say how it ran, not how good the model is.
+_PROTOCOL_FIGURES = ("num_", "runtime", "samples_per_second", "steps_per_second")
+_PIPELINES = {
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+    "ForMultipleChoice": "multiple-choice",
+    "ForImageClassification": "image-classification",
+}
+_REPAIRS = {
+    "none": "No repair: the remaining weights are those of the base model.",
+    "bias": "Repair: the mean of what was removed was added to the consumers' biases.",
+    "least_squares": "Repair: the consumers' remaining columns were refitted to the dense layers' outputs in closed form "
+    "(least squares, ridge {ridge}).",
+}
+_SHARES = {
+    "proportional": "Every layer gave the same share.",
+    "scores": "Scores were ranked over all layers together.",
+    "loss_curves": "The share of each layer follows the measured loss of cutting it alone ({num_allocation_samples} sequences).",
+}
+_SCOPES = {
+    "all": "all parameters",
+    "non_embedding": "the parameters outside the embeddings",
+    "prunable": "the parameters of the prunable units",
+}
+_RECOVERIES = {
+    "full": "fine-tuning of all weights",
+    "lora": "LoRA adapters, merged into the weights",
+    "distill": "distillation from the dense model",
+}
+
+
+def architecture(saved: SavedFolder) -> str:
+    """Class name of the model, from its config.
+
+    Raises:
+        ValueError: the config names none.
+    """
+    names = saved.config.get("architectures")
+    if not names:
+        raise ValueError(f"`{saved.path / 'config.json'}` has no `architectures`. Save the model again.")
+    return names[0]
+
+
+def _by_ending(saved: SavedFolder, table: dict[str, str]) -> str | None:
+    return next((value for ending, value in table.items() if architecture(saved).endswith(ending)), None)
+
+
+def pipeline_tag(saved: SavedFolder) -> str | None:
+    """The Hub's name of the model's task; None for a head that the Hub has no name for."""
+    if architecture(saved).endswith("Model") and not architecture(saved).endswith("LMHeadModel"):
+        return "feature-extraction"
+    return _by_ending(saved, _PIPELINES)
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{share:.1%}".replace("%", " %")
+
+
+def _number(value: float) -> str:
+    """Four digits, without an exponent for large figures."""
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}"
+
+
+def _change(before: float, after: float) -> str:
+    return f"{after / before - 1:+.1%}".replace("%", " %")
+
+
+# ---- what was removed
+
+
+def size_rows(saved: SavedFolder) -> list[Row]:
+    """(what, before, after, change) of parameters and bytes on disk."""
+    before, after = saved.figure("parameters_before"), saved.figure("parameters_after")
+    rows: list[Row] = [("Parameters", f"{before:,}", f"{after:,}", _change(before, after))]
+    old, new = saved.report.get("size_on_disk_before"), saved.report.get("size_on_disk")
+    if new is not None:
+        megabytes = _NOT_MEASURED if old is None else f"{old / 1e6:,.1f}"
+        rows.append(("Weights on disk, MB", megabytes, f"{new / 1e6:,.1f}", "" if old is None else _change(old, new)))
+    return rows
+
+
+def kind_name(saved: SavedFolder, kind: str) -> str:
+    """What a kind of unit is called."""
+    if kind == "heads":
+        return "Key/value groups" if "num_key_value_heads" in saved.config else "Attention heads"
+    return _KINDS.get(kind, kind.capitalize())
+
+
+def width_table(saved: SavedFolder) -> tuple[list[str], list[Row]]:
+    """Names of the kinds of units, and a row (layers, "before → after" per kind) for every run of equal layers."""
+    layers: dict[str, dict[str, str]] = {}
+    for key, (before, after) in saved.figure("sizes").items():
+        place, _, kind = key.rpartition(".")
+        layers.setdefault(place, {})[kind] = f"{before:,} → {after:,}"
+    kinds = list(dict.fromkeys(kind for widths in layers.values() for kind in widths))
+    cells = [(place, tuple(widths.get(kind, "–") for kind in kinds)) for place, widths in layers.items()]
+    rows = [(_span([place for place, _ in run]), *widths) for widths, run in _runs(cells)]
+    return [kind_name(saved, kind) for kind in kinds], rows
+
+
+def _runs(cells: list[tuple[str, Row]]) -> list[tuple[Row, list[tuple[str, Row]]]]:
+    return [(widths, list(run)) for widths, run in groupby(cells, key=lambda cell: cell[1])]
+
+
+def _span(places: list[str]) -> str:
+    """ "0–29" for layers.0 to layers.29 in a row."""
+    numbers = [place.rpartition(".")[2] for place in places]
+    return numbers[0] if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
+
+
+# ---- how
+
+
+def method_lines(saved: SavedFolder) -> list[str]:
+    """What the run did, one sentence or two a line; a pruner of another method than SpectralPruner's reports them itself."""
+    if "method" in saved.report:
+        return [*saved.figure("method"), *saved.plan.notes, f"Seed {saved.plan.seed}."]
+    arguments = saved.figure("arguments")
+    allocation, compensation = saved.figure("arguments", "allocation"), saved.figure("arguments", "compensation")
+    options = f" with {_options(saved.plan.criterion_args)}" if saved.plan.criterion_args else ""
+    lines = [f"Criterion `{saved.plan.criterion}`{options}. {criterion_words(saved.plan.criterion)}".strip()]
+    rounds = [entry["parameters"] for entry in saved.state.get("log_history", []) if "parameters" in entry]
+    share = _SHARES.get(allocation, "").format(**arguments)
+    lines.append(
+        f"Layout `{saved.figure('layout')}`; target: {percent(saved.figure('target_reduction'))} of "
+        f"{_SCOPES[saved.figure('target_scope')]}. {share}"
+    )
+    if len(rounds) > 1:
+        lines.append(f"{len(rounds)} rounds; parameters after each: {', '.join(f'{count:,}' for count in rounds)}.")
+    lines.append(_REPAIRS[compensation].format(**arguments))
+    lines.append(_recovery_line(saved))
+    return [*lines, *saved.plan.notes, f"Seed {saved.plan.seed}."]
+
+
+def _options(options: dict[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in sorted(options.items()))
+
+
+def criterion_words(name: str) -> str:
+    """What the criterion's own docstring says it measures; empty where the criterion is not installed here."""
+    doc = inspect.getdoc(CRITERIA[name]) if name in CRITERIA else None
+    return " ".join((doc or "").partition("\n\n")[0].split())
+
+
+def sources(name: str) -> list[str]:
+    """arXiv numbers that the criterion's docstring names ahead of its options, beside that of the package's own method."""
+    doc = inspect.getdoc(CRITERIA[name]) if name in CRITERIA else None
+    found = re.findall(r"arXiv:\d{4}\.\d{4,5}", (doc or "").partition("Options:")[0])
+    return [source for source in dict.fromkeys(found) if source != "arXiv:2605.18860"]
+
+
+def _recovery_line(saved: SavedFolder) -> str:
+    if saved.report.get("recovery") is None:
+        return "No training after the cut."
+    how, metrics = saved.figure("arguments", "recovery"), saved.figure("recovery", "metrics")
+    line = f"One recovery stage: {_RECOVERIES.get(how, how)}"
+    if "before_loss" in metrics and "after_loss" in metrics:
+        line += f"; held-out loss {metrics['before_loss']:.4g} before it, {metrics['after_loss']:.4g} after it"
+    recovered = saved.figure("recovery", "kept") == "recovered"
+    kept = "The recovered weights were kept." if recovered else "They were no better and were not kept."
+    return f"{line}. {kept}"
+
+
+# ---- data and figures
+
+
+def protocol_words(saved: SavedFolder, name: str) -> str | None:
+    """The protocol of "calibration" or "evaluation" as a phrase: source, sequences, tokens, draw; None if there was no data."""
+    protocol = saved.report.get(name)
+    if protocol is None:
+        return None
+    source, split = saved.figure(name, "source"), protocol.get("split")
+    named = f" (split `{split}`)" if split and not source.endswith(f":{split}") else ""
+    words = f"`{source}`{named}, {saved.figure(name, 'num_sequences'):,} sequences"
+    if protocol.get("max_seq_length"):
+        words += f" of at most {protocol['max_seq_length']:,} tokens"
+    if protocol.get("num_tokens"):
+        words += f", {protocol['num_tokens']:,} tokens in all"
+    if protocol.get("packing"):
+        words += ", texts joined into one stream"
+    if protocol.get("seed") is not None:
+        words += f", drawn with seed {protocol['seed']}"
+    return words
+
+
+def metrics(saved: SavedFolder) -> list[tuple[str, float, float]]:
+    """(name, before, after) of every quality figure that the run measured on both models.
+
+    Raises:
+        ValueError: a figure was measured on one of them only, so one was taken out of the report.
+    """
+    sides = {side: saved.report.get(f"metrics_{side}") or {} for side in ("before", "after")}
+    figures = {side: {name.removeprefix(f"{side}_"): value for name, value in values.items()} for side, values in sides.items()}
+    names = list(dict.fromkeys([*figures["before"], *figures["after"]]))
+    for name in names:
+        for side in ("before", "after"):
+            if figures[side].get(name) is None:
+                raise ValueError(
+                    f"`{saved.path / REPORT}` lacks `{side}_{name}` in `metrics_{side}`, but has the other of the pair. Take the "
+                    "report that the run wrote, or prune and save the model again."
+                )
+    return [(name, figures["before"][name], figures["after"][name]) for name in names if not name.startswith(_PROTOCOL_FIGURES)]
+
+
+def metric_rows(saved: SavedFolder) -> list[Row]:
+    """The metrics as cells, with the change."""
+    rows: list[Row] = []
+    for name, before, after in metrics(saved):
+        what = name.replace("_", " ").replace("|", "\\|").capitalize()
+        rows.append((what, _number(before), _number(after), _change(before, after) if before else ""))
+    return rows
+
+
+def speed_rows(saved: SavedFolder) -> list[Row]:
+    """(what, before, after, change) of the measured speeds; empty where none was measured."""
+    if saved.report.get("latency") is None:
+        return []
+    rows: list[Row] = []
+    for name, what in (("prefill", "Prefill, tokens/s"), ("decode", "Decode, tokens/s")):
+        before, after = (saved.figure("latency", side, f"{name}_tokens_per_second") for side in ("before", "after"))
+        rows.append((what, f"{before:,.1f}", f"{after:,.1f}", _change(before, after)))
+    return rows
+
+
+def machine_words(saved: SavedFolder) -> str:
+    """The machine of the run, as a phrase."""
+    system, cpus, threads, accelerator = (
+        saved.figure("machine", name) for name in ("system", "cpus", "torch_threads", "accelerator")
+    )
+    return f"{system}, {cpus} processors ({threads} threads), {'no accelerator' if accelerator == 'none' else accelerator}"
+
+
+def cost_words(saved: SavedFolder) -> str | None:
+    """Time and memory of the pruning run, as a sentence."""
+    if not saved.report.get("timings") or not saved.report.get("peak_memory"):
+        return None
+    seconds = sum(saved.figure("timings").values())
+    host, accelerator = (saved.figure("peak_memory", name) / 2**30 for name in ("host", "accelerator"))
+    there = f" and {accelerator:.1f} GiB on the accelerator" if accelerator else ""
+    return f"The pruning run took {seconds:,.0f} s and at most {host:.1f} GiB of memory{there}."
+
+
+# ---- use and limits
+
+
+def is_cria(saved: SavedFolder) -> bool:
+    """Whether the model needs a class that transformers does not have."""
+    return "auto_map" in saved.config
+
+
+def loading_code(saved: SavedFolder, name: str, *, remote: bool) -> str:
+    """The lines that load this very folder.
+
+    Args:
+        remote: for a Cria class, by the code beside the weights instead of the installed package.
+    """
+    auto = _by_ending(saved, AUTO_CLASSES) or "AutoModel"
+    processor = _processor(saved)
+    option = ", trust_remote_code=True" if remote else ""
+    lines = [f"from transformers import {', '.join([auto, *processor])}", ""]
+    if is_cria(saved) and not remote:
+        lines = ["import hf_spectral_prune  # registers the Cria classes", *lines]
+    lines.append(f'model = {auto}.from_pretrained("{name}"{option})')
+    lines += [
+        f'{"tokenizer" if "Tokenizer" in cls else "processor"} = {cls}.from_pretrained("{name}"{option})' for cls in processor
+    ]
+    return "\n".join(lines)
+
+
+def _processor(saved: SavedFolder) -> list[str]:
+    if (saved.path / "tokenizer_config.json").is_file():
+        return ["AutoTokenizer"]
+    return ["AutoImageProcessor"] if (saved.path / "preprocessor_config.json").is_file() else []
+
+
+def self_check_words(saved: SavedFolder) -> str:
+    """What the reload in a fresh process showed."""
+    checks = saved.report.get("self_check")
+    if not checks:
+        return "The saved folder was not reloaded and compared (`self_check` was off)."
+    worst = max(saved.figure("self_check", road, "max_abs_diff") for road in checks)
+    return f"The saved folder was reloaded in a fresh process and its outputs compared: the largest difference was {worst:.3g}."
+
+
+def limit_lines(saved: SavedFolder) -> list[str]:
+    """What this card does not show."""
+    lines = []
+    if not metrics(saved):
+        lines.append("Quality was not measured, neither before nor after pruning.")
+    else:
+        lines.append("Quality was measured on the data named above and nowhere else: other data and tasks were not measured.")
+    if saved.report.get("calibration") is not None:
+        source = saved.figure("calibration", "source")
+        lines.append(f"The units were judged on `{source}`; what that data does not show may have lost more.")
+    if not speed_rows(saved):
+        lines.append("Speed was not measured.")
+    lines.append("Bias and safety were not measured again; the limits of the base model hold here too.")
+    return lines
+
+
+def finite(value: Any) -> bool:
+    """Whether a figure can stand in metadata: a number that is neither infinite nor undefined."""
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,0 +1,148 @@
+"""A page of tables and charts as one HTML file that fetches nothing: inline SVG, inline style, no script."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+_TEMPLATE = "page_template.html"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text.
+
+    Attributes:
+        head: names of the columns.
+        rows: as many cells each.
+        words: the cells are words, not figures: aligned left.
+        title: what stands over it.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: bool = False
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture with its text alternative and its numbers.
+
+    Attributes:
+        name: for ids and file names; letters, digits and hyphens.
+        figure: of matplotlib.
+        text: what it shows, for those who do not see it.
+        caption: how to read it.
+        numbers: the figures that it draws; None where a table of the section has them.
+    """
+
+    name: str
+    figure: Any
+    text: str
+    caption: str
+    numbers: Table | None = None
+
+    @property
+    def svg(self) -> Markup:
+        """The picture as an element of the page."""
+        from .svg import to_svg
+
+        return Markup(to_svg(self.figure, self.name, self.text))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; one without charts and tables says in its text why there is nothing to show."""
+
+    id: str
+    title: str
+    text: Sequence[str] = ()
+    points: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+    folded: Sequence[Table] = ()
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """All of it.
+
+    Attributes:
+        title: of the page.
+        lead: one sentence below it.
+        tiles: (name, figure, remark): the figures that matter most.
+        notes: sentences of the run for the user.
+        sections: in order.
+        foot: the last line.
+    """
+
+    title: str
+    lead: str
+    tiles: Sequence[tuple[str, str, str]] = ()
+    notes: Sequence[str] = ()
+    sections: Sequence[Section] = field(default_factory=list)
+    foot: str = ""
+
+
+def render(page: Page) -> str:
+    """The page as HTML. Every text is escaped; only `backticks` become code."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["code"] = _code
+    return environment.get_template(_TEMPLATE).render(page=page)
+
+
+def _code(text: str) -> Markup:
+    """Text with what stands between backticks as code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a stray one
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
+    )
+
+
+def write_page(page: Page, path: str | Path) -> Path:
+    """Writes the page, whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(render(page), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def number(value: Any) -> str:
+    """A figure in few characters: whole numbers in full, others with 4 significant digits; a dash for none."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):  # figures that are not finite stand as words in some files
+        value = float(value)
+    if isinstance(value, int) or value == 0:
+        return f"{value:,.0f}"
+    if not math.isfinite(value):
+        return str(value)
+    if not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
+
+
+def change(before: float, after: float) -> str:
+    """What a figure gained or lost, as a percentage with one decimal; empty where there is no such share."""
+    if not before or not math.isfinite(before) or not math.isfinite(after):
+        return ""
+    return f"{after / before - 1:+.1%}".replace("%", " %")

@@ -1,0 +1,117 @@
+"""Figures for a page: inline SVG whose colours are the page's own (so that it follows light and dark), and PNG files."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+# The names that the page's style sheet gives colours to, with those of light mode: matplotlib draws with these, and in the
+# page they are replaced by the names. No two may be equal.
+COLOURS = {
+    "ink": "#1f2430",
+    "faint": "#636b78",
+    "line": "#c3c9d2",
+    "grid": "#e4e7ec",
+    "pale": "#cfd9e6",
+    "kept": "#2b6cb0",
+    "removed": "#d9622b",
+    "third": "#2f855a",
+    "paper": "#fefefe",
+}
+STYLE: Any = {
+    "font.size": 9,
+    # Measured with a font that comes with matplotlib; the page's own fonts are narrower, so that nothing grows.
+    "font.family": ["DejaVu Sans"],
+    "text.color": COLOURS["ink"],
+    "text.parse_math": False,
+    "axes.edgecolor": COLOURS["line"],
+    "axes.labelcolor": COLOURS["faint"],
+    "axes.titlecolor": COLOURS["ink"],
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 7,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.8,
+    "axes.unicode_minus": True,
+    "xtick.color": COLOURS["line"],
+    "ytick.color": COLOURS["line"],
+    "xtick.labelcolor": COLOURS["faint"],
+    "ytick.labelcolor": COLOURS["faint"],
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.facecolor": "none",
+    "svg.fonttype": "none",
+    "path.simplify": False,
+}
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_NO_METADATA: dict[str, None] = dict.fromkeys(["Creator", "Date", "Format", "Type"])
+_DPI = 160
+# Pixels for a point, at most.
+_LARGEST = 1.45
+
+
+def to_svg(figure: Any, name: str, text: str) -> str:
+    """A figure as an `<svg>` element for an HTML page.
+
+    Args:
+        name: of letters, digits and hyphens; it keeps this figure's ids apart from those of others on the page.
+        text: what the picture shows, for those who do not see it.
+    """
+    import matplotlib as mpl
+
+    out = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", transparent=True, metadata=_NO_METADATA)
+    ET.register_namespace("", _SVG)
+    ET.register_namespace("xlink", _XLINK)
+    root = ET.fromstring(out.getvalue())
+    for parent in root.iter():
+        for child in list(parent):
+            # The style rule would hold for the whole page, and the metadata is a licence notice about the picture's format.
+            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
+                parent.remove(child)
+    _own_ids(root, name)
+    # As wide as the page, but no wider than its letters bear; `viewBox` keeps its proportions.
+    width = float(root.attrib["width"].removesuffix("pt"))
+    for attribute in ("width", "height", "version"):
+        root.attrib.pop(attribute, None)
+    root.attrib |= {"role": "img", "aria-label": text, "style": f"max-width: {width * _LARGEST:.0f}px"}
+    markup = ET.tostring(root, encoding="unicode")
+    for colour, value in COLOURS.items():
+        markup = markup.replace(value, f"var(--{colour})")
+    markup = markup.replace("#000000", "var(--ink)")
+    return re.sub(r"\s*\n\s*", "\n", markup).strip()
+
+
+def _own_ids(root: ET.Element, name: str) -> None:
+    """Takes out ids that nothing refers to (they repeat from figure to figure), and puts `name` before the others."""
+    used = set(re.findall(r"#([\w.-]+)\)?", " ".join(value for node in root.iter() for value in node.attrib.values())))
+    for node in root.iter():
+        found = node.attrib.pop("id", None)
+        if found in used:
+            node.set("id", f"{name}-{found}")
+        for key, value in node.attrib.items():
+            if key == f"{{{_XLINK}}}href":
+                node.set(key, value.replace("#", f"#{name}-"))
+            elif "url(#" in value:
+                node.set(key, value.replace("url(#", f"url(#{name}-"))
+
+
+def to_png(figure: Any, path: str | Path) -> None:
+    """Writes a figure as a PNG on white, whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
+    # Without the library's version in it, so that the same figures give the same file.
+    figure.savefig(temporary, dpi=_DPI, facecolor="white", metadata={"Software": None})
+    temporary.replace(path)

@@ -1,0 +1,319 @@
+"""The model card: one whole card, figures that are missing, and a README.md that is there already."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import random_batch, tiny_model
+from huggingface_hub import ModelCard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune.cli import main
+from hf_spectral_prune.publishing import build_card, read_card, read_folder, write_card
+from hf_spectral_prune.publishing.base_model import base_model_facts
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The figures of a per-layer run that measured everything, to be changed at will."""
+    return Path(shutil.copytree(HERE / "folder", tmp_path / "cria-small"))
+
+
+def change(folder: Path, *names: str, to=None) -> None:
+    """Takes a figure out of the report, or puts another in its place."""
+    file = folder / "pruning_report.json"
+    report = place = json.loads(file.read_text())
+    for name in names[:-1]:
+        place = place[name]
+    if to is None:
+        del place[names[-1]]
+    else:
+        place[names[-1]] = to
+    file.write_text(json.dumps(report))
+
+
+def test_whole_card(folder):
+    (folder / "plots").mkdir()
+    (folder / "plots" / "widths.png").touch()
+    text = write_card(folder, "me/cria-small").read_text()
+    assert text == (HERE / "expected_card.md").read_text()
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "someone/small-llama"
+    assert {result.metric_name: result.metric_value for result in card.data.eval_results}["perplexity, after pruning"] == 24.0
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("parameters_before",),
+        ("parameters_after",),
+        ("reduction",),
+        ("sizes",),
+        ("layout",),
+        ("target_reduction",),
+        ("target_scope",),
+        ("arguments",),
+        ("arguments", "compensation"),
+        ("arguments", "allocation"),
+        ("versions",),
+        ("machine", "cpus"),
+        ("calibration", "source"),
+        ("evaluation", "num_sequences"),
+        ("recovery", "metrics"),
+        ("latency", "after"),
+        ("peak_memory", "host"),
+        ("self_check", "remote_code", "max_abs_diff"),
+    ],
+    ids=".".join,
+)
+def test_missing_figure_is_told_with_its_file(names, folder, capsys):
+    change(folder, *names)
+    assert main(["card", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"no figure `{'.'.join(names)}" in line
+    assert str(folder / "pruning_report.json") in line
+    assert "save the model again" in line
+    assert not (folder / "README.md").exists()
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_figure_that_was_taken_from_one_side_is_told(side, folder):
+    change(folder, f"metrics_{side}", f"{side}_perplexity")
+    with pytest.raises(ValueError, match=f"lacks `{side}_perplexity` in `metrics_{side}`"):
+        write_card(folder)
+
+
+def test_what_was_not_measured_is_said_and_no_figure_invented(folder):
+    for name in ("metrics_before", "metrics_after", "evaluation", "latency", "size_on_disk_before", "self_check", "recovery"):
+        change(folder, name)
+    change(folder, "calibration")
+    change(folder, "base_model")
+    text = write_card(folder).read_text()
+    card = ModelCard(text)
+    assert card.data.eval_results is None
+    assert card.data.base_model is None and card.data.license is None and card.data.datasets is None
+    for sentence in (
+        "Quality was not measured.",
+        "Speed was not measured.",
+        "| Weights on disk, MB | not measured | 70.6 |",
+        "was not reloaded",
+        "No training after the cut.",
+        "a base model that the run did not name",
+        "licence was not at hand",
+        "Calibration: none",
+    ):
+        assert sentence in text
+
+
+def test_figures_that_are_no_numbers_stay_out_of_the_metadata(folder):
+    change(folder, "metrics_after", "after_perplexity", to=float("inf"))
+    text = write_card(folder).read_text()
+    names = {result.metric_name for result in ModelCard(text).data.eval_results}
+    assert "perplexity, base model before pruning" in names
+    assert "perplexity, after pruning" not in names
+    assert "| Perplexity | 21.50 | inf |" in text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "auto", "tag"),
+    [
+        ("LlamaForCausalLM", "AutoModelForCausalLM", "text-generation"),
+        ("BertForSequenceClassification", "AutoModelForSequenceClassification", "text-classification"),
+        ("BertLMHeadModel", "AutoModelForCausalLM", "text-generation"),
+        ("BertForNextSentencePrediction", "AutoModelForNextSentencePrediction", None),
+        ("BertModel", "AutoModel", "feature-extraction"),
+    ],
+)
+def test_stock_class_is_loaded_by_its_auto_class(architecture, auto, tag, folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
+    (folder / "tokenizer_config.json").unlink()
+    text = write_card(folder).read_text()
+    assert f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("cria-small")\n```' in text
+    assert "trust_remote_code" not in text
+    assert ModelCard(text).data.pipeline_tag == tag
+
+
+# ---- a README.md that is there already
+
+
+THEIRS = """---
+license: mit
+tags:
+- mine
+- cria
+base_model: old/base
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+thumbnail: picture.png
+model-index:
+- name: theirs
+  results:
+  - task:
+      type: text-classification
+    dataset:
+      name: SST-2
+      type: sst2
+    metrics:
+    - type: accuracy
+      value: 0.9
+---
+
+# My encoder
+
+Why I made it.
+"""
+
+
+def test_existing_readme_is_updated_and_not_overwritten(folder):
+    (folder / "README.md").write_text(THEIRS)
+    first = write_card(folder).read_text()
+    assert "# My encoder\n\nWhy I made it.\n" in first
+    assert "# cria-small\n" not in first
+    data = ModelCard(first).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "sentence-transformers", "sentence-similarity")
+    assert data.thumbnail == "picture.png"
+    assert data.tags == ["mine", "cria", "pruned", "structured-pruning", "hf_spectral_prune"]
+    assert data.base_model == "someone/small-llama", "the run knows what it has pruned"
+    assert [result.metric_value for result in data.eval_results] == [0.9, 3.1781, 3.0681, 24.0, 21.5]
+
+    # Text behind our section stays behind it, figures are replaced and not added.
+    (folder / "README.md").write_text(first + "\n## Thanks\n\nTo all.\n")
+    change(folder, "metrics_after", "after_perplexity", to=25.0)
+    second = write_card(folder).read_text()
+    assert second.index("Why I made it.") < second.index("## What was removed") < second.index("## Thanks")
+    assert [result.metric_value for result in ModelCard(second).data.eval_results] == [0.9, 3.1781, 3.0681, 25.0, 21.5]
+    assert second.count("## What was removed") == 1
+
+
+LINES = st.lists(
+    st.sampled_from(["", "# Title", "text — ünïcode", "```\n# not a title\n```", "| a | b |", "---", "{{ x }}", "<!-- note -->"])
+)
+METADATA = st.fixed_dictionaries(
+    {},
+    optional={
+        "license": st.sampled_from(["mit", "other"]),
+        "tags": st.sampled_from([["a", "cria"], "one", []]),
+        "language": st.sampled_from(["de", ["de", "en"]]),
+        "base_model": st.sampled_from(["a/b", ["a/b", "c/d"]]),
+        "extra": st.sampled_from([1, {"a": ["b"]}, None]),
+    },
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=LINES, metadata=METADATA, carriage=st.booleans())
+def test_any_readme_keeps_its_text_and_is_settled_after_one_update(lines, metadata, carriage):
+    saved = read_folder(HERE / "folder")
+    text = "\n".join(lines)
+    # YAML is a superset of JSON. Text that begins with a rule needs a block before it, or it is taken for metadata itself.
+    theirs = f"---\n{json.dumps(metadata)}\n---\n{text}" if metadata or "---" in lines else text
+    if carriage:
+        theirs = theirs.replace("\n", "\r\n")
+    before = read_card(theirs)
+    once = build_card(saved, "name", before)
+    after = read_card(once)
+    assert after.own_text == before.own_text
+    assert build_card(saved, "name", after) == once
+    for key in ("license", "language", "extra"):
+        assert after.metadata.get(key) == (metadata.get(key) or {"license": "apache-2.0", "language": ["en"]}.get(key))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("---\nlicense: [\n---\n", "metadata of `{file}` cannot be read"),
+        ("---\n- a\n- b\n---\n", "metadata of `{file}` cannot be read"),
+        ("---\nmodel-index: 3\n---\n", "metadata of `{file}` cannot be read"),
+        ("<!-- end of cria card -->", "`{file}` has 0 begin and 1 end marks"),
+        ("<!-- cria card: x --> <!-- cria card: x --> <!-- end of cria card -->", "`{file}` has 2 begin and 1 end marks"),
+        ("<!-- end of cria card --> <!-- cria card: x -->", "`{file}` has 1 begin and 1 end marks"),
+    ],
+)
+def test_readme_that_cannot_be_updated_is_told_and_kept(text, words, folder, capsys):
+    file = folder / "README.md"
+    file.write_text(text)
+    assert main(["card", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words.format(file=file) in line
+    assert file.read_text() == text
+    # The same before a run that would have to keep it.
+    words = ["--output_dir", str(folder), "--overwrite_output_dir", "--model_name_or_path", "/nowhere"]
+    assert main(["prune", *words]) == 2
+    assert str(file) in capsys.readouterr().err
+
+
+def test_readme_in_another_encoding_is_told(folder, capsys):
+    (folder / "README.md").write_bytes("Größe".encode("latin-1"))
+    assert main(["card", str(folder)]) == 2
+    assert f"`{folder / 'README.md'}` is not UTF-8 (byte 2)" in capsys.readouterr().err
+
+
+def test_saving_writes_the_card_and_keeps_the_text_of_the_one_it_replaces(tokenizer, tmp_path):
+    base, out = tmp_path / "base", tmp_path / "out"
+    tiny_model().save_pretrained(base)
+    (base / "README.md").write_text("---\nlicense: cc-by-4.0\nlanguage: de\ntags: [theirs]\n---\n# Base\n")
+    out.mkdir()
+    (out / "README.md").write_text("My notes.\n")
+    options = {"target_scope": "prunable", "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True, "self_check": False}
+    args = SpectralPruningArguments(output_dir=str(out), overwrite_output_dir=True, **options)
+    pruner = SpectralPruner(type(tiny_model()).from_pretrained(base), args, [random_batch(4, 32)], None, tokenizer)
+    with pytest.raises(ValueError, match=r"save_model\(\)"):
+        pruner.create_model_card()
+    pruner.prune()
+    pruner.save_model()
+    text = (out / "README.md").read_text()
+    data = ModelCard(text).data
+    assert (data.license, data.language, data.base_model) == ("cc-by-4.0", "de", None)
+    assert "theirs" not in data.tags
+    assert "My notes." in text and "# out\n" in text
+    assert "A **Cria**: `base`" in text and str(tmp_path) not in text
+    assert pruner.create_model_card("someone/base") == out / "README.md"
+    assert ModelCard.load(out / "README.md").data.base_model == "someone/base"
+
+
+# ---- the base model
+
+
+def test_base_model_is_named_by_its_place_in_the_cache_and_never_guessed(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--someone--small-llama" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "README.md").write_text("---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\nbase_model: x/y\n---\n")
+    carried = {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
+    named = {"name": "someone/small-llama", "hub_id": "someone/small-llama"}
+    assert base_model_facts(str(snapshot)) == {**named, **carried}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert base_model_facts("someone/small-llama") == named
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone" / "llama").mkdir(parents=True)
+    assert base_model_facts("gone/llama") == {"name": "llama", "hub_id": None}
+    (tmp_path / "gone" / "llama").rmdir()
+    assert base_model_facts("gone/llama") == {"name": "llama", "hub_id": None}, "a folder that has gone is no repo"
+    assert base_model_facts("") == base_model_facts(None) == {"name": None, "hub_id": None}
+    (snapshot / "README.md").write_text("---\n: [\n---\n")
+    assert base_model_facts(str(snapshot)) == named
+
+
+def test_card_command_names_file_and_takes_what_the_run_could_not_know(folder, capsys):
+    change(folder, "base_model")
+    assert main(["card", str(folder), "--base_model", "someone/else", "--name", "me/it"]) == 0
+    assert capsys.readouterr().out.strip() == f"Wrote {folder / 'README.md'}"
+    text = (folder / "README.md").read_text()
+    assert "base_model: someone/else\nbase_model_relation: finetune\n" in text
+    assert "# me/it\n" in text
+    assert main(["card", str(folder), "--nam", "x"]) == 2
+    assert "`--name`" in capsys.readouterr().err
+    for words, message in ([], "There is no folder"), (["/nowhere"], "not a folder"), ([str(folder.parent)], "`config.json`"):
+        assert main(["card", *words]) == 2
+        assert message in capsys.readouterr().err
+    (folder / "pruning_plan.json").write_text("{}")
+    assert main(["card", str(folder)]) == 2
+    assert "not a pruning plan" in capsys.readouterr().err
