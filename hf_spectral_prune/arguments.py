@@ -7,6 +7,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_type_hints
 
 
+def _masked(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values with every token in them (also inside `training_args`) replaced by its name."""
+    return {
+        name: f"<{name.upper()}>"
+        if name.endswith("_token") and isinstance(value, str)
+        else (_masked(value) if isinstance(value, dict) else value)
+        for name, value in values.items()
+    }
+
+
 def _field(default: Any, help: str) -> Any:
     """A dataclass field with a default and the help text that `cria ... --help` prints."""
     if isinstance(default, list):
@@ -47,7 +57,8 @@ class SpectralPruningArguments:
     )
     criterion: str = _field(
         "spectral",
-        "Importance criterion: spectral, energy, activation, fluctuation, magnitude, taylor, fisher, obs, ndi or random.",
+        "Importance criterion: spectral, energy, activation, fluctuation, magnitude, taylor, fisher, obs, ndi, "
+        "integrated_gradients or random.",
     )
     criterion_args: dict[str, Any] | str | None = _field(
         None, "Options of the criterion as JSON, e.g. '{\"num_neighbors\": 30}'."
@@ -93,6 +104,15 @@ class SpectralPruningArguments:
     )
     seed: int = _field(42, "Seed of every draw.")
     self_check: bool = _field(True, "After saving, reload the folder in a fresh process and compare logits.")
+    push_to_hub: bool = _field(
+        False, "Push the saved folder to the Hub, in one commit; token and repo are checked before pruning begins."
+    )
+    hub_model_id: str | None = _field(None, "Repo on the Hub to push to, e.g. your-name/cria-llama; made if it does not exist.")
+    hub_private_repo: bool = _field(False, "Make a new repo private; else the owner's setting decides.")
+    # Kept out of the repr, and masked in `to_dict`: no log and no file may show it.
+    hub_token: str | None = field(
+        default=None, repr=False, metadata={"help": "Token for the Hub; better log in by `hf auth login` or set HF_TOKEN."}
+    )
 
     logging_strategy: Literal["no", "steps"] = _field("steps", "Log after every round.")
     logging_steps: int = _field(1, "Rounds between logs.")
@@ -133,6 +153,9 @@ class SpectralPruningArguments:
             )
         if self.allocation == "auto":
             self.allocation = "proportional" if self.layout == "uniform" else "loss_curves"
+        if self.push_to_hub and not (self.hub_model_id and self.output_dir):
+            name = "output_dir" if self.hub_model_id else "hub_model_id"
+            raise ValueError(f"`push_to_hub` is set, but `{name}` is not. Set it too.")
         if self.save_strategy != "no" and self.output_dir is None:
             raise ValueError('`save_strategy="steps"` needs a folder for its checkpoints. Set `output_dir`.')
 
@@ -167,8 +190,8 @@ class SpectralPruningArguments:
             raise ValueError(f"`{name}` is `{getattr(self, name)}`; choose from {', '.join(f'`{value}`' for value in allowed)}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """All options as plain values."""
-        return asdict(self)
+        """All options as plain values, tokens masked as in `TrainingArguments`."""
+        return _masked(asdict(self))
 
     def to_json_string(self) -> str:
         """All options as JSON, as transformers' loggers ask for it."""
@@ -182,12 +205,8 @@ class SpectralPruningArguments:
 
 
 @dataclass
-class RunArguments:
-    """Which model and which text: what the command line needs beside `SpectralPruningArguments`.
-
-    Raises:
-        ValueError: a value that cannot work; says what to set instead.
-    """
+class ModelArguments:
+    """Which model to load, and how."""
 
     model_name_or_path: str | None = _field(None, "Folder of the model, or its name on the Hub.")
     gguf_file: str | None = _field(None, "GGUF file inside that folder to load (de-quantised).")
@@ -196,6 +215,15 @@ class RunArguments:
     )
     device: str = _field("auto", "Device: cpu, cuda, cuda:1, mps, or `auto` for the accelerator if there is one.")
     trust_remote_code: bool = _field(False, "Run the modelling code that comes with the model.")
+
+
+@dataclass
+class RunArguments(ModelArguments):
+    """Which model and which text: what the command line needs beside `SpectralPruningArguments`.
+
+    Raises:
+        ValueError: a value that cannot work; says what to set instead.
+    """
 
     calibration: Literal["dataset", "self", "python_docs"] = _field(
         "dataset",
@@ -220,7 +248,16 @@ class RunArguments:
         None, "Text file to recover on; by default the calibration text, without what is held out."
     )
     num_recovery_samples: int = _field(1024, "Most sequences of it.")
-    num_eval_samples: int = _field(16, "Number of evaluation sequences; 0 measures nothing.")
+    num_eval_samples: int | None = _field(
+        None, "Number of evaluation sequences: 16 by default, 1,000 where texts have labels; 0 measures nothing."
+    )
+    label_column: str | None = _field(
+        None,
+        "Column with the label of a text, for models that classify texts: the loss then has its targets, and evaluation gives "
+        "`metric`.",
+    )
+    text_pair_column: str | None = _field(None, "Column with the second text, for models that classify pairs.")
+    metric: str = _field("accuracy", "Metric of labelled texts: accuracy, f1, or the name of a module on the Hub.")
     resume_from_checkpoint: str | None = _field(None, "`latest`, or a checkpoint folder of an interrupted run.")
 
     def __post_init__(self) -> None:
@@ -229,7 +266,11 @@ class RunArguments:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
         if self.max_seq_length < 2:
             raise ValueError(f"`max_seq_length` is {self.max_seq_length}; it must be at least 2.")
+        if self.num_eval_samples is None:
+            self.num_eval_samples = 16 if self.label_column is None else 1000
         if self.num_eval_samples < 0:
             raise ValueError(f"`num_eval_samples` is {self.num_eval_samples}; it must not be negative.")
         if self.calibration_file and self.dataset_name:
             raise ValueError("Both `calibration_file` and `dataset_name` are set. Give one of them.")
+        if self.label_column is not None and not (self.calibration_file or self.dataset_name or self.eval_file):
+            raise ValueError("`label_column` needs a table of texts. Set `calibration_file` or `dataset_name`.")

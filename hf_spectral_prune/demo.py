@@ -87,8 +87,9 @@ def before_after_table(report: dict[str, Any]) -> str:
     if "size_on_disk_before" in report:
         rows.append(("Size on disk, MB", report["size_on_disk_before"] / 1e6, report["size_on_disk"] / 1e6, ",.0f"))
     before, after = report["metrics_before"], report["metrics_after"]
-    if before:
-        rows.append(("Held-out perplexity", before["before_perplexity"], after["after_perplexity"], ",.2f"))
+    for name in ("perplexity",) if "before_perplexity" in before else [key.removeprefix("before_") for key in before]:
+        form = ",.2f" if name == "perplexity" else ",.4f"
+        rows.append((f"Held-out {name}", before[f"before_{name}"], after[f"after_{name}"], form))
     if "latency" in report:
         for name, key in (("Prefill, tokens/s", "prefill"), ("Decode, tokens/s", "decode")):
             key = f"{key}_tokens_per_second"

@@ -61,7 +61,8 @@ def perplexity(model: PreTrainedModel, data: CalibrationData | Iterable[Batch], 
 
 def _check_causal(model: PreTrainedModel) -> None:
     # A BERT-like model with a causal head still looks ahead unless its config makes it a decoder.
-    looks_ahead = model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False)
+    stock_type = model.config.model_type.removeprefix("cria_")
+    looks_ahead = stock_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False)
     if not isinstance(model, GenerationMixin) or model.config.is_encoder_decoder or looks_ahead:
         raise ValueError(
             f"`{type(model).__name__}` is not a causal language model, and perplexity is defined for those only. "

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, EvalPrediction, GgufConfig, PreTrainedModel
 
 from .architectures import family_of
-from .arguments import RunArguments, SpectralPruningArguments
+from .arguments import ModelArguments, RunArguments, SpectralPruningArguments
 from .calibration import CalibrationData, build_calibration, default_texts, load_texts, self_generated
 from .calibration.collect import predicts_next_token
+from .calibration.labelled import load_labelled
+from .metrics import load_metric
 from .saving import without_quantisation_marks
 from .selfcheck import AUTO_CLASSES
 
@@ -34,7 +37,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_model(run: RunArguments) -> PreTrainedModel:
+def load_model(run: ModelArguments) -> PreTrainedModel:
     """The model with the task head its checkpoint has, dense (GGUF files are de-quantised).
 
     Raises:
@@ -50,7 +53,7 @@ def load_model(run: RunArguments) -> PreTrainedModel:
     return without_quantisation_marks(model).to(choose_device(run.device)).eval()  # type: ignore[arg-type]
 
 
-def _auto_class(run: RunArguments, name: str) -> Any:
+def _auto_class(run: ModelArguments, name: str) -> Any:
     if run.gguf_file is not None:
         return transformers.AutoModelForCausalLM
     config = AutoConfig.from_pretrained(name, trust_remote_code=run.trust_remote_code)
@@ -60,7 +63,7 @@ def _auto_class(run: RunArguments, name: str) -> Any:
     return getattr(transformers, next(endings, "AutoModel"))
 
 
-def load_tokenizer(run: RunArguments) -> Any:
+def load_tokenizer(run: ModelArguments) -> Any:
     """The model's tokenizer.
 
     Raises:
@@ -78,7 +81,7 @@ def load_tokenizer(run: RunArguments) -> Any:
         ) from None
 
 
-def _model_name(run: RunArguments) -> str:
+def _model_name(run: ModelArguments) -> str:
     name = run.model_name_or_path
     if not name:
         raise ValueError("There is no model. Set `model_name_or_path` to a folder or a Hub name.")
@@ -110,8 +113,10 @@ def load_text(
         "seed": args.seed,
         "max_position_embeddings": getattr(model.config, "max_position_embeddings", None),
     }
+    if run.label_column is not None:
+        return _labelled_text(run, args, model, tokenizer, shape)
     held_out = None
-    num_eval = run.num_eval_samples if predicts_next_token(model) else 0  # perplexity is for causal language models
+    num_eval = (run.num_eval_samples or 0) if predicts_next_token(model) else 0  # perplexity is for causal language models
     if run.eval_file is not None and num_eval:
         texts = load_texts(run.eval_file, text_column=run.text_column)
         held_out = build_calibration(
@@ -140,11 +145,78 @@ def load_text(
             "`python_docs`."
         )
     source = load_texts(run.calibration_file, run.dataset_name, run.dataset_config_name, run.dataset_split, run.text_column)
-    name = Path(run.calibration_file).name if run.calibration_file else f"{run.dataset_name}:{run.dataset_split}"
+    name = _source_name(run)
     extra = num_eval if held_out is None else 0
     shape |= {"packing": run.packing, "text_column": run.text_column}
     both = build_calibration(source, tokenizer, num_samples=run.num_calibration_samples + extra, name=name, **shape)
     return (both, held_out) if extra == 0 else _hold_out(both, run.num_calibration_samples, extra)
+
+
+def _labelled_text(
+    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any, shape: dict[str, Any]
+) -> tuple[CalibrationData, CalibrationData | None]:
+    rows = _labelled_rows(run, model, tokenizer)
+    num_eval = run.num_eval_samples or 0
+    held_out = None
+    if run.eval_file is not None and num_eval:
+        others = _labelled_rows(run, model, tokenizer, run.eval_file)
+        held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=Path(run.eval_file).name, **shape)
+    elif num_eval:
+        rows, others = _split_rows(rows, num_eval, args.seed)
+        held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=f"{_source_name(run)}, rows held out", **shape)
+    wanted = run.num_calibration_samples
+    return build_calibration(rows, tokenizer, num_samples=wanted, name=_source_name(run), **shape), held_out
+
+
+def _labelled_rows(run: RunArguments, model: PreTrainedModel, tokenizer: Any, file: str | None = None) -> list[dict[str, Any]]:
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"`label_column` is for models that classify texts, and this is a {type(model).__name__}. Leave it out, or load a "
+            "checkpoint with a sequence classification head."
+        )
+    named = {"calibration_file": file or run.calibration_file}
+    if file is None:
+        named |= {key: getattr(run, key) for key in ("dataset_name", "dataset_config_name", "dataset_split")}
+    return load_labelled(
+        named,
+        model.config,
+        tokenizer,
+        label_column=str(run.label_column),
+        text_column=run.text_column,
+        text_pair_column=run.text_pair_column,
+        max_seq_length=run.max_seq_length,
+    )
+
+
+def _split_rows(rows: list[Any], number: int, seed: int) -> tuple[list[Any], list[Any]]:
+    """Holds rows out at random, never more than a fifth of them."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(number, len(rows) // 5)
+    if count == 0:
+        raise ValueError(f"{len(rows)} labelled rows are too few to hold any out. Give more, or set `eval_file`.")
+    return [rows[index] for index in sorted(order[count:])], [rows[index] for index in sorted(order[:count])]
+
+
+def _source_name(run: RunArguments) -> str:
+    return Path(run.calibration_file).name if run.calibration_file else f"{run.dataset_name}:{run.dataset_split}"
+
+
+def metric_of(run: RunArguments) -> Callable[[EvalPrediction], dict[str, float]] | None:
+    """`compute_metrics` for labelled texts by the name in `metric`; None where texts have no labels.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    if run.label_column is None:
+        return None
+    module = load_metric(run.metric)
+
+    def compute(found: EvalPrediction) -> dict[str, float]:
+        logits: Any = found.predictions  # (N, num_labels), or (N, 1) for a regression
+        values = logits[:, 0] if logits.shape[-1] == 1 else logits.argmax(-1)
+        return module.compute(predictions=values, references=found.label_ids)
+
+    return compute
 
 
 def recovery_rows(
@@ -153,6 +225,12 @@ def recovery_rows(
     """Sequences to recover on, without those that are held out; None where no recovery is asked for."""
     if args.recovery == "none":
         return None
+    if run.label_column is not None:
+        rows = _labelled_rows(run, model, tokenizer, run.recovery_file)
+        if run.recovery_file is None and run.eval_file is None and run.num_eval_samples:
+            rows, _ = _split_rows(rows, run.num_eval_samples, args.seed)  # the same split as for calibration
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).tolist()
+        return [rows[index] for index in order[: run.num_recovery_samples]]
     if run.recovery_file is not None:
         source, name = load_texts(run.recovery_file, text_column=run.text_column), Path(run.recovery_file).name
     elif run.calibration == "python_docs":

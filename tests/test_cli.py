@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_model
+from conftest import VOCABULARY, tiny_encoder, tiny_model
 from transformers import AutoModelForCausalLM
 
 from hf_spectral_prune.cli import main
@@ -68,6 +68,69 @@ def test_calibration_from_the_model_itself(folder):
     assert main(["prune", *flags(folder, calibration_file=None, calibration="self")]) == 0
     report = json.loads((folder / "out" / "pruning_report.json").read_text())
     assert report["calibration"]["num_sequences"] == 8
+
+
+@pytest.fixture
+def classifier(tmp_path, tokenizer):
+    """A tiny classifier with its tokenizer, and tables of words whose label is the parity of the first."""
+    tiny_encoder("bert", num_labels=2, id2label={0: "even", 1: "odd"}, label2id={"even": 0, "odd": 1}).save_pretrained(
+        tmp_path / "model"
+    )
+    tokenizer.save_pretrained(tmp_path / "model")
+    generator = torch.Generator().manual_seed(0)
+    for name, number in (("train", 80), ("dev", 40)):
+        words = torch.randint(3, VOCABULARY, (number, 6), generator=generator).tolist()
+        lines = [" ".join(f"w{word}" for word in row) + "\t" + ("odd" if row[0] % 2 else "even") for row in words]
+        (tmp_path / f"{name}.tsv").write_text("sentence\tverdict\n" + "\n".join(lines) + "\n")
+    return tmp_path
+
+
+def labelled(folder, **more) -> list[str]:
+    given = {"calibration_file": folder / "train.tsv", "label_column": "verdict", "layout": "per_layer", "num_eval_samples": 40}
+    return flags(folder, **(given | more))
+
+
+def test_labelled_texts_give_a_loss_and_a_metric(classifier, capsys):
+    words = labelled(classifier, eval_file=classifier / "dev.tsv", criterion="taylor", recovery="full")
+    assert main(["prune", *words, "--training_args", '{"max_steps": 2, "use_cpu": true}']) == 0
+    assert "Held-out accuracy" in capsys.readouterr().out
+    report = json.loads((classifier / "out" / "pruning_report.json").read_text())
+    assert report["evaluation"]["num_sequences"] == 40
+    assert set(report["metrics_after"]) == {"after_loss", "after_accuracy"}
+    capsys.readouterr()
+    words = ["--eval_file", str(classifier / "dev.tsv"), "--label_column", "verdict", "--max_seq_length", "32"]
+    assert main(["evaluate", "--model_name_or_path", str(classifier / "out"), *words]) == 0
+    out = capsys.readouterr().out
+    figures = json.loads(out[out.index("{") :])
+    assert figures["accuracy"] == pytest.approx(report["metrics_after"]["after_accuracy"])
+
+
+def test_pruning_stops_on_the_users_metric(classifier):
+    words = labelled(classifier, stop_metric="eval_accuracy", stop_drop=0, num_rounds=3, target_reduction=0.8)
+    assert main(["prune", *words]) == 0
+    report = json.loads((classifier / "out" / "pruning_report.json").read_text())
+    assert report["metrics_after"]["after_accuracy"] >= report["metrics_before"]["before_accuracy"]
+    assert "rows held out" in report["evaluation"]["source"]
+    assert report["reduction"] < 0.8
+
+
+@pytest.mark.parametrize(
+    ("more", "messages"),
+    [
+        ({"label_column": "label"}, ["`label_column` is 'label'", "verdict"]),
+        ({"text_pair_column": "second"}, ["`text_pair_column`", "sentence"]),
+        ({"label_column": "sentence", "text_column": "verdict"}, ["Row 0", "even, odd"]),
+        ({"metric": "no-such-metric"}, ["no metric `no-such-metric`"]),
+        ({"calibration_file": None, "calibration": "python_docs"}, ["`label_column` needs a table"]),
+    ],
+)
+def test_labels_that_cannot_work_are_one_line(classifier, capsys, more, messages):
+    fails(capsys, ["prune", *labelled(classifier, **more)], *messages)
+
+
+def test_labels_for_a_language_model_are_refused(folder, capsys):
+    (folder / "table.csv").write_text("text,label\nw3 w4,1\n")
+    fails(capsys, ["prune", *flags(folder, calibration_file=folder / "table.csv", label_column="label")], "LlamaForCausalLM")
 
 
 def test_score_prints_every_unit(folder, capsys):

@@ -301,25 +301,27 @@ def sequence_losses(
         model.train(was_training)
 
 
-def check_gradients(model: PreTrainedModel) -> None:
+def check_gradients(model: PreTrainedModel, otherwise: str = ", or choose a criterion without gradients (e.g. `energy`)") -> None:
     """Checks that a loss of the model can be differentiated.
+
+    Args:
+        otherwise: end of the message: what can be done instead.
 
     Raises:
         ValueError: inference mode is on or made the weights, or the weights are quantised (names the first).
     """
-    remedy = "or choose a criterion without gradients (e.g. `energy`)"
     if torch.is_inference_mode_enabled():
-        raise ValueError(f"Loss gradients are needed, but `torch.inference_mode` is on. Leave it for this call, {remedy}.")
+        raise ValueError(f"Loss gradients are needed, but `torch.inference_mode` is on. Leave it for this call{otherwise}.")
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
             raise ValueError(
-                f"Loss gradients are needed, but `{name}` was made under `torch.inference_mode`. Load the model outside of it, "
-                f"{remedy}."
+                f"Loss gradients are needed, but `{name}` was made under `torch.inference_mode`. Load the model outside of "
+                f"it{otherwise}."
             )
         if not parameter.is_floating_point():
             raise ValueError(
                 f"Loss gradients are needed, but `{name}` is quantised ({parameter.dtype}). Load the model without "
-                f"quantisation, {remedy}."
+                f"quantisation{otherwise}."
             )
 
 

@@ -33,11 +33,16 @@ class CalibrationData:
 
     Attributes:
         batches: dicts of CPU tensors, `input_ids` and `attention_mask` (B, T) int64, and any further model inputs.
-        protocol: JSON-serialisable statement of source, settings and sizes, for the report.
+        protocol: JSON-serialisable statement of source, settings and sizes, for the report; what it lacks of source and sizes
+            is filled in.
     """
 
     batches: tuple[Batch, ...]
     protocol: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        stated = {"source": "unnamed", "num_sequences": self.num_sequences, "num_tokens": self.num_tokens} | self.protocol
+        object.__setattr__(self, "protocol", stated)
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
@@ -164,7 +169,7 @@ def with_sizes(batches: Sequence[Batch], protocol: dict[str, Any]) -> Calibratio
 
 def _ready(items: list[Any], name: str, max_position_embeddings: int | None) -> CalibrationData:
     batches = [_ready_batch(item) for item in items]
-    widest = max((batch["input_ids"].shape[1] for batch in batches if "input_ids" in batch), default=0)
+    widest = max((batch["input_ids"].shape[-1] for batch in batches if "input_ids" in batch), default=0)
     check_positions(widest, max_position_embeddings)
     unknown = ("split", "joiner", "packing", "num_samples", "shuffle", "seed")
     return with_sizes(batches, {"source": name, "max_seq_length": widest} | dict.fromkeys(unknown))
@@ -187,7 +192,8 @@ def check_positions(length: int, max_position_embeddings: int | None) -> None:
 def _is_row(item: Any) -> bool:
     """One tokenised sequence, as opposed to a batch of them."""
     ids = item.get("input_ids") if isinstance(item, Mapping) else None
-    return ids is not None and not (isinstance(ids, Tensor) and ids.dim() == 2)
+    # Multiple choice has batches (B, C, T).
+    return ids is not None and not (isinstance(ids, Tensor) and ids.dim() >= 2)
 
 
 def _ready_batch(item: Any) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_ONE_SOURCE = "Give exactly one of `calibration_file` and `dataset_name`."
 
 
 def load_texts(
@@ -34,23 +36,43 @@ def load_texts(
         FileNotFoundError: the file does not exist.
         ValueError: both or none of the sources given, unknown file type or column, unreadable or empty data.
     """
+    if calibration_file is not None and Path(calibration_file).name.endswith((".txt", ".txt.gz")):
+        if dataset_name is not None:
+            raise ValueError(_ONE_SOURCE)
+        return [_read_text(_existing(calibration_file))]
+    dataset = load_table(calibration_file, dataset_name, dataset_config_name, dataset_split)
+    if "input_ids" in dataset.column_names:
+        return dataset
+    return dataset.select_columns([text_column_of(dataset, text_column)])
+
+
+def load_table(
+    calibration_file: str | Path | None = None,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    dataset_split: str = "train",
+) -> Dataset:
+    """A file or data set as `load_texts` names them, with all its columns; .tsv files (tab-separated) too.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_texts`.
+    """
     if (calibration_file is None) == (dataset_name is None):
-        raise ValueError("Give exactly one of `calibration_file` and `dataset_name`.")
+        raise ValueError(_ONE_SOURCE)
     if calibration_file is not None:
-        path = Path(calibration_file)
-        if not path.is_file():
-            raise FileNotFoundError(f"`calibration_file` {path} does not exist. Check the path.")
-        if path.name.endswith((".txt", ".txt.gz")):
-            return [_read_text(path)]
-        dataset = _read_table(path)
+        dataset = _read_table(_existing(calibration_file))
     else:
         assert dataset_name is not None
         dataset = _read_dataset(dataset_name, dataset_config_name, dataset_split)
     if len(dataset) == 0:
         raise ValueError(f"The calibration data set {calibration_file or dataset_name} has no rows. Give one with text.")
-    if "input_ids" in dataset.column_names:
-        return dataset
-    return dataset.select_columns([text_column_of(dataset, text_column)])
+    return dataset
+
+
+def _existing(file: str | Path) -> Path:
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"`calibration_file` {file} does not exist. Check the path.")
+    return Path(file)
 
 
 def _read_text(path: Path) -> str:
@@ -69,12 +91,14 @@ def _read_text(path: Path) -> str:
 def _read_table(path: Path) -> Dataset:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix not in _READERS:
-        raise ValueError(f"`calibration_file` {path} is not of a known type. Give .txt, .jsonl, .json, .csv or .parquet.")
+        raise ValueError(f"`calibration_file` {path} is not of a known type. Give .txt, .jsonl, .json, .csv, .tsv or .parquet.")
     # `datasets` gives no rows at all, and no columns to name, for an empty file: it raises from deep inside.
     if path.stat().st_size == 0:
         raise ValueError(f"The calibration file {path} is empty. Give a file with text.")
     try:
-        return load_dataset(_READERS[suffix], data_files=str(path), split="train")
+        # Quotation marks in tab-separated text are text.
+        options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+        return load_dataset(_READERS[suffix], data_files=str(path), split="train", **options)
     except (DatasetGenerationError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"{path} cannot be read as {suffix[1:]}: {reason}") from error
