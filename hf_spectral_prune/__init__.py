@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from .arguments import SpectralPruningArguments
     from .calibration import CalibrationData, build_calibration, default_texts, load_texts, self_generated
     from .callbacks import SpectralPruningCallback
+    from .comparison import Comparison, ComparisonArguments, compare
     from .criteria import CRITERIA, Criterion, GroupData, make_criterion, register
+    from .detrimental import DetrimentalArguments, DetrimentalNeuronPruner, Example, examples_from_rows, read_examples
     from .evaluation import latency, num_parameters, paired_latency, perplexity
     from .metrics import load_metric
     from .planning import PruningPlan
@@ -26,7 +28,15 @@ _PUBLIC = {
     "arguments": ["SpectralPruningArguments"],
     "callbacks": ["SpectralPruningCallback"],
     "calibration": ["CalibrationData", "build_calibration", "default_texts", "load_texts", "self_generated"],
+    "comparison": ["Comparison", "ComparisonArguments", "compare"],
     "criteria": ["CRITERIA", "Criterion", "GroupData", "make_criterion", "register"],
+    "detrimental": [
+        "DetrimentalArguments",
+        "DetrimentalNeuronPruner",
+        "Example",
+        "examples_from_rows",
+        "read_examples",
+    ],
     "evaluation": ["latency", "num_parameters", "paired_latency", "perplexity"],
     "metrics": ["load_metric"],
     "planning": ["PruningPlan"],

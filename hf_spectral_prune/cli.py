@@ -16,6 +16,12 @@ COMMANDS = {
     "prune": "Prunes a model and saves it, with its plan and report.",
     "score": "Scores every unit of a model and writes the scores as JSON.",
     "evaluate": "Measures held-out perplexity, size and speed of a model; prints JSON.",
+    "compare": "Compares criteria on one model: a table, JSON, CSV and a plot; a killed run continues.",
+    "ablate": "Measures what removing single units really costs, and how well each criterion foretells it.",
+    "card": "Writes the model card of a pruned folder anew, or brings it up to date.",
+    "report": "Writes the report page of a pruned folder or a comparison anew.",
+    "push": "Pushes a pruned folder to the Hub, in one commit.",
+    "detrimental": "Removes neurons that make a model confident without making it right, found on ten labelled examples.",
     "demo": "Prunes SmolLM2-135M-Instruct by 20 % and prints a before/after table.",
 }
 

@@ -179,9 +179,19 @@ def test_distillation_alone_brings_the_student_to_the_teacher(batches, tmp_path)
     before = (logits(model, batch) - logits(dense, batch)).norm()
     dense.save_pretrained(tmp_path / "teacher")
     args = RecoveryArguments(method="distill", distill_alpha=1.0, distill_temperature=1.0)
-    steps = training_args(tmp_path, max_steps=30, per_device_train_batch_size=16, gradient_accumulation_steps=1)
     # Random text cannot be predicted, so the loss says nothing here: what counts is the distance to the teacher.
-    recover(model, args, steps, rows, rows, teacher=str(tmp_path / "teacher"), compute_metrics=None)
+    judge = {"metric_for_best_model": "distance", "greater_is_better": False}
+    steps = training_args(tmp_path, max_steps=30, per_device_train_batch_size=16, gradient_accumulation_steps=1, **judge)
+    goal = logits(dense, batch).numpy()
+    recover(
+        model,
+        args,
+        steps,
+        rows,
+        rows,
+        teacher=str(tmp_path / "teacher"),
+        compute_metrics=lambda found: {"distance": float(((found.predictions - goal) ** 2).mean())},
+    )
     assert (logits(model, batch) - logits(dense, batch)).norm() < 0.5 * before
 
 

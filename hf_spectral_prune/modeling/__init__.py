@@ -61,6 +61,8 @@ def _register() -> None:
         AutoConfig.register(name, config_class(module), exist_ok=True)
         for auto, cls in task_classes(module).items():
             getattr(transformers, auto).register(config_class(module), cls, exist_ok=True)
+            # From here on `save_pretrained`, and so `Trainer.save_model` and `push_to_hub`, ship the modelling files.
+            cls.register_for_auto_class(auto)
 
 
 _register()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import logits, random_batch, tiny_model
 from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 
@@ -23,7 +24,10 @@ torch.set_num_threads(1)
 folder, probe, out, mode = sys.argv[1:]
 if mode == "package":
     import hf_spectral_prune
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=mode == "remote").eval()
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=mode != "package").eval()
+if mode == "resaved":  # as shipped code saves itself
+    model.save_pretrained(f"{folder}-again")
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}-again", dtype="auto", trust_remote_code=True).eval()
 assert ("hf_spectral_prune" in sys.modules) == (mode == "package")
 batch = load_file(probe)
 with torch.inference_mode():
@@ -66,6 +70,7 @@ def run_fresh(folder: Path, scratch: Path, mode: str) -> tuple[str, dict[str, to
         ("llama", "uniform", "plain"),
         ("llama-tied", "per_layer", "package"),
         ("llama", "per_layer", "remote"),
+        ("llama", "per_layer", "resaved"),
         ("mistral", "per_layer", "remote"),
         ("qwen2", "uniform", "plain"),
         ("qwen2", "per_layer", "package"),
@@ -78,6 +83,16 @@ def test_fresh_process_gives_the_same_logits_bit_for_bit(family, layout, mode, b
     assert name == type(pruner.model).__name__
     assert torch.equal(result["logits"], logits(pruner.model, random_batch()))
     assert torch.equal(result["generated"], pruner.model.generate(**random_batch(), max_new_tokens=4, do_sample=False))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_trainer_saves_a_folder_that_stands_alone(family, batches, tmp_path):
+    pruner = pruned(tmp_path, family, batches, layout="per_layer", self_check=False)
+    training = TrainingArguments(output_dir=str(tmp_path / "training"), report_to="none", use_cpu=True)
+    Trainer(model=pruner.model, args=training).save_model(str(tmp_path / "own"))
+    name, result = run_fresh(tmp_path / "own", tmp_path, "remote")
+    assert name == type(pruner.model).__name__
+    assert torch.equal(result["logits"], logits(pruner.model, random_batch()))
 
 
 def test_bias_repaired_mistral_needs_and_gets_a_cria_class(batches, tmp_path):
