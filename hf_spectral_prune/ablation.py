@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from .architectures import UnitGroup, layers_of
+from .calibration import GroupMoments
 from .calibration.collect import Batch, loss_of
 from .suffix import starting_at
-from .surgery import masked
+from .surgery import masked, refitted
 
 
 class SuffixLoss:
@@ -105,12 +106,18 @@ def loss_curves(
     batches: Sequence[Batch],
     *,
     fractions: Sequence[float] = (0.25, 0.5, 0.75, 0.9),
+    repair: Mapping[str, GroupMoments] | None = None,
+    ridge: float = 1e-2,
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """Loss added by removing the lowest-scored units of one group alone, for every number of units.
 
     Measured at the given fractions of a group (rounded to whole units, never all) and joined by straight lines; beyond the
     last one the last slope goes on. A measured decrease counts as zero, since a sample's gain is not a promise.
+
+    Args:
+        repair: moments of the activations by group, where the cut will be repaired by least squares: the loss is then that of
+            the repaired layer, which can be a tenth of the unrepaired one.
 
     Returns:
         {group key: (size + 1,)} added loss in nats per position after removing 0, 1, ..., size units; non-decreasing.
@@ -122,7 +129,9 @@ def loss_curves(
         counts = sorted({min(max(round(group.size * fraction), 1), group.size - 1) for fraction in fractions} - {0})
         points = [(0, 0.0)]
         for count in counts:
-            added = suffix_loss(group.layer, {group.key: order[count:].sort().values}) - suffix_loss.clean
+            kept = order[count:].sort().values
+            with nullcontext() if repair is None else refitted(model, group, kept, repair[group.key], ridge):
+                added = suffix_loss(group.layer, {group.key: kept}) - suffix_loss.clean
             points.append((count, max(added, points[-1][1])))
         curves[group.key] = _interpolate(points, group.size)
     return curves

@@ -26,9 +26,23 @@ def _field(default: Any, help: str) -> Any:
 
 _EXAMPLES = {
     "criterion_args": '{"num_neighbors": 30}',
+    "network_args": '{"depth": 56}',
     "recovery_args": '{"lora_r": 8}',
     "training_args": '{"max_steps": 500}',
 }
+
+
+def _read_json(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """An option that is a JSON object, as a dict."""
+    example = _EXAMPLES[name]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` is not JSON ({error}). Write it like '{example}'.") from None
+    if not isinstance(value or {}, dict):
+        raise ValueError(f"`{name}` must be a JSON object, like '{example}'.")
+    return dict(value or {})  # type: ignore[arg-type]
 
 
 @dataclass
@@ -46,11 +60,14 @@ class SpectralPruningArguments:
     overwrite_output_dir: bool = _field(False, "Replace the contents of `output_dir` if it is not empty.")
 
     target_reduction: float = _field(0.2, "Fraction of parameters to remove, between 0 and 1.")
-    target_scope: Literal["all", "non_embedding", "prunable"] = _field(
+    target_scope: Literal["all", "non_embedding", "prunable", "flops"] = _field(
         "all",
-        "What the fraction is of: all parameters (tied weights once), those outside the embeddings, or those of the `units`.",
+        "What the fraction is of: all parameters (tied weights once), those outside the embeddings, those of the `units`, or the "
+        "FLOPs of one picture (vision models).",
     )
-    units: list[str] = _field(["ffn", "heads"], "Kinds of unit to remove: `ffn` neurons and `heads` (key/value groups).")
+    units: list[str] = _field(
+        ["ffn", "heads"], "Kinds of unit to remove: `ffn` neurons and `heads` (key/value groups), or `channels`."
+    )
     layout: Literal["uniform", "per_layer"] = _field(
         "uniform",
         "`uniform`: one width for all layers, a stock class that loads anywhere; `per_layer`: widths differ, Cria class.",
@@ -78,9 +95,12 @@ class SpectralPruningArguments:
         "none", "Closed-form repair after a cut: mean of the removed contributions as a bias, or refitted consumer columns."
     )
     ridge: float = _field(1e-2, "Ridge of the least-squares repair, as a share of the mean second moment.")
-    round_to: int = _field(8, "FFN widths stay multiples of this: 8 for speed, 32 for Q8_0/Q4_0 GGUF, 64 for GPU tiles.")
+    round_to: int = _field(
+        8, "FFN widths and numbers of channels stay multiples of this: 8 for speed, 32 for Q8_0/Q4_0 GGUF, 64 for GPU tiles."
+    )
     min_ffn_units: int = _field(8, "Least FFN width of a layer.")
     min_kv_groups: int = _field(1, "Least number of key/value groups of a layer.")
+    min_channels: int = _field(8, "Least number of channels (or of neurons of a plain network) of a layer.")
     stock_class: Literal["auto", "mistral"] = _field(
         "auto", "Class of a uniform result: the model's own, or `mistral` (any head count; Llama without biases only)."
     )
@@ -133,9 +153,17 @@ class SpectralPruningArguments:
 
     def __post_init__(self) -> None:
         for name in ("criterion_args", "recovery_args", "training_args"):
-            self._parse_json(name)
+            setattr(self, name, _read_json(name, getattr(self, name)))
         self._check_range("target_reduction", 0, 1, open_ends=True)
-        for name in ("num_rounds", "recalibrate_every", "round_to", "min_ffn_units", "min_kv_groups", "logging_steps"):
+        for name in (
+            "num_rounds",
+            "recalibrate_every",
+            "round_to",
+            "min_ffn_units",
+            "min_kv_groups",
+            "min_channels",
+            "logging_steps",
+        ):
             self._check_range(name, 1)
         for name in ("eval_steps", "save_steps", "num_allocation_samples"):
             self._check_range(name, 1)
@@ -158,18 +186,6 @@ class SpectralPruningArguments:
             raise ValueError(f"`push_to_hub` is set, but `{name}` is not. Set it too.")
         if self.save_strategy != "no" and self.output_dir is None:
             raise ValueError('`save_strategy="steps"` needs a folder for its checkpoints. Set `output_dir`.')
-
-    def _parse_json(self, name: str) -> None:
-        value = getattr(self, name)
-        example = _EXAMPLES[name]
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"`{name}` is not JSON ({error}). Write it like '{example}'.") from None
-        if not isinstance(value or {}, dict):
-            raise ValueError(f"`{name}` must be a JSON object, like '{example}'.")
-        setattr(self, name, value or {})
 
     @property
     def criterion_options(self) -> dict[str, Any]:
@@ -235,7 +251,22 @@ class RunArguments(ModelArguments):
     dataset_config_name: str | None = _field(None, "Configuration of that data set.")
     dataset_split: str = _field("train", "Split of that data set.")
     text_column: str | None = _field(None, "Column that holds the text; `text`, or the only column of strings, by default.")
-    num_calibration_samples: int = _field(128, "Number of calibration sequences.")
+    image_dir: str | None = _field(None, "Folder of pictures to calibrate on, in a subfolder a class, for models that read them.")
+    image_column: str | None = _field(None, "Column of `dataset_name` that holds pictures; its only such column by default.")
+    eval_image_dir: str | None = _field(None, "Folder of pictures to measure on; by default some are held out.")
+    network_class: str | None = _field(
+        None,
+        "Class of a plain PyTorch network, as `package.module:Class`; `model_name_or_path` is then a folder that its "
+        "`save_pretrained` wrote, or the file of a state dict (.safetensors, .pt, .pth, .th, .bin).",
+    )
+    network_args: dict[str, Any] | str | None = _field(
+        None, "Arguments that this class is made with, as JSON, e.g. '{\"depth\": 56}'."
+    )
+    tensors_file: str | None = _field(
+        None, "Inputs of a plain network to calibrate on: .npz or .safetensors with `pixel_values` (N, ...) and `labels` (N,)."
+    )
+    eval_tensors_file: str | None = _field(None, "The same to measure on; by default some rows are held out.")
+    num_calibration_samples: int = _field(128, "Number of calibration sequences or pictures.")
     max_seq_length: int = _field(512, "Length of a sequence in tokens, for calibration and evaluation.")
     calibration_batch_size: int = _field(8, "Sequences that run at a time.")
     packing: bool = _field(True, "Join texts into one stream and cut it into full blocks; otherwise pad each text by itself.")
@@ -244,12 +275,13 @@ class RunArguments(ModelArguments):
         None,
         "Text file for perplexity before and after, from its start in blocks; by default blocks held out of the calibration.",
     )
+    eval_split: str | None = _field(None, "Split of `dataset_name` to measure on instead of a file, e.g. `test`.")
     recovery_file: str | None = _field(
         None, "Text file to recover on; by default the calibration text, without what is held out."
     )
     num_recovery_samples: int = _field(1024, "Most sequences of it.")
     num_eval_samples: int | None = _field(
-        None, "Number of evaluation sequences: 16 by default, 1,000 where texts have labels; 0 measures nothing."
+        None, "Number of evaluation sequences: 16 by default, 1,000 for labelled texts and pictures; 0 measures nothing."
     )
     label_column: str | None = _field(
         None,
@@ -264,13 +296,58 @@ class RunArguments(ModelArguments):
         for name in ("num_calibration_samples", "num_recovery_samples", "calibration_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        self.network_args = _read_json("network_args", self.network_args)
+        self._check_network()
         if self.max_seq_length < 2:
             raise ValueError(f"`max_seq_length` is {self.max_seq_length}; it must be at least 2.")
         if self.num_eval_samples is None:
-            self.num_eval_samples = 16 if self.label_column is None else 1000
+            pictures = self.image_dir or self.image_column or self.network_class
+            self.num_eval_samples = 1000 if self.label_column or pictures else 16
         if self.num_eval_samples < 0:
             raise ValueError(f"`num_eval_samples` is {self.num_eval_samples}; it must not be negative.")
         if self.calibration_file and self.dataset_name:
             raise ValueError("Both `calibration_file` and `dataset_name` are set. Give one of them.")
-        if self.label_column is not None and not (self.calibration_file or self.dataset_name or self.eval_file):
+        if self.eval_split is not None:
+            self._check_eval_split()
+        if self.image_dir and (self.dataset_name or self.calibration_file):
+            raise ValueError("Both `image_dir` and another source of calibration data are set. Give one of them.")
+        tables = self.calibration_file or self.dataset_name or self.eval_file or self.image_dir
+        if self.label_column is not None and not tables:
             raise ValueError("`label_column` needs a table of texts. Set `calibration_file` or `dataset_name`.")
+
+    def _check_network(self) -> None:
+        if self.network_class is None:
+            for name in ("network_args", "tensors_file", "eval_tensors_file"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}` is for plain PyTorch networks. Set `network_class` too, or leave it out.")
+            return
+        module, _, network = self.network_class.partition(":")
+        if not (module and network):
+            raise ValueError(f"`network_class` is `{self.network_class}`. Write it like `package.module:Class`.")
+        if not self.tensors_file:
+            raise ValueError("A plain network is traced and calibrated with its inputs. Set `tensors_file`.")
+        if self.dtype not in ("auto", "float32"):
+            raise ValueError(f"`dtype` is `{self.dtype}`, and plain networks are pruned in float32. Leave it out.")
+        if self.calibration != "dataset":
+            raise ValueError(
+                f"`calibration` is `{self.calibration}`, and a plain network is calibrated with `tensors_file`. Leave it out."
+            )
+        others = ("calibration_file", "dataset_name", "image_dir", "eval_file", "eval_image_dir", "recovery_file")
+        for name in (*others, "label_column", "gguf_file"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` is for models of transformers, and `network_class` names a plain network. Leave it out."
+                )
+
+    def _check_eval_split(self) -> None:
+        if not self.dataset_name:
+            raise ValueError(
+                f"`eval_split` `{self.eval_split}` is a split of `dataset_name`, which is not set. Set it, or `eval_file`."
+            )
+        if self.eval_file is not None:
+            raise ValueError("Both `eval_file` and `eval_split` are set. Give one of them.")
+        if self.eval_split == self.dataset_split:
+            raise ValueError(
+                f"`eval_split` and `dataset_split` are both `{self.eval_split}`, so the model would be measured on the text that "
+                "it is calibrated on. Name another split, or leave `eval_split` out."
+            )

@@ -84,6 +84,8 @@ def before_after_table(report: dict[str, Any]) -> str:
     rows: list[tuple[str, float | None, float | None, str]] = [
         ("Parameters", report["parameters_before"], report["parameters_after"], ",.0f")
     ]
+    if "macs" in report:
+        rows.append(("MACs of one picture", report["macs"]["before"], report["macs"]["after"], ",.0f"))
     if "size_on_disk_before" in report:
         rows.append(("Size on disk, MB", report["size_on_disk_before"] / 1e6, report["size_on_disk"] / 1e6, ",.0f"))
     before, after = report["metrics_before"], report["metrics_after"]
@@ -97,15 +99,20 @@ def before_after_table(report: dict[str, Any]) -> str:
     lines = [f"| {'':20} | {'before':>12} | {'after':>12} | {'change':>8} |", f"|{'-' * 22}|{'-' * 13}:|{'-' * 13}:|{'-' * 9}:|"]
     for name, old, new, form in rows:
         assert old is not None and new is not None
-        lines.append(f"| {name:20} | {old:>12{form}} | {new:>12{form}} | {new / old - 1:>+8.1%} |")
+        lines.append(f"| {name:20} | {old:>12{form}} | {new:>12{form}} | {_change(new, old):>8} |")
     shapes = _shapes(report["sizes"])
     return "\n".join([*lines, "", *shapes, *report["notes"]])
+
+
+def _change(new: float, old: float) -> str:
+    return f"{new / old - 1:+.1%}" if old else ""
 
 
 def _shapes(sizes: dict[str, list[int]]) -> list[str]:
     """One line per kind of unit: how many a layer has before and after."""
     lines = []
-    for kind, what in (("ffn", "FFN neurons a layer"), ("heads", "Key/value groups a layer")):
+    kinds = {"ffn": "FFN neurons a layer", "heads": "Key/value groups a layer", "channels": "Channels a layer"}
+    for kind, what in kinds.items():
         pairs = [pair for key, pair in sizes.items() if key.endswith(kind)]
         if not pairs:
             continue

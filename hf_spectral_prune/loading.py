@@ -19,6 +19,9 @@ from .metrics import load_metric
 from .saving import without_quantisation_marks
 from .selfcheck import AUTO_CLASSES
 
+# A file, or a data set with its configuration and split.
+Source = tuple[str | None, str | None, str | None, str]
+
 
 def choose_device(name: str) -> torch.device:
     """The device by name; "auto" takes the accelerator if there is one.
@@ -43,7 +46,9 @@ def load_model(run: ModelArguments) -> PreTrainedModel:
     Raises:
         ValueError, FileNotFoundError, OSError: no model named, folder or file missing, or not a model.
     """
-    name = _model_name(run)
+    if isinstance(run, RunArguments) and run.network_class:
+        raise ValueError("`network_class` is for `cria prune` and `cria score`. Leave it out.")
+    name = model_name(run)
     options: dict[str, Any] = {"trust_remote_code": run.trust_remote_code, "dtype": run.dtype}
     if run.gguf_file is not None:
         options["quantization_config"] = GgufConfig(dequantize=True)
@@ -73,7 +78,7 @@ def load_tokenizer(run: ModelArguments) -> Any:
     if run.gguf_file is not None:
         options["gguf_file"] = run.gguf_file  # type: ignore[assignment]
     try:
-        return AutoTokenizer.from_pretrained(_model_name(run), **options)
+        return AutoTokenizer.from_pretrained(model_name(run), **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -81,7 +86,12 @@ def load_tokenizer(run: ModelArguments) -> Any:
         ) from None
 
 
-def _model_name(run: ModelArguments) -> str:
+def model_name(run: ModelArguments) -> str:
+    """Folder or Hub name of the model.
+
+    Raises:
+        ValueError, FileNotFoundError: none is named, or the folder holds no model.
+    """
     name = run.model_name_or_path
     if not name:
         raise ValueError("There is no model. Set `model_name_or_path` to a folder or a Hub name.")
@@ -101,8 +111,8 @@ def load_text(
 ) -> tuple[CalibrationData, CalibrationData | None]:
     """Calibration and held-out evaluation data.
 
-    Without `eval_file`, the last blocks of the calibration source are held out for evaluation; for the Python manual, the
-    held-out topics are.
+    Without `eval_file` and `eval_split`, the last blocks of the calibration source are held out for evaluation; for the Python
+    manual, the held-out topics are.
 
     Raises:
         ValueError: nothing to calibrate on is named, or the text is too short.
@@ -117,11 +127,9 @@ def load_text(
         return _labelled_text(run, args, model, tokenizer, shape)
     held_out = None
     num_eval = (run.num_eval_samples or 0) if predicts_next_token(model) else 0  # perplexity is for causal language models
-    if run.eval_file is not None and num_eval:
-        texts = load_texts(run.eval_file, text_column=run.text_column)
-        held_out = build_calibration(
-            texts, tokenizer, num_samples=num_eval, shuffle=False, name=Path(run.eval_file).name, **shape
-        )
+    if names_eval(run) and num_eval:
+        texts = load_texts(*_eval_source(run), run.text_column)
+        held_out = build_calibration(texts, tokenizer, num_samples=num_eval, shuffle=False, name=_eval_name(run), **shape)
     if run.calibration == "self":
         generated = self_generated(
             model,
@@ -158,9 +166,9 @@ def _labelled_text(
     rows = _labelled_rows(run, model, tokenizer)
     num_eval = run.num_eval_samples or 0
     held_out = None
-    if run.eval_file is not None and num_eval:
-        others = _labelled_rows(run, model, tokenizer, run.eval_file)
-        held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=Path(run.eval_file).name, **shape)
+    if names_eval(run) and num_eval:
+        others = _labelled_rows(run, model, tokenizer, _eval_source(run))
+        held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=_eval_name(run), **shape)
     elif num_eval:
         rows, others = _split_rows(rows, num_eval, args.seed)
         held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=f"{_source_name(run)}, rows held out", **shape)
@@ -168,15 +176,16 @@ def _labelled_text(
     return build_calibration(rows, tokenizer, num_samples=wanted, name=_source_name(run), **shape), held_out
 
 
-def _labelled_rows(run: RunArguments, model: PreTrainedModel, tokenizer: Any, file: str | None = None) -> list[dict[str, Any]]:
+def _labelled_rows(
+    run: RunArguments, model: PreTrainedModel, tokenizer: Any, source: Source | None = None
+) -> list[dict[str, Any]]:
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ValueError(
             f"`label_column` is for models that classify texts, and this is a {type(model).__name__}. Leave it out, or load a "
             "checkpoint with a sequence classification head."
         )
-    named = {"calibration_file": file or run.calibration_file}
-    if file is None:
-        named |= {key: getattr(run, key) for key in ("dataset_name", "dataset_config_name", "dataset_split")}
+    names = ("calibration_file", "dataset_name", "dataset_config_name", "dataset_split")
+    named = dict(zip(names, source or [getattr(run, name) for name in names], strict=True))
     return load_labelled(
         named,
         model.config,
@@ -195,6 +204,21 @@ def _split_rows(rows: list[Any], number: int, seed: int) -> tuple[list[Any], lis
     if count == 0:
         raise ValueError(f"{len(rows)} labelled rows are too few to hold any out. Give more, or set `eval_file`.")
     return [rows[index] for index in sorted(order[count:])], [rows[index] for index in sorted(order[:count])]
+
+
+def names_eval(run: RunArguments) -> bool:
+    """Whether a file or split of its own is named to measure on."""
+    return run.eval_file is not None or run.eval_split is not None
+
+
+def _eval_source(run: RunArguments) -> Source:
+    if run.eval_file is not None:
+        return run.eval_file, None, None, "train"
+    return None, run.dataset_name, run.dataset_config_name, str(run.eval_split)
+
+
+def _eval_name(run: RunArguments) -> str:
+    return Path(run.eval_file).name if run.eval_file is not None else f"{run.dataset_name}:{run.eval_split}"
 
 
 def _source_name(run: RunArguments) -> str:
@@ -226,8 +250,9 @@ def recovery_rows(
     if args.recovery == "none":
         return None
     if run.label_column is not None:
-        rows = _labelled_rows(run, model, tokenizer, run.recovery_file)
-        if run.recovery_file is None and run.eval_file is None and run.num_eval_samples:
+        other = None if run.recovery_file is None else (run.recovery_file, None, None, "train")
+        rows = _labelled_rows(run, model, tokenizer, other)
+        if other is None and not names_eval(run) and run.num_eval_samples:
             rows, _ = _split_rows(rows, run.num_eval_samples, args.seed)  # the same split as for calibration
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).tolist()
         return [rows[index] for index in order[: run.num_recovery_samples]]

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -24,18 +25,22 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, 
 from transformers.utils import logging
 
 from . import checkpoint, rounds, saving
+from .architectures import family_of, network_of
 from .arguments import SpectralPruningArguments
-from .calibration import CalibrationData, build_calibration
+from .calibration import CalibrationData, build_calibration, build_images
 from .calibration.collect import predicts_next_token
 from .criteria import Diagnostics, Scores
 from .environment import library_versions, machine, peak_memory
-from .evaluation import num_parameters, perplexity, task_metrics
+from .evaluation import default_metrics, num_parameters, perplexity, task_metrics
+from .flops import is_vision, layer_macs
 from .planning import PruningPlan, RoundScores, summarise
 from .publishing import hub, write_card
 from .publishing.base_model import base_model_facts
-from .recovery import RecoveryOutput, lora_targets, recover, recovery_arguments
+from .recovery import RecoveryArguments, RecoveryOutput, lora_targets, recover, recovery_arguments
 from .rounds import Evidence, Run
-from .surgery import apply_plan, as_mistral, fingerprint, masked, settle_class
+from .surgery import apply_plan, as_mistral, fingerprint, has_batch_norms, masked, recalibrate_norms, settle_class
+from .targets import check_macs, macs_report, norm_notes, picture_of
+from .torch_model import wrap_for
 
 logger = logging.get_logger(__name__)
 
@@ -45,14 +50,14 @@ class PruningOutput:
     """What `prune()` returns, as TrainOutput is for Trainer.
 
     Attributes:
-        model: the pruned model.
+        model: the pruned model, or the plain network that was given.
         plan: what was kept, in the original model's numbering.
         metrics: figures of the run (parameters, reduction, seconds).
         report: everything that `pruning_report.json` holds.
         scores: of every round, in short, as in `pruning_scores.json`.
     """
 
-    model: PreTrainedModel
+    model: Any
     plan: PruningPlan
     metrics: dict[str, float]
     report: dict[str, Any]
@@ -63,11 +68,13 @@ class SpectralPruner:
     """Prunes a Hugging Face model by structured importance, with Trainer's conventions.
 
     Args:
-        model: the model to prune; it is changed in place.
+        model: the model to prune; it is changed in place. A plain PyTorch network that turns one tensor into logits is wrapped
+            as a `TorchModelForImageClassification`.
         args: options; the defaults remove 20 % of all parameters.
-        calibration_dataset: texts, a text or tokenised `datasets.Dataset`, batches, or `CalibrationData`.
+        calibration_dataset: texts, a text or tokenised `datasets.Dataset`, batches, or `CalibrationData`; pictures as
+            `build_images` takes them for models that read those.
         eval_dataset: the same, for `evaluate()`; where given, `prune()` measures before and after.
-        processing_class: tokenizer; needed for raw text, and saved beside the model.
+        processing_class: tokenizer or image processor; needed for raw text and pictures, and saved beside the model.
         callbacks: `TrainerCallback`s; a round is a step.
         train_dataset: tokenised rows or `CalibrationData` for the recovery.
         data_collator, teacher: see `recovery.recover`.
@@ -86,7 +93,7 @@ class SpectralPruner:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | nn.Module,
         args: SpectralPruningArguments | None = None,
         calibration_dataset: Any = None,
         eval_dataset: Any = None,
@@ -99,9 +106,11 @@ class SpectralPruner:
         teacher: PreTrainedModel | str | Path | None = None,
     ) -> None:
         self.args = args or SpectralPruningArguments()
+        self.processing_class = processing_class
+        if not isinstance(model, PreTrainedModel):
+            model = wrap_for(model, calibration_dataset, eval_dataset, self.args)
         self.model = saving.without_quantisation_marks(model)
         self.base_model = getattr(model.config, "_name_or_path", "") or None
-        self.processing_class = processing_class
         self.criterion = rounds.check_model(model, self.args)
         self.calibration = self._data(calibration_dataset, "calibration_dataset")
         rounds.check_data(model, self.args, self.criterion, self.calibration)
@@ -118,6 +127,7 @@ class SpectralPruner:
         # Bytes that the peak had reached before the run, and by which each station raised it: they add up to the peak.
         self.memory: dict[str, dict[str, int]] = {"start": peak_memory()}
         self.output: PruningOutput | None = None
+        self.macs_before: dict[str, int] = {}
         self.scores: Scores = {}
         self.state = TrainerState(
             max_steps=self.args.num_rounds,
@@ -158,11 +168,13 @@ class SpectralPruner:
                 evidence = self._calibrate()
             diagnostics: Diagnostics | None = None if run.scores else {}  # the report shows the dense model's
             self.scores = self._score(evidence, diagnostics)
-            plan = self._plan(run, round_index)
+            plan = self._plan(run, round_index, evidence)
             if self._must_stop(run, plan, round_index, metrics_before):
                 break
             with self._timed("surgery"):
                 evidence = rounds.cut(self.model, args, plan, evidence)
+                if self.calibration is not None:
+                    recalibrate_norms(self.model, self.calibration)
             run.add(plan, summarise(self.scores, plan, diagnostics))
             self._end_round(run, round_index)
             if self.control.should_training_stop:
@@ -208,8 +220,9 @@ class SpectralPruner:
     def plan(self) -> PruningPlan:
         """The plan that a one-round `prune()` would carry out, without cutting anything."""
         run = self._start(None)
-        self.scores = self.score()
-        return self._plan(run, self.args.num_rounds)
+        evidence = self._calibrate()
+        self.scores = self._score(evidence)
+        return self._plan(run, self.args.num_rounds, evidence)
 
     def evaluate(self, eval_dataset: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Held-out figures of the model as it stands.
@@ -227,7 +240,8 @@ class SpectralPruner:
             if self.compute_metrics is None and predicts_next_token(self.model):
                 figures = perplexity(self.model, data, progress=progress)
             else:
-                figures = task_metrics(self.model, data, self.compute_metrics, progress=progress)
+                compute_metrics = self.compute_metrics or default_metrics(self.model)
+                figures = task_metrics(self.model, data, compute_metrics, progress=progress)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
         self._event("on_evaluate", metrics=metrics)
@@ -307,7 +321,10 @@ class SpectralPruner:
     # ---- stations
 
     def _start(self, resume: bool | str | Path | None) -> Run:
-        run = rounds.start(self.model, self.args)
+        run = rounds.start(self.model, self.args, calibration=self.calibration)
+        run.notes += norm_notes(self.model, self.calibration)
+        if is_vision(self.model):
+            self.macs_before = layer_macs(self.model, picture_of(self.model, self.calibration))
         self.state.global_step = 0
         if resume:
             self._resume(run, resume)
@@ -330,10 +347,10 @@ class SpectralPruner:
         with self._timed("scoring"):
             return rounds.score(self.model, self.args, self.criterion, evidence, diagnostics)
 
-    def _plan(self, run: Run, round_index: int) -> PruningPlan:
+    def _plan(self, run: Run, round_index: int, evidence: Evidence) -> PruningPlan:
         if run.final_sizes is None:
             with self._timed("allocation"):
-                run.final_sizes = rounds.allocate(self.model, self.args, run, self.scores, self.calibration)
+                run.final_sizes = rounds.allocate(self.model, self.args, run, self.scores, self.calibration, evidence)
         return rounds.choose(self.model, self.args, run, self.scores, Fraction(round_index, self.args.num_rounds))
 
     def _must_stop(self, run: Run, plan: PruningPlan, round_index: int, before: dict[str, float]) -> bool:
@@ -362,6 +379,8 @@ class SpectralPruner:
             return
         if self.train_dataset is None:
             raise ValueError(f"`recovery` is `{self.args.recovery}`, but there is nothing to train on. Pass `train_dataset`.")
+        if family_of(self.model.config).traced:
+            _check_recovery_of_channels(self.args.recovery, recovery_args)
         if self.args.recovery == "lora":
             lora_targets(self.model, recovery_args.lora_target_modules)
         if self.args.recovery == "distill" and self.teacher in (None, self.model):
@@ -379,7 +398,8 @@ class SpectralPruner:
             self.evaluate()
         due = round_index % self.args.recalibrate_every == 0 and round_index < self.args.num_rounds
         if self.control.should_save and due:
-            repaired = self.model if self.args.compensation != "none" else None
+            changed = self.args.compensation != "none" or has_batch_norms(self.model)
+            repaired = self.model if changed else None
             checkpoint.save(str(self.args.output_dir), run.plan, run.final_sizes, self.state, run.scores, repaired)
             self._event("on_save")
 
@@ -418,9 +438,14 @@ class SpectralPruner:
             "versions": library_versions(),
             "self_check": None,
         }
+        if is_vision(self.model):
+            picture = picture_of(self.model, self.calibration)
+            macs = layer_macs(self.model, picture)
+            check_macs(run.target, {key: len(kept) for key, kept in run.plan.kept.items()}, macs)
+            report["macs"] = macs_report(self.macs_before, macs, picture["pixel_values"].shape[1:])
         for note in run.plan.notes:
             logger.warning(note)
-        self.output = PruningOutput(self.model, run.plan, metrics, report, run.scores)
+        self.output = PruningOutput(network_of(self.model), run.plan, metrics, report, run.scores)
         return self.output
 
     # ---- Trainer's conventions
@@ -457,4 +482,19 @@ class SpectralPruner:
     def _data(self, source: Any, name: str) -> CalibrationData | None:
         if source is None or isinstance(source, CalibrationData):
             return source
+        if is_vision(self.model):
+            processor, config, seed = self.processing_class, self.model.config, self.args.seed
+            if name == "eval_dataset":
+                return build_images(source, processor, config, num_samples=None, seed=seed, name=name)
+            return build_images(source, processor, config, seed=seed, name=name)
         return build_calibration(source, self.processing_class, seed=self.args.seed, name=name)
+
+
+def _check_recovery_of_channels(method: str, args: RecoveryArguments) -> None:
+    if method == "lora":
+        raise ValueError('`recovery="lora"` is for transformers, whose linear layers take adapters. Use `full` or `distill`.')
+    if method == "distill" and args.distill_hidden_weight > 0:
+        raise ValueError(
+            "Hidden states of a network that is pruned by channels are narrower than its teacher's, so they cannot be compared. "
+            'Set `recovery_args={"distill_hidden_weight": 0}`.'
+        )

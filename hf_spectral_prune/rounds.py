@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from torch import Tensor
@@ -12,7 +12,8 @@ from .ablation import loss_curves, score_damage
 from .architectures import UnitGroup, family_of, unit_groups
 from .arguments import SpectralPruningArguments
 from .calibration import CalibrationData, GroupMoments, collect_moments
-from .calibration.collect import Batch, check_targets, split_by_memory
+from .calibration.collect import Batch, check_targets, num_rows, split_by_memory
+from .calibration.signals import Spatial
 from .criteria import (
     Criterion,
     Diagnostics,
@@ -24,9 +25,20 @@ from .criteria import (
     select_statistics,
 )
 from .environment import library_versions
-from .evaluation import num_non_embedding_parameters, num_parameters
-from .planning import Limits, PruningPlan, RoundScores, Sizes, choose_units, per_layer_sizes, sizes_after_round, uniform_sizes
-from .surgery import add_consumer_biases, apply_plan, fingerprint, stock_accepts_heads
+from .evaluation import num_parameters
+from .planning import (
+    Limits,
+    PruningPlan,
+    RoundScores,
+    Sizes,
+    choose_units,
+    per_layer_sizes,
+    share_sizes,
+    sizes_after_round,
+    uniform_sizes,
+)
+from .surgery import add_consumer_biases, apply_plan, check_compensation, check_mistral, fingerprint, stock_accepts_heads
+from .targets import Target, check_scope, set_target
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Run:
     groups: list[UnitGroup]
     limits: Limits
     parameters_before: int
-    target_parameters: int
+    target: Target
     fingerprint: str
     final_sizes: Sizes | None = None
     plan: PruningPlan | None = None
@@ -76,8 +88,13 @@ class Run:
 
 
 def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Criterion:
-    """Tells of an unknown family, criterion or kind of unit, and of weights that cannot be cut, before any work."""
+    """Tells of an unknown family, criterion or kind of unit, of weights that cannot be cut, and of options that the family
+    does not have, before any work."""
     unit_groups(model, args.units)
+    check_scope(model, args)
+    check_compensation(model, args.compensation)
+    if args.stock_class == "mistral":
+        check_mistral(model)
     return make_criterion(args.criterion, args.criterion_options)
 
 
@@ -98,32 +115,37 @@ def check_data(
             check_targets(model, batch)
 
 
-def start(model: PreTrainedModel, args: SpectralPruningArguments, weights: str | None = None) -> Run:
+def start(
+    model: PreTrainedModel,
+    args: SpectralPruningArguments,
+    weights: str | None = None,
+    calibration: CalibrationData | None = None,
+) -> Run:
     """Measures the original model and sets the target; gives the consumers their biases where the repair needs them.
 
     Args:
         weights: the fingerprint of the weights, where it is known or taken later; None takes it now.
+        calibration: its first picture is what FLOPs are counted on.
     """
     before = num_parameters(model)
-    base = {
-        "all": before,
-        "non_embedding": num_non_embedding_parameters(model),
-        "prunable": sum(group.size * group.parameters_per_unit for group in unit_groups(model, args.units)),
-    }[args.target_scope]
     weights = fingerprint(model) if weights is None else weights
+    target = set_target(model, args, before, before, calibration)
     if args.compensation == "bias":
         add_consumer_biases(model, args.layout)
+        target = replace(set_target(model, args, before, num_parameters(model), calibration), goal=target.goal)
     return Run(
         groups=unit_groups(model, args.units),
         limits=_limits(model, args),
         parameters_before=before,
-        target_parameters=before - int(args.target_reduction * base),
+        target=target,
         fingerprint=weights,
     )
 
 
 def _limits(model: PreTrainedModel, args: SpectralPruningArguments) -> Limits:
     config = model.config
+    if family_of(config).traced:
+        return Limits(args.round_to, _min_units(args))
     free = args.layout == "per_layer" or args.stock_class == "mistral" or "heads" not in args.units
     heads = next((group for group in unit_groups(model) if group.kind == "heads"), None)
     if free or heads is None or config.is_heterogeneous:
@@ -133,7 +155,7 @@ def _limits(model: PreTrainedModel, args: SpectralPruningArguments) -> Limits:
 
 
 def _min_units(args: SpectralPruningArguments) -> dict[str, int]:
-    return {"ffn": args.min_ffn_units, "heads": args.min_kv_groups}
+    return {"ffn": args.min_ffn_units, "heads": args.min_kv_groups, "channels": args.min_channels}
 
 
 def calibrate(
@@ -145,9 +167,12 @@ def calibrate(
         return Evidence({}, {}, {})
     assert calibration is not None
     # Criteria that stream statistics of their own read no moments: no pass is spent on them.
-    moments = _collect(model, args, criterion.signals, calibration) if criterion.needs_moments or repairs else {}
+    needed = criterion.needs_moments or repairs
+    moments = _collect(model, args, criterion.signals, criterion.positions, calibration) if needed else {}
     # A repair reproduces outputs, so it needs the moments of the activations themselves.
-    repair = _collect(model, args, "activations", calibration) if repairs and criterion.signals == "loss" else moments
+    repair = moments
+    if repairs and criterion.signals == "loss":
+        repair = _collect(model, args, "activations", criterion.positions, calibration)
     statistics = collect_statistics(
         model,
         unit_groups(model, args.units),
@@ -161,12 +186,15 @@ def calibrate(
 
 
 def _collect(
-    model: PreTrainedModel, args: SpectralPruningArguments, signals: str, calibration: CalibrationData
+    model: PreTrainedModel, args: SpectralPruningArguments, signals: str, positions: Spatial, calibration: CalibrationData
 ) -> dict[str, GroupMoments]:
+    spatial = replace(positions, seed=args.seed)
     limit = None if args.max_moment_gib is None else int(args.max_moment_gib * 2**30)
     moments: dict[str, GroupMoments] = {}
     for part in split_by_memory(model, unit_groups(model, args.units), limit):
-        moments |= collect_moments(model, part, calibration.batches, signals=signals, progress=not args.disable_tqdm)
+        moments |= collect_moments(
+            model, part, calibration.batches, signals=signals, spatial=spatial, progress=not args.disable_tqdm
+        )
     return moments
 
 
@@ -191,33 +219,44 @@ def score(
 
 
 def allocate(
-    model: PreTrainedModel, args: SpectralPruningArguments, run: Run, scores: Scores, calibration: CalibrationData | None
+    model: PreTrainedModel,
+    args: SpectralPruningArguments,
+    run: Run,
+    scores: Scores,
+    calibration: CalibrationData | None,
+    evidence: Evidence | None = None,
 ) -> Sizes:
     """Sizes that the last round will leave; adds notes about head counts to `run`.
+
+    Args:
+        evidence: with it, loss curves are those of layers repaired as the cut will repair them.
 
     Raises:
         ValueError: the target is out of reach, or less than the smallest step.
     """
-    now = num_parameters(model)
+    target = run.target
     damage = None
     if args.allocation == "loss_curves":
         assert calibration is not None
         batches = _first_sequences(calibration, args.num_allocation_samples)
-        damage = loss_curves(model, run.groups, scores, batches, progress=not args.disable_tqdm)
+        repair = evidence.repair if evidence is not None and args.compensation == "least_squares" else None
+        damage = loss_curves(model, run.groups, scores, batches, repair=repair, ridge=args.ridge, progress=not args.disable_tqdm)
     elif args.allocation == "scores":
         damage = score_damage(scores)
     if args.layout == "per_layer":
         assert damage is not None
-        sizes = per_layer_sizes(run.groups, now, run.target_parameters, run.limits, damage)
+        sizes = per_layer_sizes(target.groups, target.now, target.goal, run.limits, damage, target.count)
+    elif target.count is not None:
+        sizes = share_sizes(target.groups, target.now, target.goal, run.limits, target.count)
     else:
-        sizes = uniform_sizes(run.groups, now, run.target_parameters, run.limits, damage)
-        free = uniform_sizes(run.groups, now, run.target_parameters, Limits(args.round_to, _min_units(args)), damage)
+        sizes = uniform_sizes(target.groups, target.now, target.goal, run.limits, damage)
+        free = uniform_sizes(target.groups, target.now, target.goal, Limits(args.round_to, _min_units(args)), damage)
         run.notes += _head_notes(run.groups, sizes, free, fixed=family_of(model.config).stock_heads == "fixed")
     if all(sizes[group.key] == group.size for group in run.groups):
-        step = min(run.limits.step(group) * group.parameters_per_unit for group in run.groups)
+        step = min(run.limits.step(group) * group.parameters_per_unit for group in target.groups)
         raise ValueError(
-            f"`target_reduction` is {args.target_reduction}, {now - run.target_parameters:,} parameters, which is less than "
-            f"the smallest step of this layout ({step:,} parameters a layer). Raise the target or lower `round_to`."
+            f"`target_reduction` is {args.target_reduction}, {target.now - target.goal:,} {target.unit}, which is less than "
+            f"the smallest step of this layout ({step:,} {target.unit} a layer). Raise the target or lower `round_to`."
         )
     return sizes
 
@@ -226,7 +265,7 @@ def _first_sequences(calibration: CalibrationData, number: int) -> list[Batch]:
     batches: list[Batch] = []
     count = 0
     for batch in calibration.batches:
-        take = min(len(batch["input_ids"]), number - count)
+        take = min(num_rows(batch), number - count)
         if take <= 0:
             break
         batches.append({name: value[:take] for name, value in batch.items()})
@@ -244,6 +283,7 @@ def choose(
         scores,
         sizes_after_round(run.groups, run.final_sizes, share, run.limits),
         num_parameters(model),
+        None if run.target.budget is None else run.target.budget.parameters,
         model_type=model.config.model_type,
         layout=args.layout,
         criterion=args.criterion,

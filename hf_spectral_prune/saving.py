@@ -16,6 +16,9 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, TrainerState
 from transformers.utils import logging
 
+from .architectures import network_of
+from .architectures.tracing import example_input
+from .flops import is_vision
 from .planning import SCORES_FILE, scores_to_json
 from .publishing.card import read_card, readme_text, write_card
 from .publishing.folder import README, file_digests
@@ -147,8 +150,11 @@ def _publish(temporary: Path, folder: Path) -> None:
 def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Fixed random token ids on which two copies of a model are compared: 2 sequences of up to 64 tokens, (2, T).
 
-    For multiple choice they are 2 questions with 2 choices each, (2, 2, T).
+    For multiple choice they are 2 questions with 2 choices each, (2, 2, T); for models that read pictures, 2 pictures of noise.
     """
+    if is_vision(model):
+        picture = example_input(model).to(model.dtype)
+        return {"pixel_values": torch.cat([picture, -picture])}
     generator = torch.Generator().manual_seed(0)
     # Not to the last position: RoBERTa's numbering begins behind its pad token.
     length = min(64, (getattr(model.config, "max_position_embeddings", None) or 128) // 2)
@@ -181,6 +187,8 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, An
         command = [sys.executable, str(_SELF_CHECK), str(folder), str(probe), str(torch.get_num_threads())]
         command += [model.config._attn_implementation or "eager", str(model.device)]
         environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch) / "modules"), "HF_HUB_OFFLINE": "1"}
+        if network_of(model) is not model:  # the class of a plain network is imported from where this process has it
+            environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -195,7 +203,7 @@ def _compare(road: str, result: dict[str, Any], model: PreTrainedModel) -> None:
     tolerance = result["allowed"] = _TOLERANCE.get(model.dtype, 1e-5) * max(1.0, result["max_abs"])
     if result["max_abs_diff"] <= tolerance:
         return
-    sums = {name: float(value.double().sum()) for name, value in model.state_dict().items()}
+    sums = {name: float(value.double().sum()) for name, value in network_of(model).state_dict().items()}
     differing = [name for name, value in sums.items() if result["sums"].get(name) != value]
     what = f"the first weight that differs is `{differing[0]}`" if differing else "all weights are equal, so the config differs"
     raise RuntimeError(

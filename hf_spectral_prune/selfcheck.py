@@ -1,9 +1,11 @@
 """Reloads a saved folder in a process of its own and prints what came back, as JSON. Run by `saving.py`, not imported.
 
-Usage: selfcheck.py FOLDER PROBE THREADS. PROBE is a safetensors file with the inputs and the expected first output. The
-package is not imported before the folder has been loaded without it, so the folder is proved to stand alone.
+Usage: selfcheck.py FOLDER PROBE THREADS ATTENTION DEVICE. PROBE is a safetensors file with the inputs and the expected first
+output. The package is not imported before the folder has been loaded without it, so the folder is proved to stand alone.
 """
 
+import importlib
+import importlib.util
 import json
 import sys
 
@@ -32,9 +34,33 @@ def compare(folder: str, probe: dict, auto_name: str, attention: str, device: st
     """Loads the folder with an Auto class and compares its first output with the expected one."""
     auto = getattr(transformers, auto_name)
     model = auto.from_pretrained(folder, dtype="auto", attn_implementation=attention, **options).eval().to(device)
+    for value in (*model.parameters(), *model.buffers()):
+        value.data = value.data.clone()  # a mapped file is not aligned as fresh memory is, and may take another kernel
     inputs = {name: value.to(device) for name, value in probe.items() if name != "expected"}
     with torch.inference_mode():
         output = model(**inputs)[0].float().cpu()
+    return differences(model, output, probe)
+
+
+def compare_network(folder: str, probe: dict, name: str, device: str) -> dict:
+    """The same for a plain network, whose class `module:name` is imported, and narrowed by the file in the folder."""
+    module, _, qualified = name.partition(":")
+    network: object = importlib.import_module(module)
+    for part in qualified.split("."):
+        network = getattr(network, part)
+    spec = importlib.util.spec_from_file_location("cria_channels", f"{folder}/cria_channels.py")
+    assert spec is not None and spec.loader is not None
+    shipped = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(shipped)
+    inputs = probe["pixel_values"].to(device)
+    model = shipped.cria_class(network).from_pretrained(folder).eval().to(device, inputs.dtype)
+    with torch.inference_mode():
+        output = model(inputs)
+    return differences(model, (output if isinstance(output, torch.Tensor) else output[0]).float().cpu(), probe)
+
+
+def differences(model: torch.nn.Module, output: torch.Tensor, probe: dict) -> dict:
+    """What the other process wants to know."""
     expected = probe["expected"].float()
     same_shape = output.shape == expected.shape
     return {
@@ -51,11 +77,13 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     with open(f"{folder}/config.json", encoding="utf-8") as file:
         config = json.load(file)
-    architecture = config["architectures"][0]
+    architecture = config.get("architectures", [""])[0]
     auto_name = next((auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending)), "AutoModel")
     probe = load_file(probe_file)
     results = {}
-    if "auto_map" in config:
+    if "cria_network" in config:
+        results["plain"] = compare_network(folder, probe, config["cria_network"], device)
+    elif "auto_map" in config:
         results["remote_code"] = compare(folder, probe, auto_name, attention, device, trust_remote_code=True)
         assert "hf_spectral_prune" not in sys.modules
         import hf_spectral_prune  # noqa: F401  (importing registers the classes)

@@ -70,6 +70,18 @@ def test_calibration_from_the_model_itself(folder):
     assert report["calibration"]["num_sequences"] == 8
 
 
+def test_a_split_of_its_own_is_measured_on(folder):
+    words = (folder / "text.txt").read_text().split()
+    (folder / "data").mkdir()
+    (folder / "data" / "train.txt").write_text(" ".join(words[:1500]))
+    (folder / "data" / "test.txt").write_text(" ".join(words[1500:]))
+    more = {"calibration_file": None, "dataset_name": folder / "data", "eval_split": "test", "num_eval_samples": 4}
+    assert main(["prune", *flags(folder, **more)]) == 0
+    protocol = json.loads((folder / "out" / "pruning_report.json").read_text())["evaluation"]
+    assert protocol["source"] == f"{folder / 'data'}:test"
+    assert protocol["num_sequences"] == 4
+
+
 @pytest.fixture
 def classifier(tmp_path, tokenizer):
     """A tiny classifier with its tokenizer, and tables of words whose label is the parity of the first."""
@@ -182,6 +194,9 @@ def test_no_command_prints_the_commands(capsys):
         ({"gguf_file": "absent.gguf"}, ["absent.gguf"]),
         ({"device": "tpu9"}, ["device"]),
         ({"output_dir": None}, ["--output_dir"]),
+        ({"eval_split": "test"}, ["`eval_split` `test`", "`dataset_name`"]),
+        ({"calibration_file": None, "dataset_name": "x", "eval_split": "train"}, ["calibrated on", "another split"]),
+        ({"calibration_file": None, "dataset_name": "x", "eval_split": "test", "eval_file": "f"}, ["Give one"]),
         ({"num_rounds": "0"}, ["num_rounds"]),
         ({"resume_from_checkpoint": "/nowhere"}, ["no checkpoint"]),
     ],

@@ -11,9 +11,12 @@ from conftest import FAMILIES, logits, random_batch, tiny_model
 from transformers import TrainerCallback
 
 from hf_spectral_prune import PruningPlan, SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune.ablation import SuffixLoss, loss_curves
 from hf_spectral_prune.architectures import unit_groups
+from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.evaluation import num_parameters
 from hf_spectral_prune.surgery import apply_plan, settle_class
+from hf_spectral_prune.surgery.cut import cut_group
 
 
 def make_pruner(model, batches, **fields) -> SpectralPruner:
@@ -241,6 +244,20 @@ def test_moments_in_several_passes_give_the_same_plan(batches):
 def test_every_allocation_works_for_uniform(allocation, batches):
     output = make_pruner(tiny_model(), batches, allocation=allocation).prune()
     assert type(output.model).__name__ == "LlamaForCausalLM"
+
+
+def test_loss_curves_of_repaired_layers_are_those_of_the_repaired_model(batches):
+    model = tiny_model()
+    group = unit_groups(model, ["ffn"])[1]
+    moments = collect_moments(model, [group], batches, progress=False)
+    scores = {group.key: torch.arange(group.size, dtype=torch.float64)}
+    before = logits(model, random_batch())
+    (curve,) = loss_curves(model, [group], scores, batches, repair=moments, fractions=(0.5,), progress=False).values()
+    assert torch.equal(logits(model, random_batch()), before)
+    half = group.size // 2
+    clean = SuffixLoss(model, batches).clean
+    cut_group(model, group, torch.arange(half, group.size), "least_squares", moments[group.key])
+    assert float(curve[half]) == pytest.approx(max(SuffixLoss(model, batches).clean - clean, 0.0), abs=1e-6)
 
 
 def test_loss_aware_scores_rank_over_all_layers(batches):

@@ -1,22 +1,42 @@
 """What each supported model family looks like: tables, no maths, no surgery."""
 
-from .base import Family, Producer, Signal, UnitKind
+from .base import Family, Producer, Signal, Slice, UnitKind
 from .bert import FAMILIES as _ENCODER_FAMILIES
-from .groups import UnitGroup, family_of, layer_field, layers_of, module_of, unit_groups
+from .channels import FAMILIES as _CHANNEL_FAMILIES
+from .groups import (
+    Part,
+    UnitGroup,
+    consumers,
+    family_of,
+    layer_field,
+    layers_of,
+    module_of,
+    network_of,
+    parts,
+    take,
+    unit_groups,
+)
 from .llama import FAMILIES as _LLAMA_FAMILIES
+from .vit import FAMILIES as _VIT_FAMILIES
 
-FAMILIES: tuple[Family, ...] = (*_LLAMA_FAMILIES, *_ENCODER_FAMILIES)
+FAMILIES: tuple[Family, ...] = (*_LLAMA_FAMILIES, *_ENCODER_FAMILIES, *_VIT_FAMILIES, *_CHANNEL_FAMILIES)
 
 __all__ = [
     "FAMILIES",
     "Family",
+    "Part",
     "Producer",
     "Signal",
+    "Slice",
     "UnitGroup",
     "UnitKind",
+    "consumers",
     "family_of",
     "layer_field",
     "layers_of",
     "module_of",
+    "network_of",
+    "parts",
+    "take",
     "unit_groups",
 ]

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
+
 UnitKindName = Literal["ffn", "heads", "channels"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The entries of one module that belong to a group's units.
+
+    Attributes:
+        path: of the module, from the root of the network.
+        side: "output" for rows of its weight and entries of its bias, of a norm's vectors and of its statistics; "input" for
+            columns of its weight.
+        index: (units, entries) int64, the positions along that side that belong to each unit.
+        num_blocks: a unit's entries lie in this many blocks of equal width, above 1 only for fused projections.
+    """
+
+    path: str
+    side: Literal["input", "output"]
+    index: Tensor
+    num_blocks: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,7 @@ class Family:
         stock_heads: which uniform head counts the stock config accepts: "any", "divides_hidden" or "fixed" (the head size is
             `hidden_size` over the number of heads, so only the original number leaves it as it was).
         stock_class_prefix: prefix of the stock task classes, e.g. "Llama" of `LlamaForCausalLM`.
+        traced: the units are channels, found by tracing the module graph (`tracing.py`) instead of by a table.
     """
 
     name: str
@@ -83,11 +105,26 @@ class Family:
     stock_heads: Literal["any", "divides_hidden", "fixed"] = "any"
     stock_class_prefix: str = ""
     notes: str = field(default="", compare=False)
+    traced: bool = False
+
+    @property
+    def unit_kinds(self) -> tuple[UnitKindName, ...]:
+        """Names of the kinds of unit that the family has."""
+        return ("channels",) if self.traced else tuple(row.kind for row in self.kinds)
 
     def kind(self, name: str) -> UnitKind:
         """The table's row for one kind of unit."""
-        for row in self.kinds:
-            if row.kind == name:
-                return row
-        known = ", ".join(f"`{row.kind}`" for row in self.kinds)
-        raise ValueError(f"`units` asks for `{name}`, but the {self.name} family has {known}. Choose from those.")
+        self.check_kinds((name,))
+        (found,) = [row for row in self.kinds if row.kind == name]
+        return found
+
+    def check_kinds(self, names: Iterable[str]) -> None:
+        """Checks that the family has these kinds of unit.
+
+        Raises:
+            ValueError: it has not; names those it has.
+        """
+        for name in names:
+            if name not in self.unit_kinds:
+                known = ", ".join(f"`{kind}`" for kind in self.unit_kinds)
+                raise ValueError(f"`units` asks for `{name}`, but the {self.name} family has {known}. Choose from those.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ..naming import did_you_mean
-from .base import Family, UnitKind, UnitKindName
+from .base import Family, Slice, UnitKind, UnitKindName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -22,8 +23,12 @@ class UnitGroup:
         layer: index of the layer.
         kind: "ffn", "heads" or "channels".
         size: number of units now.
-        channels_per_unit: consumer columns that a unit owns (1 for a neuron, query heads * head_dim for a KV group).
-        parameters_per_unit: parameters that leave the model with one unit, biases included.
+        channels_per_unit: consumer columns that a unit owns (1 for a neuron, query heads * head_dim for a KV group; for traced
+            channels the nodes of its signals).
+        parameters_per_unit: parameters that leave the model with one unit, biases included, as the others are now.
+        name: path of the first module that makes the channels, for traced groups.
+        slices: what belongs to the units, for traced groups; table families say it in their table.
+        before: where the input-side signal of a traced group is read: outputs of these modules.
     """
 
     layer: int
@@ -31,11 +36,14 @@ class UnitGroup:
     size: int
     channels_per_unit: int
     parameters_per_unit: int
+    name: str = ""
+    slices: tuple[Slice, ...] = field(default=(), compare=False, repr=False)
+    before: tuple[Slice, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def key(self) -> str:
-        """The group's name in plans, scores and reports, e.g. "layers.3.ffn"."""
-        return f"layers.{self.layer}.{self.kind}"
+        """The group's name in plans, scores and reports, e.g. "layers.3.ffn" or "layer1.0.conv1.channels"."""
+        return f"{self.name or f'layers.{self.layer}'}.{self.kind}"
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -58,8 +66,11 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's list of layers, whatever task head is on top."""
-    layers = model.base_model.get_submodule(family_of(model.config).layers)
+    """The model's list of layers, whatever task head is on top; empty for a traced network, which has no list of its own."""
+    family = family_of(model.config)
+    if family.traced:
+        return nn.ModuleList()
+    layers = model.base_model.get_submodule(family.layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
@@ -67,6 +78,67 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 def module_of(model: PreTrainedModel, layer: int, path: str) -> Any:
     """The module at `path` inside one layer; a linear layer for every producer and consumer of a family table."""
     return layers_of(model)[layer].get_submodule(path)
+
+
+def network_of(model: PreTrainedModel) -> nn.Module:
+    """The network that paths of slices start from: the model, or the plain network inside a `TorchModel`."""
+    network: nn.Module = model.get_submodule("network") if model.config.model_type == "torch" else model
+    return network
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A slice together with its module.
+
+    Attributes:
+        name: what the criteria call it; its path inside the layer for table families.
+        module: the module itself.
+        slice: which of its entries belong to the units.
+    """
+
+    name: str
+    module: Any
+    slice: Slice
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the module reads the units (a consumer), rather than making them or passing them on."""
+        return self.slice.side == "input"
+
+
+def parts(model: PreTrainedModel, group: UnitGroup) -> list[Part]:
+    """Everything in the model that belongs to a group's units, consumers last."""
+    if group.slices:
+        network = network_of(model)
+        found = [Part(piece.path, network.get_submodule(piece.path), piece) for piece in group.slices]
+        return [part for part in found if not part.is_input] + [part for part in found if part.is_input]
+    row = family_of(model.config).kind(group.kind)
+    found = []
+    for producer in row.producers:
+        linear = module_of(model, group.layer, producer.module)
+        index = _block_index(linear.out_features, group.size, producer.num_blocks)
+        found.append(Part(producer.module, linear, Slice(producer.module, "output", index, producer.num_blocks)))
+    consumer = module_of(model, group.layer, row.consumer)
+    index = torch.arange(consumer.in_features).reshape(group.size, -1)
+    return [*found, Part(row.consumer, consumer, Slice(row.consumer, "input", index))]
+
+
+def take(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows of a tensor by index; the tensor itself where that is all of them in order, which costs no memory."""
+    index = index.to(tensor.device)
+    if len(index) == len(tensor) and torch.equal(index, torch.arange(len(index), device=index.device)):
+        return tensor
+    return tensor[index]
+
+
+def consumers(model: PreTrainedModel, group: UnitGroup) -> list[Part]:
+    """The modules that read a group's units."""
+    return [part for part in parts(model, group) if part.is_input]
+
+
+def _block_index(rows: int, size: int, num_blocks: int) -> torch.Tensor:
+    """(size, rows / size): every unit's rows of a projection laid out as (num_blocks, size, rows per unit and block)."""
+    return torch.arange(rows).reshape(num_blocks, size, -1).transpose(0, 1).reshape(size, -1)
 
 
 def layer_field(config: PreTrainedConfig, layer: int, name: str) -> Any:
@@ -101,8 +173,14 @@ def unit_groups(model: PreTrainedModel, kinds: tuple[str, ...] | list[str] | Non
         kinds: kinds of unit to list; None lists all the family has.
 
     Raises:
-        ValueError: unknown family, unknown kind, or weights that cannot be cut (quantised, wrapped by an adapter).
+        ValueError: unknown family, unknown kind, weights that cannot be cut (quantised, wrapped by an adapter), or a network
+            that cannot be traced (see `traced_groups`).
     """
     family = family_of(model.config)
+    family.check_kinds(kinds or ())
+    if family.traced:
+        from .tracing import traced_groups  # needs torch-pruning, which is an extra
+
+        return traced_groups(model)
     rows = family.kinds if kinds is None else tuple(family.kind(kind) for kind in kinds)
     return [_group(model, layer, row) for layer in range(len(layers_of(model))) for row in rows]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,36 +15,12 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.generic import find_labels
 
-from ..architectures import Signal, UnitGroup, family_of, module_of
+from ..architectures import UnitGroup, consumers, family_of
 from .moments import GroupMoments, Moments
+from .signals import ALL, Reader, Side, Spatial, num_signal_channels, readers
 
 Batch = dict[str, Tensor]
-
-
-@contextmanager
-def read_signal(model: PreTrainedModel, group: UnitGroup, signal: Signal, sink: Callable[[Tensor], None]) -> Iterator[None]:
-    """Passes the signal's value (B, T, n) to `sink` at every forward pass while the context is open."""
-    module = module_of(model, group.layer, signal.module)
-
-    def pick(value: Tensor) -> None:
-        sink(value.chunk(signal.num_blocks, dim=-1)[signal.block] if signal.num_blocks > 1 else value)
-
-    if signal.side == "input":
-        handle = module.register_forward_pre_hook(lambda _module, args: pick(args[0]))
-    else:
-        handle = module.register_forward_hook(lambda _module, _args, output: pick(output))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def num_signal_channels(model: PreTrainedModel, group: UnitGroup, signal: Signal) -> int:
-    """Number of channels a signal carries."""
-    module = module_of(model, group.layer, signal.module)
-    assert isinstance(module, nn.Linear)
-    width = module.in_features if signal.side == "input" else module.out_features
-    return width // signal.num_blocks
+_SIDES: tuple[Side, Side] = ("before", "after")
 
 
 class _Pass:
@@ -54,7 +31,7 @@ class _Pass:
         self.workspaces: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def start(self, batch: Batch) -> None:
-        """Notes the mask of the batch that runs next."""
+        """Notes the mask of the batch that runs next; images have none."""
         mask = batch.get("attention_mask")
         # The base model sees the choices of a multiple-choice batch (B, C, T) as rows.
         self.mask = None if mask is None or bool(mask.all()) else mask.bool().flatten(0, -2)
@@ -83,8 +60,7 @@ class _Pass:
 
 
 def _moment_bytes(model: PreTrainedModel, group: UnitGroup) -> int:
-    row = family_of(model.config).kind(group.kind)
-    return sum(8 * num_signal_channels(model, group, signal) ** 2 for signal in (row.before, row.after))
+    return sum(8 * num_signal_channels(model, group, side) ** 2 for side in _SIDES)
 
 
 def split_by_memory(model: PreTrainedModel, groups: Sequence[UnitGroup], max_bytes: int | None) -> list[list[UnitGroup]]:
@@ -124,22 +100,23 @@ def collect_moments(
     batches: Iterable[Batch],
     *,
     signals: str = "activations",
+    spatial: Spatial = ALL,
     progress: bool = True,
 ) -> dict[str, GroupMoments]:
     """Fills both sides' moments of every group in one pass over the batches.
 
     Args:
-        batches: dicts of tensors with `input_ids` (B, T) and `attention_mask` (B, T), or (B, C, T) for multiple choice;
-            masked positions never count.
+        batches: dicts of tensors with `input_ids` (B, T) and `attention_mask` (B, T), or (B, C, T) for multiple choice,
+            or with `pixel_values` (B, C, H, W); masked positions never count.
         signals: "activations" reads the hidden states; "loss" multiplies every output-side signal by its loss gradient,
             `m_i(t) = h_i(t) * dL/dh_i(t)` (one backward pass; the batch's `labels` make the loss, or for a causal language
             model without them the next token).
+        spatial: which positions of a channel's map count.
 
     Raises:
         ValueError: an activation is not finite (names the group), there was no unpadded position, or a loss is needed and
             `labels` are missing.
     """
-    family = family_of(model.config)
     moments = {}
     shared = _Pass()
     was_training = model.training
@@ -147,25 +124,23 @@ def collect_moments(
     with ExitStack() as stack:
         stack.callback(model.train, was_training)
         for group in groups:
-            row = family.kind(group.kind)
-            sides = [
-                Moments.zeros(
-                    num_signal_channels(model, group, signal), module_of(model, group.layer, signal.module).weight.device
-                )
-                for signal in (row.before, row.after)
-            ]
-            moments[group.key] = GroupMoments(*sides)
-            stack.enter_context(read_signal(model, group, row.before, shared.adder(sides[0])))
-            add_after = shared.adder(sides[1])
-            sink = add_after if signals == "activations" else _times_gradient(add_after)
-            stack.enter_context(read_signal(model, group, row.after, sink))
+            device = consumers(model, group)[0].module.weight.device
+            totals = [Moments.zeros(num_signal_channels(model, group, side), device) for side in _SIDES]
+            moments[group.key] = GroupMoments(*totals)
+            for side, total in zip(_SIDES, totals, strict=True):
+                add = shared.adder(total)
+                for reader in readers(model, group, side, spatial):
+                    sink = _as_rows(reader, add)
+                    if side == "after" and signals == "loss":
+                        sink = _times_gradient(sink)
+                    stack.enter_context(reader.reading(sink))
         _run_batches(model, batches, shared, signals, progress)
-    for sides_ in moments.values():
-        for side in sides_:
-            side.symmetrise()
-            side.all_reduce()
+    for sides in moments.values():
+        for total in sides:
+            total.symmetrise()
+            total.all_reduce()
     _check_finite(moments)
-    if any(sides_.after.count == 0 for sides_ in moments.values()):
+    if any(sides.after.count == 0 for sides in moments.values()):
         raise ValueError("The calibration set has no unpadded position. Give text that is not empty.")
     return moments
 
@@ -177,23 +152,23 @@ def stream_signals(
     sinks: Mapping[str, Callable[[Tensor], None]],
     *,
     signals: str = "activations",
+    spatial: Spatial = ALL,
     progress: bool = True,
 ) -> None:
     """Passes the real positions (N, n) of every group's output-side signal to the group's sink ({group key: sink}).
 
-    A sink is called once a batch with the activations, or with `signals="loss"` once a sequence with `h_i(t) * dL/dh_i(t)`
-    of the sequence's summed loss L.
+    A sink is called once a batch (and consumer) with the activations, or with `signals="loss"` once a sequence with
+    `h_i(t) * dL/dh_i(t)` of the sequence's summed loss L.
     """
-    family = family_of(model.config)
     shared = _Pass()
     was_training = model.training
     model.eval()
     with ExitStack() as stack:
         stack.callback(model.train, was_training)
         for group in groups:
-            sink = shared.real_to(sinks[group.key])
-            sink = sink if signals == "activations" else _times_gradient(sink)
-            stack.enter_context(read_signal(model, group, family.kind(group.kind).after, sink))
+            for reader in readers(model, group, "after", spatial):
+                sink = _as_rows(reader, shared.real_to(sinks[group.key]))
+                stack.enter_context(reader.reading(sink if signals == "activations" else _times_gradient(sink)))
         _run_batches(model, batches, shared, signals, progress)
 
 
@@ -207,6 +182,10 @@ def _run_batches(model: PreTrainedModel, batches: Iterable[Batch], shared: _Pass
         for batch in tqdm(batches, desc="Calibrating", disable=not progress, leave=False):
             shared.start(batch)
             run(model, _to_device(batch, model.device))
+
+
+def _as_rows(reader: Reader, sink: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    return lambda value: sink(reader.rows(value.detach()))
 
 
 def _times_gradient(add: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
@@ -224,6 +203,9 @@ def _forward(model: PreTrainedModel, batch: Batch) -> None:
     # The language-model head is skipped: no signal lies behind it, and it is a fifth of a small model's work.
     targets = {"labels", *find_labels(type(model))}
     inputs = {name: value for name, value in batch.items() if name not in targets}
+    if "pixel_values" in batch:  # the head of a convolutional network reads channels too, and it is small
+        model(**inputs)
+        return
     if batch["input_ids"].dim() == 3:  # multiple choice: (B, C, T) -> (B * C, T)
         inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
     kwargs = {"use_cache": False} if getattr(model.config, "use_cache", None) is not None else {}
@@ -296,9 +278,21 @@ def sequence_losses(
         for batch in tqdm(sequences, desc="Differentiating", disable=not progress, leave=False):
             with torch.enable_grad():
                 loss = loss_of(model, _to_device(batch, model.device))
-            yield loss, int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
+            yield loss, num_positions(batch)
     finally:
         model.train(was_training)
+
+
+def num_rows(batch: Batch) -> int:
+    """Sequences or pictures in a batch."""
+    return next(iter(batch.values())).shape[0]
+
+
+def num_positions(batch: Batch) -> int:
+    """Real tokens in a batch of text; of pictures, their number."""
+    if "input_ids" not in batch:
+        return num_rows(batch)
+    return int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
 
 
 def check_gradients(model: PreTrainedModel, otherwise: str = ", or choose a criterion without gradients (e.g. `energy`)") -> None:
@@ -328,17 +322,24 @@ def check_gradients(model: PreTrainedModel, otherwise: str = ", or choose a crit
 def _single_sequences(batches: Iterable[Batch]) -> Iterator[Batch]:
     # Backward keeps the whole graph of activations, the largest thing in memory: one sequence at a time.
     for batch in batches:
-        for index in range(batch["input_ids"].shape[0]):
+        for index in range(num_rows(batch)):
             yield {name: value[index : index + 1] for name, value in batch.items()}
+
+
+def _differentiable_picture(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, kwargs | {"pixel_values": kwargs["pixel_values"].detach().requires_grad_()}
 
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """No weight gets a gradient, but activations do: the embedding's output is made to require one."""
+    """No weight gets a gradient, but activations do: the embedding's output, or the picture, is made to require one."""
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _ in required:
         parameter.requires_grad_(False)
-    handle = model.get_input_embeddings().register_forward_hook(lambda _module, _args, output: output.requires_grad_())
+    if getattr(model, "main_input_name", None) == "pixel_values":
+        handle: Any = model.register_forward_pre_hook(_differentiable_picture, with_kwargs=True)
+    else:
+        handle = model.get_input_embeddings().register_forward_hook(lambda _module, _args, output: output.requires_grad_())
     try:
         yield
     finally:

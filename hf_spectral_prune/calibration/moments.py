@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import UnitGroup
+from ..distributed import works_together
 
 # Width of the column blocks of a second moment. Only blocks on and above the diagonal are multiplied, which saves a third
 # of the work at 1,536 channels and close to half at 10,000.
@@ -74,7 +75,7 @@ class Moments:
 
     def all_reduce(self) -> None:
         """Sums the moments over all processes of a distributed run; does nothing in a single process."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not works_together():
             return
         count = torch.tensor(self.count, device=self.sum.device)
         for tensor in (count, self.sum, self.second_moment):

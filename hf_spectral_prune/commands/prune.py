@@ -11,7 +11,8 @@ from .parsing import parse
 def main(argv: Sequence[str]) -> None:
     """Prunes a model and saves it, with its plan and report."""
     from ..demo import before_after_table
-    from ..loading import load_model, load_text, load_tokenizer, metric_of, recovery_rows
+    from ..loading import metric_of
+    from ..loading_images import load_data, load_model, load_processing_class, load_recovery_rows
     from ..pruner import SpectralPruner
     from ..saving import check_output_dir
 
@@ -19,17 +20,17 @@ def main(argv: Sequence[str]) -> None:
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
     check_output_dir(args.output_dir, args.overwrite_output_dir)
-    tokenizer = load_tokenizer(run)
+    processing_class = load_processing_class(run)
     model = load_model(run)
     SpectralPruner.check_model(model, args)
-    calibration, held_out = load_text(run, args, model, tokenizer)
+    calibration, held_out = load_data(run, args, model, processing_class)
     pruner = SpectralPruner(
         model,
         args,
         calibration,
         held_out,
-        tokenizer,
-        train_dataset=recovery_rows(run, args, model, tokenizer, calibration, held_out),
+        processing_class,
+        train_dataset=load_recovery_rows(run, args, model, processing_class, calibration, held_out),
         compute_metrics=metric_of(run),
         teacher=load_model(run) if args.recovery == "distill" else None,
     )

@@ -12,14 +12,14 @@ from .parsing import parse
 
 def main(argv: Sequence[str]) -> None:
     """Scores every unit of a model and writes the scores as JSON (to --output_dir, else to the screen)."""
-    from ..loading import load_model, load_text, load_tokenizer
+    from ..loading_images import load_data, load_model, load_processing_class
     from ..pruner import SpectralPruner
 
     args, run = parse([SpectralPruningArguments, RunArguments], "score", main.__doc__ or "", argv)
     model = load_model(run)
     SpectralPruner.check_model(model, args)
     run.num_eval_samples = 0
-    calibration, _ = load_text(run, args, model, load_tokenizer(run))
+    calibration, _ = load_data(run, args, model, load_processing_class(run))
     pruner = SpectralPruner(model, args, calibration)
     scores = {key: value.tolist() for key, value in pruner.score().items()}
     text = json.dumps(

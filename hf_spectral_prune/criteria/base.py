@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ..architectures import UnitGroup
 from ..calibration import GroupMoments
 from ..calibration.collect import Batch
+from ..calibration.signals import Spatial
 from ..naming import did_you_mean
 from . import plugins
 
@@ -116,6 +117,11 @@ class Criterion:
     def signals(self) -> Literal["activations", "loss"]:
         """What the output-side moments hold (see `collect_moments`)."""
         return "activations"
+
+    @property
+    def positions(self) -> Spatial:
+        """Which positions of a channel's map the moments count."""
+        return Spatial("sampled")
 
     @property
     def needs_loss(self) -> bool:

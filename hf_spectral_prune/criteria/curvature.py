@@ -60,11 +60,13 @@ def unit_curvature(
     # Fused attention kernels cannot be differentiated twice.
     with sdpa_kernel(SDPBackend.MATH):
         for index, parameters in enumerate(runs):
+            # A weight between two groups of channels is probed once for both.
+            values = list(dict.fromkeys(parameter.value for parameter in parameters))
             with differentiable(model, parameters):
                 for loss, positions in sequence_losses(model, batches, limit=num_sequences, progress=progress):
-                    estimates = hessian_diagonal(loss, [parameter.value for parameter in parameters], num_probes, generator)
-                    for parameter, estimate in zip(parameters, estimates, strict=True):
-                        per_unit = parameter.by_unit(estimate).sum(dim=(1, 2), dtype=torch.float64)
+                    estimates = dict(zip(values, hessian_diagonal(loss, values, num_probes, generator), strict=True))
+                    for parameter in parameters:
+                        per_unit = parameter.by_unit(estimates[parameter.value]).sum(dim=(1, 2), dtype=torch.float64)
                         sums[parameter.group.key] += per_unit.to(model.device)
                     count += positions if index == 0 else 0
     all_reduce([*sums.values(), count])

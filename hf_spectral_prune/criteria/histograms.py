@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..architectures import UnitGroup
 from ..calibration import GroupMoments, Moments
 from ..calibration.collect import Batch, stream_signals
+from ..calibration.signals import ALL, Spatial
 from .streams import all_reduce
 
 # Boundaries of the fine grid on which the pooled quantiles are found, in standard deviations: evenly spaced in asinh(100 z),
@@ -26,6 +27,7 @@ def channel_histograms(
     moments: Mapping[str, GroupMoments],
     num_bins: int,
     *,
+    spatial: Spatial = ALL,
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """Counts (n_channels, num_bins) of every channel's standardised output-side signal.
@@ -39,7 +41,7 @@ def channel_histograms(
     def pooled(key: str) -> Callable[[Tensor], None]:
         return lambda signal: _count(fine[key], standardise[key](signal).reshape(-1, 1), _GRID)
 
-    stream_signals(model, groups, batches, {key: pooled(key) for key in fine}, progress=progress)
+    stream_signals(model, groups, batches, {key: pooled(key) for key in fine}, spatial=spatial, progress=progress)
     all_reduce(fine.values())
     edges = {key: grid_quantiles(counts[0], num_bins) for key, counts in fine.items()}
     sizes = {group.key: moments[group.key].after.num_channels for group in groups}
@@ -48,7 +50,7 @@ def channel_histograms(
     def single(key: str) -> Callable[[Tensor], None]:
         return lambda signal: _count(counts[key], standardise[key](signal), edges[key])
 
-    stream_signals(model, groups, batches, {key: single(key) for key in counts}, progress=progress)
+    stream_signals(model, groups, batches, {key: single(key) for key in counts}, spatial=spatial, progress=progress)
     all_reduce(counts.values())
     return counts
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from ..architectures import UnitGroup
 from ..calibration import GroupMoments
 from ..calibration.collect import Batch
+from ..calibration.signals import Spatial
 from ..spectral import correlation
 from . import differentiation
 from .base import Criterion, GroupData, Scores, Statistics, register
@@ -51,6 +53,9 @@ class NeuralDifferentiation(Criterion):
         num_curvature_sequences: calibration sequences that the estimate is made on (each costs two backward passes a probe).
         p, q, r: exponents of diversity, informativeness and sensitivity (eq. 22).
         floor: eps_f, added to each component.
+        spatial: the positions of a channel's map that count: "pooled" (their mean alone, as in the paper), "sampled" (a few at
+            random in every picture) or "all".
+        num_positions: how many are sampled in a picture.
     """
 
     trace_share: float | None = 0.9
@@ -63,6 +68,8 @@ class NeuralDifferentiation(Criterion):
     q: float = 1.0
     r: float = 1.0
     floor: float = 1e-3
+    spatial: Literal["sampled", "pooled", "all"] = "pooled"
+    num_positions: int = 16
     needs_moments = True
     needs_statistics = True
     needs_loss = True
@@ -77,10 +84,15 @@ class NeuralDifferentiation(Criterion):
             raise ValueError(f"`shrinkage` of `ndi` is {self.shrinkage}; it must be at least 0 and below 1.")
         if self.num_bins < 2:
             raise ValueError(f"`num_bins` of `ndi` is {self.num_bins}; an entropy needs at least 2 bins.")
-        if self.num_probes < 1 or self.num_curvature_sequences < 1:
-            raise ValueError("`num_probes` and `num_curvature_sequences` of `ndi` must be at least 1.")
+        if min(self.num_probes, self.num_curvature_sequences, self.num_positions) < 1:
+            raise ValueError("`num_probes`, `num_curvature_sequences` and `num_positions` of `ndi` must be at least 1.")
         if self.smoothing <= 0 or self.floor <= 0:
             raise ValueError("`smoothing` and `floor` of `ndi` must be above 0.")
+
+    @property
+    def positions(self) -> Spatial:
+        """Which positions of a channel's map the moments and histograms count."""
+        return Spatial(self.spatial, self.num_positions)
 
     def collect(
         self,
@@ -103,7 +115,8 @@ class NeuralDifferentiation(Criterion):
             seed=seed,
             progress=progress,
         )
-        counts = channel_histograms(model, groups, batches, moments, self.num_bins, progress=progress)
+        spatial = replace(self.positions, seed=seed)
+        counts = channel_histograms(model, groups, batches, moments, self.num_bins, spatial=spatial, progress=progress)
         statistics = {}
         for group in groups:
             per_channel = differentiation.informativeness(counts[group.key], self.smoothing)
@@ -132,14 +145,18 @@ class NeuralDifferentiation(Criterion):
             keys.append(data.group.key)
             parts.append(self.components(data))
             norms.append(differentiation.relative_norms(data.unit_norms()).cpu())
+        return {key: norm * index for key, norm, index in zip(keys, norms, self.indices(parts), strict=True)}
+
+    def indices(self, parts: Sequence[Components]) -> list[Tensor]:
+        """NDI (n_units,) of every group, its components normalised over all these groups (eq. 12-16 and 22)."""
         diversity = differentiation.normalise([part.diversity for part in parts])
         informativeness = differentiation.normalise([part.informativeness for part in parts])
         sensitivity = differentiation.normalise([part.sensitivity for part in parts])
         exponents = (self.p, self.q, self.r)
-        return {
-            key: norm * differentiation.ndi(d, u, s, exponents, self.floor)
-            for key, norm, d, u, s in zip(keys, norms, diversity, informativeness, sensitivity, strict=True)
-        }
+        return [
+            differentiation.ndi(d, u, s, exponents, self.floor)
+            for d, u, s in zip(diversity, informativeness, sensitivity, strict=True)
+        ]
 
     def score(self, data: GroupData) -> Tensor:
         """(n_units,) importance, normalised over this group alone."""

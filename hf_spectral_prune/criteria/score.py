@@ -10,9 +10,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..architectures import UnitGroup, family_of, module_of
+from ..architectures import Part, UnitGroup, parts, take
 from ..calibration import GroupMoments
 from ..calibration.collect import Batch
+from ..modeling.channels import MATRICES
 from .base import Criterion, Diagnostics, GroupData, Scores, Statistics
 
 
@@ -25,17 +26,33 @@ def group_data(
     diagnostics: dict[str, Tensor] | None = None,
 ) -> GroupData:
     """Gathers the weights, moments and statistics of one group."""
-    row = family_of(model.config).kind(group.kind)
-    producers = {}
-    for producer in row.producers:
-        weight = module_of(model, group.layer, producer.module).weight.detach()
-        for block, rows in enumerate(weight.chunk(producer.num_blocks)):
-            producers[producer.module if producer.num_blocks == 1 else f"{producer.module}.{block}"] = rows
-    consumer = module_of(model, group.layer, row.consumer).weight.detach()
+    producers: dict[str, Tensor] = {}
+    readers: list[Tensor] = []
+    for part in parts(model, group):
+        if part.is_input:
+            readers.append(_columns(part, group))
+        elif isinstance(part.module, MATRICES):
+            producers |= _rows(part)
+    consumer = readers[0] if len(readers) == 1 else torch.cat(readers)
     # Seeded by the group's name, so that a group's draw does not depend on which other groups are scored.
     digest = hashlib.sha256(f"{seed}/{group.key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return GroupData(group, producers, consumer, moments, statistics or {}, generator, diagnostics)
+
+
+def _rows(part: Part) -> dict[str, Tensor]:
+    """Rows of a producer in unit order, (n_units * rows_per_unit, inputs): one matrix a block."""
+    weight, index, num_blocks = part.module.weight.detach().flatten(1), part.slice.index, part.slice.num_blocks
+    if num_blocks == 1:
+        return {part.name: take(weight, index.flatten())}
+    blocks = index.reshape(len(index), num_blocks, -1).unbind(dim=1)
+    return {f"{part.name}.{number}": take(weight, block.flatten()) for number, block in enumerate(blocks)}
+
+
+def _columns(part: Part, group: UnitGroup) -> Tensor:
+    """Columns of a consumer in unit order, (outputs, n_channels); kernel positions and flattened maps count as outputs."""
+    rows = take(part.module.weight.detach().movedim(1, 0), part.slice.index.flatten())  # (n_channels * inputs a channel, ...)
+    return rows.reshape(group.size * group.channels_per_unit, -1).T
 
 
 def collect_statistics(

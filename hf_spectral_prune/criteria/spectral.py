@@ -6,9 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from scipy.linalg import LinAlgError
 from scipy.sparse.linalg import ArpackError
 from torch import Tensor
 
+from ..calibration.signals import Spatial
 from ..spectral import Graph, correlation, distortion_spectrum, edge_scores, knn_graph, participation, squared_distances
 from .base import Criterion, GroupData, register
 
@@ -36,6 +38,9 @@ class Spectral(Criterion):
             "standardised", or "auto": raw for FFN neurons and CNN channels, contributions for attention heads.
         signals: "activations", or "loss": outputs multiplied by their loss gradient, whose scores compare across layers.
         aggregate: "node" (participation) or "edge" (SPADE's node score over input-graph neighbours; needs `modes`).
+        spatial: the positions of a channel's map that count: "sampled" (a few at random in every picture), "pooled" (their mean
+            alone) or "all". Tokens always count.
+        num_positions: how many are sampled in a picture.
     """
 
     num_neighbors: int = 15
@@ -46,13 +51,22 @@ class Spectral(Criterion):
     output_form: Literal["auto", "raw", "contributions", "centred", "standardised"] = "auto"
     signals: Literal["activations", "loss"] = "activations"
     aggregate: Literal["node", "edge"] = "node"
+    spatial: Literal["sampled", "pooled", "all"] = "sampled"
+    num_positions: int = 16
     needs_moments = True
 
     def __post_init__(self) -> None:
         if self.num_neighbors < 1:
             raise ValueError(f"`num_neighbors` is {self.num_neighbors}; it must be at least 1.")
+        if self.num_positions < 1:
+            raise ValueError(f"`num_positions` is {self.num_positions}; it must be at least 1.")
         if self.aggregate == "edge" and self.modes is None:
             raise ValueError('`aggregate="edge"` is defined on dominant modes. Set `modes`, e.g. 20.')
+
+    @property
+    def positions(self) -> Spatial:
+        """Which positions of a channel's map the moments count."""
+        return Spatial(self.spatial, self.num_positions)
 
     def score(self, data: GroupData) -> Tensor:
         """(n_units,) participation, summed over each unit's channels."""
@@ -73,7 +87,7 @@ class Spectral(Criterion):
         if data.diagnostics is None:
             return
         number = min(NUM_SPECTRUM_VALUES, self.modes or NUM_SPECTRUM_VALUES)
-        with suppress(ArpackError):  # the scores do not hang on it: a picture that does not converge is left out
+        with suppress(ArpackError, LinAlgError):  # the scores do not hang on it: a picture that does not converge is left out
             data.diagnostics["spectrum"] = distortion_spectrum(input_graph, output_graph, number, self.shift).cpu()
 
     def _output_distances(self, data: GroupData) -> Tensor:

@@ -10,45 +10,55 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..architectures import UnitGroup, family_of, module_of
+from ..architectures import Part, UnitGroup, parts, take
 from ..calibration.collect import check_gradients, frozen
+from ..distributed import works_together
 
 
 @dataclass(frozen=True)
 class UnitParameter:
     """One tensor whose entries leave with the units of a group.
 
+    A weight between two groups of channels is here twice: its rows belong to one group, its columns to the other.
+
     Attributes:
         group: the units.
-        module: path of its linear layer; a producer's weight and bias share it.
+        part: its module, and which of the entries belong to the units.
         value: the parameter.
-        num_blocks: fused projections that lie one above the other in the rows.
-        is_consumer: its columns belong to units, not its rows.
     """
 
     group: UnitGroup
-    module: str
+    part: Part
     value: nn.Parameter
-    num_blocks: int = 1
-    is_consumer: bool = False
+
+    @property
+    def module(self) -> str:
+        """Name of the module; a producer's weight and bias share it."""
+        return self.part.name
+
+    @property
+    def num_blocks(self) -> int:
+        """Fused projections that lie one above the other in the rows."""
+        return self.part.slice.num_blocks
+
+    @property
+    def is_consumer(self) -> bool:
+        """Its columns belong to units, not its rows."""
+        return self.part.is_input
 
     def by_unit(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape as (n_units, num_blocks, entries per unit and block)."""
-        if self.is_consumer:
-            return tensor.T.reshape(self.group.size, 1, -1)
-        return tensor.reshape(self.num_blocks, self.group.size, -1).transpose(0, 1)
+        rows = tensor.movedim(1, 0) if self.is_consumer else tensor
+        return take(rows, self.part.slice.index.flatten()).reshape(self.group.size, self.num_blocks, -1)
 
 
 def unit_parameters(model: PreTrainedModel, group: UnitGroup, *, consumer_only: bool = False) -> list[UnitParameter]:
-    """Everything that leaves with a unit: the consumer's weight, and the producers' weights and biases."""
-    row = family_of(model.config).kind(group.kind)
-    consumer = module_of(model, group.layer, row.consumer)
-    found = [UnitParameter(group, row.consumer, consumer.weight, is_consumer=True)]
-    for producer in () if consumer_only else row.producers:
-        module = module_of(model, group.layer, producer.module)
-        for value in (module.weight, module.bias):
-            if value is not None:
-                found.append(UnitParameter(group, producer.module, value, producer.num_blocks))
+    """Everything that leaves with a unit: the consumers' weights, and the weights and biases of what makes or norms it."""
+    found = []
+    for part in sorted(parts(model, group), key=lambda part: not part.is_input):
+        names = ("weight",) if part.is_input else () if consumer_only else ("weight", "bias")
+        values = [getattr(part.module, name, None) for name in names]
+        found += [UnitParameter(group, part, value) for value in values if value is not None]
     return found
 
 
@@ -89,6 +99,6 @@ def split_parameters(groups: Sequence[list[UnitParameter]], limit: int) -> list[
 
 def all_reduce(tensors: Iterable[Tensor]) -> None:
     """Sums tensors over all processes of a distributed run, in place; does nothing in a single process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if works_together():
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)

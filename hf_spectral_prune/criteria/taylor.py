@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..architectures import UnitGroup
@@ -103,15 +103,17 @@ class Taylor(Criterion):
 def streamed_gradients(parameters: Sequence[UnitParameter], use: Callable[[UnitParameter, Tensor], None]) -> Iterator[None]:
     """While open, a parameter's gradient is passed to `use` as soon as a backward pass has it, and freed."""
 
-    def hook_of(parameter: UnitParameter) -> Callable[[Tensor], None]:
-        def hook(value: Tensor) -> None:
-            gradient, value.grad = value.grad, None
-            assert gradient is not None
+    users: dict[nn.Parameter, list[UnitParameter]] = {}
+    for parameter in parameters:
+        users.setdefault(parameter.value, []).append(parameter)
+
+    def hook(value: Tensor) -> None:
+        gradient, value.grad = value.grad, None
+        assert gradient is not None and isinstance(value, nn.Parameter)
+        for parameter in users[value]:
             use(parameter, gradient)
 
-        return hook
-
-    handles = [parameter.value.register_post_accumulate_grad_hook(hook_of(parameter)) for parameter in parameters]
+    handles = [value.register_post_accumulate_grad_hook(hook) for value in users]
     try:
         yield
     finally:

@@ -12,15 +12,20 @@ from . import (
     cria_distilbert,
     cria_llama,
     cria_mistral,
+    cria_mobilenet_v2,
     cria_modernbert,
     cria_qwen2,
     cria_qwen3,
+    cria_resnet,
     cria_roberta,
+    cria_vit,
 )
 
 _DECODERS = (cria_llama, cria_mistral, cria_qwen2, cria_qwen3)
-_ENCODERS = (cria_bert, cria_roberta, cria_distilbert, cria_modernbert)
-MODULES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in (*_DECODERS, *_ENCODERS)}
+_ENCODERS = (cria_bert, cria_roberta, cria_distilbert, cria_modernbert, cria_vit)
+_CONVOLUTIONAL = (cria_resnet, cria_mobilenet_v2)
+_MODULES = (*_DECODERS, *_ENCODERS, *_CONVOLUTIONAL)
+MODULES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 # Auto class and the endings of the task class it stands for; a family has one of them.
 _AUTO_CLASSES = {
@@ -33,6 +38,8 @@ _AUTO_CLASSES = {
     "AutoModelForMultipleChoice": ("ForMultipleChoice",),
     "AutoModelForNextSentencePrediction": ("ForNextSentencePrediction",),
     "AutoModelForPreTraining": ("ForPreTraining",),
+    "AutoModelForImageClassification": ("ForImageClassification",),
+    "AutoModelForMaskedImageModeling": ("ForMaskedImageModeling",),
 }
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from ..architectures import UnitGroup
 
 Sizes = dict[str, int]
+# Parameters or MACs of the model once every group has its size.
+Count = Callable[[Sizes], int]
 # Loss added by removing the first 1, 2, ... units of a group in score order: (size + 1,), non-decreasing, [0] == 0.
 Damage = Mapping[str, Tensor]
 
@@ -22,8 +24,8 @@ class Limits:
     """What sizes are allowed.
 
     Attributes:
-        round_to: kept FFN widths are multiples of this (a width that is left whole keeps its size).
-        min_units: least number of units a group keeps, by kind.
+        round_to: kept FFN widths and numbers of channels are multiples of this (a width that is left whole keeps its size).
+        min_units: least number of units (of channels where a unit has several) a group keeps, by kind.
         loadable_heads: whether a stock config accepts this number of heads units in every layer.
     """
 
@@ -33,11 +35,15 @@ class Limits:
 
     def step(self, group: UnitGroup) -> int:
         """Number of units that go at a time."""
+        if group.kind == "channels":
+            return max(1, self.round_to // group.channels_per_unit)
         return self.round_to if group.kind != "heads" else 1
 
     def floor(self, group: UnitGroup) -> int:
         """Least allowed size of a group."""
         least = max(1, (self.min_units or {}).get(group.kind, 1))
+        if group.kind == "channels":
+            least = -(-least // group.channels_per_unit)
         step = self.step(group)
         return min(group.size, -(-least // step) * step)
 
@@ -53,17 +59,57 @@ def parameters_after(groups: Sequence[UnitGroup], sizes: Sizes, parameters_now: 
     return parameters_now - sum((group.size - sizes[group.key]) * group.parameters_per_unit for group in groups)
 
 
-def _check_reachable(groups: Sequence[UnitGroup], now: int, target: int, limits: Limits, uniform: bool) -> None:
+def _check_reachable(
+    groups: Sequence[UnitGroup], now: int, target: int, limits: Limits, uniform: bool, count: Count | None = None
+) -> None:
     choices = {group.key: _uniform_choices(limits, group) if uniform else limits.choices(group) for group in groups}
-    least = parameters_after(groups, {key: sizes[-1] for key, sizes in choices.items()}, now)
+    smallest = {key: sizes[-1] for key, sizes in choices.items()}
+    least = parameters_after(groups, smallest, now) if count is None else count(smallest)
     if least <= target:
         return
+    if count is not None:
+        raise ValueError(
+            f"The target of {target:,} is out of reach: with the floors in force (`min_channels`, `round_to`), below which a cut "
+            f"would empty layers, at least {least:,} of {now:,} stay. Lower `target_reduction` or the floors."
+        )
     blocked = any(choices[group.key] != limits.choices(group) for group in groups)
     remedy = '`layout="per_layer"` (the stock config holds back heads)' if blocked else "lower floors or more `units`"
     raise ValueError(
         f"The target of {target:,} parameters is out of reach: with these `units` and the floors in force (`min_ffn_units`, "
         f"`min_kv_groups`, `round_to`) at least {least:,} of {now:,} stay. Lower `target_reduction`, or use {remedy}."
     )
+
+
+def share_sizes(groups: Sequence[UnitGroup], now: int, target: int, limits: Limits, count: Count) -> Sizes:
+    """One share for all groups whose costs interact: the largest whose count stays above `target`, then single steps.
+
+    Every group keeps the smallest allowed size that is no less than its share, so that the count falls with the share; what is
+    left up to the target is filled by one further step of groups that rounding left furthest above it.
+
+    Args:
+        now: cost of the model as it is.
+        target: cost wanted, in what `count` counts.
+
+    Raises:
+        ValueError: the target is out of reach.
+    """
+    _check_reachable(groups, now, target, limits, uniform=False, count=count)
+    choices = {group.key: limits.choices(group) for group in groups}
+
+    def at(share: float) -> Sizes:
+        least = {group.key: group.size * (1 - share) for group in groups}
+        return {key: min((size for size in sizes if size >= least[key]), default=sizes[-1]) for key, sizes in choices.items()}
+
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if count(at(middle)) >= target else (low, middle)
+    sizes = at(low)
+    for group in sorted(groups, key=lambda group: -sizes[group.key] / group.size):
+        smaller = [size for size in choices[group.key] if size < sizes[group.key]]
+        if smaller and count(sizes | {group.key: smaller[0]}) >= target:
+            sizes[group.key] = smaller[0]
+    return sizes
 
 
 def uniform_sizes(groups: Sequence[UnitGroup], now: int, target: int, limits: Limits, damage: Damage | None = None) -> Sizes:
@@ -120,7 +166,9 @@ def _uniform_choices(limits: Limits, group: UnitGroup) -> list[int]:
     return [count for count in choices if count == group.size or limits.loadable_heads(count)]
 
 
-def per_layer_sizes(groups: Sequence[UnitGroup], now: int, target: int, limits: Limits, damage: Damage) -> Sizes:
+def per_layer_sizes(
+    groups: Sequence[UnitGroup], now: int, target: int, limits: Limits, damage: Damage, count: Count | None = None
+) -> Sizes:
     """A size for every group: the cheapest damage per parameter goes first, until the target is met from above.
 
     Each group's damage curve is replaced by its lower convex hull, on which taking the smallest slope first is the
@@ -130,11 +178,12 @@ def per_layer_sizes(groups: Sequence[UnitGroup], now: int, target: int, limits: 
         now: parameters of the model as it is.
         target: parameters wanted.
         damage: by group key, see `Damage`.
+        count: cost of a shape where the groups' costs interact; `parameters_per_unit` then only ranks the steps.
 
     Raises:
         ValueError: the target is out of reach with the floors.
     """
-    _check_reachable(groups, now, target, limits, uniform=False)
+    _check_reachable(groups, now, target, limits, uniform=False, count=count)
     queue: list[tuple[float, int, int]] = []
     paths = []
     for index, group in enumerate(groups):
@@ -147,11 +196,11 @@ def per_layer_sizes(groups: Sequence[UnitGroup], now: int, target: int, limits: 
     while queue:
         _, index, position = heapq.heappop(queue)
         group, size = groups[index], paths[index][position][1]
-        cost = (sizes[group.key] - size) * group.parameters_per_unit
-        if cost > left:
+        after = sizes | {group.key: size}
+        rest = left - (sizes[group.key] - size) * group.parameters_per_unit if count is None else count(after) - target
+        if rest < 0:
             continue
-        sizes[group.key] = size
-        left -= cost
+        sizes, left = after, rest
         if position + 1 < len(paths[index]):
             heapq.heappush(queue, (paths[index][position + 1][0], index, position + 1))
     return sizes

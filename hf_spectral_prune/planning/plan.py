@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import UnitGroup
-from .allocate import Sizes, parameters_after
+from .allocate import Count, Sizes, parameters_after
 
 FORMAT_VERSION = 1
 
@@ -50,8 +50,12 @@ class PruningPlan:
 
     def __post_init__(self) -> None:
         for key, kept in self.kept.items():
+            if not kept:
+                raise ValueError(
+                    f"The plan's kept units of `{key}` are none, which would empty the layer, not ascending indices. Keep some."
+                )
             ascending = all(a < b for a, b in pairwise(kept))
-            if not kept or not ascending or kept[0] < 0 or kept[-1] >= self.sizes[key]:
+            if not ascending or kept[0] < 0 or kept[-1] >= self.sizes[key]:
                 raise ValueError(
                     f"The plan's kept units of `{key}` are not ascending indices within 0..{self.sizes[key] - 1}. "
                     "Make the plan again instead of editing it."
@@ -124,7 +128,12 @@ class PruningPlan:
 
 
 def choose_units(
-    groups: list[UnitGroup], scores: dict[str, Tensor], sizes: Sizes, parameters_now: int, **fields: Any
+    groups: list[UnitGroup],
+    scores: dict[str, Tensor],
+    sizes: Sizes,
+    parameters_now: int,
+    count: Count | None = None,
+    **fields: Any,
 ) -> PruningPlan:
     """The plan that keeps the highest scores of every group; ties keep the lower index.
 
@@ -132,6 +141,7 @@ def choose_units(
         scores: {group key: (n_units,)}, higher = keep.
         sizes: units that each group keeps.
         parameters_now: exact parameter count before the cut.
+        count: exact parameter count of a shape, where the groups' costs interact.
         fields: further attributes of the plan.
     """
     kept = {}
@@ -142,6 +152,6 @@ def choose_units(
         sizes={group.key: group.size for group in groups},
         kept=kept,
         parameters_before=parameters_now,
-        parameters_after=parameters_after(groups, sizes, parameters_now),
+        parameters_after=parameters_after(groups, sizes, parameters_now) if count is None else count(sizes),
         **fields,
     )

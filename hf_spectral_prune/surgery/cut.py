@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..architectures import UnitGroup, UnitKind, family_of, layer_field, layers_of, module_of, unit_groups
-from ..calibration import GroupMoments, unit_channels
-from ..calibration.collect import num_signal_channels
-from ..modeling.narrowing import narrow_linear
+from ..architectures import (
+    UnitGroup,
+    UnitKind,
+    consumers,
+    family_of,
+    layer_field,
+    layers_of,
+    module_of,
+    network_of,
+    parts,
+    unit_groups,
+)
+from ..calibration import GroupMoments
+from ..calibration.signals import num_signal_channels
+from ..modeling.channels import narrow, widths_of
 from ..planning import PruningPlan
 from .compensate import bias_correction, least_squares
 
@@ -24,9 +35,10 @@ def fingerprint(model: PreTrainedModel) -> str:
     """Short digest of a model's weights: a few values of every consumer. Tells a model from its cut or trained self."""
     digest = hashlib.sha256()
     for group in unit_groups(model):
-        weight = module_of(model, group.layer, family_of(model.config).kind(group.kind).consumer).weight.detach()
-        sample = weight.flatten()[:: max(1, weight.numel() // 64)].float().cpu()
-        digest.update(f"{group.key}/{tuple(weight.shape)}".encode() + sample.numpy().tobytes())
+        for consumer in consumers(model, group):
+            weight = consumer.module.weight.detach()
+            sample = weight.flatten()[:: max(1, weight.numel() // 64)].float().cpu()
+            digest.update(f"{group.key}/{tuple(weight.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -58,17 +70,43 @@ def check_plan(model: PreTrainedModel, plan: PruningPlan, *, check_weights: bool
         )
 
 
-def narrowings(model: PreTrainedModel, group: UnitGroup, kept: Tensor) -> list[tuple[Any, Tensor | None, Tensor | None]]:
-    """What a cut keeps of each linear layer of a group: (layer, rows, columns), None for all; the consumer comes last."""
-    row = family_of(model.config).kind(group.kind)
-    parts: list[tuple[Any, Tensor | None, Tensor | None]] = []
-    for producer in row.producers:
-        module: Any = module_of(model, group.layer, producer.module)
-        rows_per_block = module.out_features // producer.num_blocks
-        rows = unit_channels(kept, rows_per_block // group.size)
-        blocks = [rows + block * rows_per_block for block in range(producer.num_blocks)]
-        parts.append((module, torch.cat(blocks), None))
-    return [*parts, (module_of(model, group.layer, row.consumer), None, unit_channels(kept, group.channels_per_unit))]
+def check_compensation(model: PreTrainedModel, compensation: Compensation) -> None:
+    """Checks that the model's units can be repaired as asked.
+
+    Raises:
+        ValueError: they are channels.
+    """
+    if compensation != "none" and family_of(model.config).traced:
+        raise ValueError(
+            f"`compensation` `{compensation}` is for transformers; channels are repaired by the new statistics of their batch "
+            'norms. Use `compensation="none"`.'
+        )
+
+
+def narrowings(
+    model: PreTrainedModel, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor]
+) -> list[tuple[Any, Tensor | None, Tensor | None]]:
+    """What a cut keeps of each module of the groups: (module, outputs, inputs), ascending, None for all; consumers come last.
+
+    All groups are taken together, because a module may make the channels of one and read those of several others.
+    """
+    modules: dict[Any, dict[str, Tensor]] = {}
+    for group in groups:
+        removed = torch.ones(group.size, dtype=torch.bool)
+        removed[kept[group.key]] = False
+        for part in parts(model, group):
+            side = "in" if part.is_input else "out"
+            sides = modules.setdefault(part.module, {})
+            stays = sides.setdefault(side, torch.ones(widths_of(part.module)[side], dtype=torch.bool))
+            stays[part.slice.index[removed].flatten()] = False
+    found = []
+    for module, sides in modules.items():
+        outputs, inputs = (
+            None if side not in sides or bool(sides[side].all()) else sides[side].nonzero().flatten() for side in ("out", "in")
+        )
+        if outputs is not None or inputs is not None:
+            found.append((module, outputs, inputs))
+    return found
 
 
 @torch.no_grad()
@@ -83,8 +121,8 @@ def cut_group(
     """Narrows one group's producers and consumer to the kept units, in place."""
     if len(kept) == group.size:
         return
-    parts = narrowings(model, group, kept)
-    consumer, _, columns = parts[-1]
+    cuts = narrowings(model, [group], {group.key: kept})
+    consumer, _, columns = cuts[-1]
     assert columns is not None
     repaired = None
     if compensation != "none":
@@ -93,8 +131,8 @@ def cut_group(
             repaired = least_squares(consumer.weight, moments.after, columns, ridge)
         else:
             consumer.bias.add_(bias_correction(consumer.weight, moments.after, columns).to(consumer.bias))
-    for module, kept_rows, kept_columns in parts:
-        narrow_linear(module, rows=kept_rows, columns=kept_columns)
+    for module, outputs, inputs in cuts:
+        narrow(module, outputs, inputs)
     if repaired is not None:
         consumer.weight.copy_(repaired)
 
@@ -118,19 +156,22 @@ def apply_plan(
         check_weights: also compare the plan's fingerprint with the weights.
 
     Raises:
-        ValueError: see `check_plan`.
+        ValueError: see `check_plan` and `check_compensation`.
     """
     check_plan(model, plan, check_weights=check_weights)
+    check_compensation(model, compensation)
     if compensation != "none" and moments is None:
         raise ValueError(f"`compensation` is `{compensation}`, which needs the calibration moments. Pass `moments`.")
     family = family_of(model.config)
+    if family.traced:
+        _cut_channels(model, plan)
+        return model
     sizes = {}
     for group in unit_groups(model):
         kept = plan.kept_index(group.key) if group.key in plan.kept else torch.arange(group.size)
         if group.kind == "heads" and len(kept) < group.size:
             # Stated, because a config without it derives the head size from the number of heads.
-            values = family.kind("heads").before
-            model.config.head_dim = num_signal_channels(model, group, values) // group.size
+            model.config.head_dim = num_signal_channels(model, group, "before") // group.size
         cut_group(model, group, kept, compensation, None if moments is None else moments.get(group.key), ridge)
         sizes[group.key] = (group.size, len(kept))
     fields = {
@@ -147,6 +188,23 @@ def apply_plan(
     for row in family.kinds:
         _write_module_fields(model, row, sizes)
     return model
+
+
+@torch.no_grad()
+def _cut_channels(model: PreTrainedModel, plan: PruningPlan) -> None:
+    """Removes channels, and writes the widths of all narrowed layers into `config.cria_channels`."""
+    groups = [group for group in unit_groups(model) if group.key in plan.kept]
+    network = network_of(model)
+    names = {module: name for name, module in network.named_modules()}
+    prefix = f"{model.base_model_prefix}." if network is not model.base_model else ""
+    widths = {path: dict(sides) for path, sides in (getattr(model.config, "cria_channels", None) or {}).items()}
+    for module, outputs, inputs in narrowings(model, groups, {key: plan.kept_index(key) for key in plan.kept}):
+        before = widths_of(module)
+        narrow(module, outputs, inputs)
+        path = names[module].removeprefix(prefix)
+        changed = {side: count for side, count in widths_of(module).items() if count != before[side]}
+        widths.setdefault(path, {}).update(changed)
+    model.config.cria_channels = widths or None
 
 
 def _write_module_fields(model: PreTrainedModel, row: UnitKind, sizes: dict[str, tuple[int, int]]) -> None:

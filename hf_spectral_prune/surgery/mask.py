@@ -9,34 +9,60 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..architectures import family_of, module_of, unit_groups
-from ..calibration import unit_channels
+from ..architectures import Part, UnitGroup, consumers, unit_groups
+from ..calibration import GroupMoments
+from ..distributed import zero_columns
+from ..modeling.channels import CONVOLUTIONS, widths_of
+from .compensate import least_squares
 
 
 @contextmanager
 def masked(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> Iterator[None]:
     """While open, the model computes as if only the units `kept` ({group key: indices}) were there."""
-    family = family_of(model.config)
     with ExitStack() as stack:
         for group in unit_groups(model):
-            if group.key not in kept:
-                continue
-            consumer = module_of(model, group.layer, family.kind(group.kind).consumer)
-            mask = torch.zeros(group.size * group.channels_per_unit, dtype=consumer.weight.dtype)
-            mask[unit_channels(kept[group.key], group.channels_per_unit)] = 1
-            mask = mask.to(consumer.weight.device)
-            handle = consumer.register_forward_pre_hook(lambda _module, args, mask=mask: (args[0] * mask, *args[1:]))
-            stack.callback(handle.remove)
+            for consumer in consumers(model, group) if group.key in kept else ():
+                module = consumer.module
+                mask = torch.ones(widths_of(module)["in"], dtype=module.weight.dtype)
+                mask[_removed_inputs(group, consumer, kept[group.key])] = 0
+                if isinstance(module, CONVOLUTIONS):
+                    mask = mask.reshape(-1, *(1 for _ in module.kernel_size))  # channels come before the map
+                mask = mask.to(module.weight.device)
+                handle = module.register_forward_pre_hook(
+                    lambda _module, args, mask=mask: (args[0] * mask.to(args[0]), *args[1:])
+                )
+                stack.callback(handle.remove)
         yield
+
+
+@contextmanager
+def refitted(
+    model: PreTrainedModel, group: UnitGroup, kept: Tensor, moments: GroupMoments, ridge: float = 1e-2
+) -> Iterator[None]:
+    """While open, the consumer's columns of the units `kept` are those that a least-squares repair would give them."""
+    (consumer,) = consumers(model, group)
+    weight = consumer.module.weight.data
+    columns = consumer.slice.index[kept].flatten().to(weight.device)
+    before = weight.clone()
+    weight[:, columns] = least_squares(weight, moments.after, columns, ridge).to(weight)
+    try:
+        yield
+    finally:
+        weight.copy_(before)
+
+
+def _removed_inputs(group: UnitGroup, consumer: Part, kept: Tensor) -> Tensor:
+    removed = torch.ones(group.size, dtype=torch.bool)
+    removed[kept] = False
+    return consumer.slice.index[removed].flatten()
 
 
 @torch.no_grad()
 def zero_masked(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> None:
     """Sets the consumer columns of all units but `kept` ({group key: indices}) to zero, in place: they add nothing for good."""
-    family = family_of(model.config)
     for group in unit_groups(model):
-        if group.key in kept:
-            removed = torch.ones(group.size * group.channels_per_unit, dtype=torch.bool)
-            removed[unit_channels(kept[group.key], group.channels_per_unit)] = False
-            weight = module_of(model, group.layer, family.kind(group.kind).consumer).weight
-            weight[:, removed.to(weight.device)] = 0
+        for consumer in consumers(model, group) if group.key in kept else ():
+            weight = consumer.module.weight
+            removed = torch.zeros(widths_of(consumer.module)["in"], dtype=torch.bool)
+            removed[_removed_inputs(group, consumer, kept[group.key])] = True
+            zero_columns(weight, removed.reshape(-1, *(1 for _ in weight.shape[2:])))  # a kernel goes whole

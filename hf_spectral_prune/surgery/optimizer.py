@@ -54,17 +54,15 @@ def optimizer_follows(optimizer: Any, model: PreTrainedModel, plan: PruningPlan)
 
 def _watch(model: PreTrainedModel, plan: PruningPlan) -> list[_Watched]:
     watched: dict[Tensor, _Watched] = {}
-    for group in unit_groups(model):
-        if group.key not in plan.kept:
-            continue
-        for layer, rows, columns in narrowings(model, group, plan.kept_index(group.key)):
-            kept = {dim: index for dim, index in ((0, rows), (1, columns)) if index is not None}
-            parameters = [("weight", kept)]
-            if layer.bias is not None and rows is not None:
-                parameters.append(("bias", kept))
-            for name, indices in parameters:
-                entry = watched.setdefault(getattr(layer, name), (layer, name, getattr(layer, name), {}))
-                entry[3].update(indices)
+    groups = [group for group in unit_groups(model) if group.key in plan.kept]
+    for layer, rows, columns in narrowings(model, groups, {group.key: plan.kept_index(group.key) for group in groups}):
+        of_grouped_convolution = getattr(layer, "groups", 1) > 1  # its rows take their inputs with them
+        kept = {0: rows, 1: None if of_grouped_convolution else columns}
+        for name in ("weight", "bias"):
+            value = getattr(layer, name, None)
+            if value is not None:
+                indices = {dim: index for dim, index in kept.items() if index is not None and dim < value.dim()}
+                watched[value] = (layer, name, value, indices)
     return list(watched.values())
 
 

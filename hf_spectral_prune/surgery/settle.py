@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..architectures import Family, family_of, layers_of, module_of
+from ..architectures import family_of, layers_of, module_of
 from ..modeling import MODULES, auto_map, config_class, task_classes
 from ..modeling.narrowing import add_bias
 
@@ -30,6 +30,8 @@ def stock_accepts_heads(config: Any, num_attention_heads: int) -> bool:
 def needs_cria(model: PreTrainedModel) -> bool:
     """Whether the stock class cannot hold the model: layers differ, extra biases, or a head count it refuses."""
     config = model.config
+    if family_of(config).traced:
+        return bool(getattr(config, "cria_channels", None))
     if config.is_heterogeneous or getattr(config, "consumer_bias", None):
         return True
     return not stock_accepts_heads(config, config.num_attention_heads)
@@ -45,6 +47,8 @@ def settle_class(model: PreTrainedModel) -> PreTrainedModel:
         ValueError: the stock class cannot hold the model and the family has no Cria class.
     """
     family = family_of(model.config)
+    if family.name == "torch":
+        return model  # the network gets its class when it is saved
     if needs_cria(model):
         if family.cria is None:
             raise ValueError(f"The {family.name} family has no per-layer class. Use a uniform layout that its config accepts.")
@@ -67,6 +71,8 @@ def _change_class(model: PreTrainedModel, module: ModuleType, *, cria: bool) -> 
     old = model.config
     fields = old.to_dict()
     own_fields = set() if cria else _field_names(type(old)) - _field_names(new_config_class)
+    if family_of(old).stock_heads == "any":
+        own_fields -= {"head_dim"}  # what a stock class that takes any head count builds its heads with
     for name in {"model_type", "auto_map", *own_fields}:
         fields.pop(name, None)
     new = new_config_class.from_dict(fields)
@@ -127,21 +133,32 @@ def _lacks_bias(model: PreTrainedModel, path: str) -> bool:
     return any(module_of(model, layer, path).bias is None for layer in range(len(layers_of(model))))
 
 
-def as_mistral(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights as a Mistral model without sliding window, whose config accepts any head count.
+def check_mistral(model: PreTrainedModel) -> None:
+    """Checks that a Mistral class can hold the model.
 
     Raises:
         ValueError: the model is not a Llama, has biases that Mistral lacks, or its layers differ.
     """
-    family: Family = family_of(model.config)
-    config = model.config
+    family, config = family_of(model.config), model.config
     if family.name == "mistral":
-        return model
+        return
     if family.name != "llama" or config.attention_bias or config.mlp_bias or config.is_heterogeneous:
         raise ValueError(
             '`stock_class="mistral"` takes a bias-free Llama with equal layers; this is a '
             f"`{type(model).__name__}`{' with biases' if family.name == 'llama' else ''}. Leave `stock_class` out."
         )
+
+
+def as_mistral(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights as a Mistral model without sliding window, whose config accepts any head count.
+
+    Raises:
+        ValueError: see `check_mistral`.
+    """
+    check_mistral(model)
+    config = model.config
+    if family_of(config).name == "mistral":
+        return model
     fields = config.to_dict()
     for name in ("model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp", "auto_map", "consumer_bias"):
         fields.pop(name, None)

@@ -192,3 +192,18 @@ def test_cut_keeps_what_training_needs():
     gradient = cut.model.layers[1].mlp.down_proj.weight.grad
     assert gradient is not None
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_size_stays_where_layers_become_equal_again(family, tmp_path):
+    """From stock to Cria to stock: 8 heads of size 4 over a hidden size of 32 become 4 heads, whose size is still 4."""
+    model = tiny_model(family)
+    heads = {f"layers.{layer}.heads": count for layer, count in enumerate((4, 2, 4))}
+    settle_class(apply_plan(model, random_plan(model, ("heads",), per_layer=True, sizes=heads)))
+    assert type(model).__name__.startswith("Cria")
+    settle_class(apply_plan(model, random_plan(model, ("heads",), per_layer=True, sizes=dict.fromkeys(heads, 2))))
+    assert not type(model).__name__.startswith("Cria")
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.model.layers[0].self_attn.head_dim == 4
+    assert torch.equal(logits(copy.deepcopy(again), random_batch()), logits(model, random_batch()))

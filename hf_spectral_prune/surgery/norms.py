@@ -1,0 +1,48 @@
+"""Gives batch norms the statistics of the network as it is after a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import PreTrainedModel
+
+from ..calibration.collect import Batch, num_rows
+
+
+def has_batch_norms(model: nn.Module) -> bool:
+    """Whether the model keeps running statistics."""
+    return bool(_tracking(model))
+
+
+@torch.no_grad()
+def recalibrate_norms(model: PreTrainedModel, batches: Iterable[Batch]) -> None:
+    """Estimates the running statistics of all batch norms anew, in place: the mean over batches of each batch's.
+
+    Every norm normalises with the batch's own statistics meanwhile, so that later ones see what earlier ones will give. The
+    rest of the model is in evaluation mode; weights do not change. Batches of one row are left out: they have no variance.
+    """
+    norms = _tracking(model)
+    held = [(norm, norm.momentum) for norm in norms]
+    was_training = model.training
+    usable = [batch for batch in batches if num_rows(batch) > 1]
+    if not norms or not usable:
+        return
+    model.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+            norm.train()
+        for batch in usable:
+            model(**{name: value.to(model.device) for name, value in batch.items() if name != "labels"})
+    finally:
+        for norm, momentum in held:
+            norm.momentum = momentum
+        model.train(was_training)
+
+
+def _tracking(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]

@@ -1,0 +1,167 @@
+"""Pictures as calibration data: image columns, folders and arrays through the model's own processor, and what is refused."""
+
+from __future__ import annotations
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from pictures import CLASSES, VISION, picture_batch, picture_folder, processor_of, prune, random_pictures, tiny_vision
+from torch.utils.data import DataLoader
+
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, build_images, load_images
+from hf_spectral_prune.architectures import unit_groups
+from hf_spectral_prune.calibration.signals import Spatial, readers
+
+VIT = tiny_vision("vit").config
+
+
+def processed(pictures, family: str = "vit") -> torch.Tensor:
+    return processor_of(family)(images=pictures, return_tensors="pt")["pixel_values"]
+
+
+def joined(data) -> torch.Tensor:
+    return torch.cat([batch["pixel_values"] for batch in data])
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_pictures_go_through_the_models_own_processor(family):
+    pictures = random_pictures(5)
+    data = build_images(pictures, processor_of(family), tiny_vision(family).config, batch_size=2)
+    assert torch.equal(joined(data), processed(pictures, family))
+    assert [len(batch["pixel_values"]) for batch in data] == [2, 2, 1]
+    assert data.protocol["input_shape"] == [3, 16, 16] and data.num_sequences == 5
+
+
+def test_image_column_folder_and_arrays_give_the_same_batches(tmp_path):
+    folder = picture_folder(tmp_path / "pictures", each=3)
+    loaded = load_images(folder)
+    pictures = [row["image"] for row in loaded]
+    column = datasets.Dataset.from_dict(
+        {"photo": pictures, "label": [CLASSES[row["label"]] for row in loaded]},
+        features=datasets.Features({"photo": datasets.Image(), "label": datasets.Value("string")}),
+    )
+    arrays = [np.asarray(picture) for picture in pictures]
+    labels = [row["label"] for row in loaded]
+    found = [
+        build_images(source, processor_of("vit"), VIT, num_samples=None)
+        for source in (loaded, column, (arrays, labels), list(zip(pictures, labels, strict=True)), (np.stack(arrays), labels))
+    ]
+    assert torch.equal(joined(found[0]), processed(pictures))
+    for other in found[1:]:
+        assert torch.equal(joined(other), joined(found[0]))
+        for one, two in zip(other, found[0], strict=True):
+            assert torch.equal(one["labels"], two["labels"])
+    assert found[0].batches[0]["labels"].tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+
+
+def test_labels_are_matched_by_name_where_both_sides_have_names(tmp_path):
+    config = tiny_vision("vit", label2id={name: 3 - index for index, name in enumerate(CLASSES)}).config
+    data = build_images(load_images(picture_folder(tmp_path / "pictures", each=1)), processor_of("vit"), config)
+    assert data.batches[0]["labels"].tolist() == [3, 2, 1, 0]
+
+
+def test_floats_and_ready_batches_are_taken_as_they_are():
+    batches = [picture_batch(3, seed) for seed in (0, 1)]
+    pixels, labels = torch.cat([batch["pixel_values"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
+    for source in (batches, (pixels, labels), DataLoader(list(zip(pixels, labels, strict=True)), batch_size=3)):
+        data = build_images(source, None, VIT, batch_size=3)
+        assert torch.equal(joined(data), pixels)
+        assert torch.equal(torch.cat([batch["labels"] for batch in data]), labels)
+    assert torch.equal(joined(build_images(pixels.numpy(), None, VIT)), pixels)
+
+
+def test_the_draw_follows_the_seed():
+    pixels = torch.arange(40.0).reshape(40, 1, 1, 1).expand(40, 3, 16, 16)
+    one, again, other = (joined(build_images(pixels, None, VIT, num_samples=10, seed=seed))[:, 0, 0, 0] for seed in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.equal(one, one.unique()) and len(one) == 10
+    first = joined(build_images(pixels, None, VIT, num_samples=10, shuffle=False))[:, 0, 0, 0]
+    assert first.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (lambda: torch.randn(4, 3, 20, 20), "20 x 20, and the model takes 16 x 16"),
+        (lambda: torch.randn(4, 1, 16, 16), r"\(1, 16, 16\), and the model takes \(3, height, width\)"),
+        (lambda: torch.randn(4, 16), "the model takes"),
+        (lambda: [picture.convert("L") for picture in random_pictures(2)], r'1 channel \(mode L\).*convert\("RGB"\)'),
+        (lambda: [picture.convert("RGBA") for picture in random_pictures(2)], r"4 channels \(mode RGBA\)"),
+        (lambda: [np.zeros((20, 20), np.uint8)], "1 channel"),
+        (lambda: ["a.png"], "A picture is a str"),
+        (lambda: [], "empty"),
+        (lambda: datasets.Dataset.from_dict({"text": ["a"]}), "Which column holds the pictures"),
+        (lambda: 7, "A int is no source of pictures"),
+        (lambda: (torch.randn(4, 3, 16, 16), [0, 1]), "4 pictures and 2 labels"),
+        (lambda: (torch.randn(4, 3, 16, 16), [0, 1, 2, 4]), r"A label is 4, and the model has 4 classes \(0 to 3\)"),
+        (lambda: (torch.randn(1, 3, 16, 16), ["bird"]), "`bird` is none of the model's"),
+        (lambda: [torch.randn(3, 16, 16), torch.randn(3, 8, 8)], "different shapes"),
+    ],
+)
+def test_pictures_that_do_not_fit_are_refused_in_one_line(source, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build_images(source(), processor_of("vit"), VIT)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_need_a_processor():
+    with pytest.raises(ValueError, match="no image processor"):
+        build_images(random_pictures(2), None, VIT)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("gone", FileNotFoundError), ("empty", ValueError), ("notes", ValueError)])
+def test_folders_without_pictures_are_refused(name, kind, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no picture")
+    with pytest.raises(kind, match="image_dir") as caught:
+        load_images(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_pruner_takes_pictures_and_measures_accuracy(tmp_path):
+    model = tiny_vision("resnet-basic")
+    folder = load_images(picture_folder(tmp_path / "pictures", each=4))
+    args = SpectralPruningArguments(
+        units=["channels"], criterion="taylor", target_reduction=0.3, round_to=2, min_channels=2, disable_tqdm=True
+    )
+    output = SpectralPruner(model, args, folder, folder, processor_of("resnet-basic")).prune()
+    with torch.no_grad():
+        predicted = model(pixel_values=processed([row["image"] for row in folder], "resnet-basic")).logits.argmax(-1)
+    labels = torch.tensor(folder["label"])
+    assert output.report["metrics_after"]["after_accuracy"] == pytest.approx(float((predicted == labels).float().mean()))
+    assert output.report["calibration"]["labels"] and output.report["calibration"]["num_sequences"] == 16
+
+
+# ---- which positions of a map are read
+
+
+def rows_of(form: str, value: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    model = tiny_vision("resnet-basic")
+    group = unit_groups(model)[0]
+    reader = readers(model, group, "before", Spatial(form, 5, seed))[0]
+    return reader.rows(value)
+
+
+def test_spatial_forms_read_all_some_or_the_mean_of_the_positions():
+    value = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    every = value.flatten(2).transpose(1, 2)  # (B, positions, channels)
+    assert torch.equal(rows_of("all", value), every)
+    assert torch.allclose(rows_of("pooled", value)[:, 0], value.mean(dim=(2, 3)))
+    sampled = rows_of("sampled", value)
+    assert sampled.shape == (3, 5, 8)
+    for picture in range(3):  # every row is a position of its own picture, all channels together
+        assert all(any(torch.equal(row, other) for other in every[picture]) for row in sampled[picture])
+    assert torch.equal(sampled, rows_of("sampled", value)) and not torch.equal(sampled, rows_of("sampled", value, seed=1))
+    assert torch.equal(rows_of("sampled", value[..., :2, :2]), value[..., :2, :2].flatten(2).transpose(1, 2))
+
+
+def test_spatial_option_changes_scores_of_channels_but_not_of_tokens():
+    def scores(family: str, form: str) -> torch.Tensor:
+        found = prune(tiny_vision(family), criterion="spectral", criterion_args={"spatial": form}).scores
+        return torch.cat(list(found.values()))
+
+    assert not torch.equal(scores("resnet-basic", "sampled"), scores("resnet-basic", "pooled"))
+    assert not torch.equal(scores("resnet-basic", "sampled"), scores("resnet-basic", "all"))
+    assert torch.equal(scores("vit", "sampled"), scores("vit", "pooled"))
