@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -17,13 +16,24 @@ from transformers.utils import logging
 from . import rounds
 from .architectures import unit_groups
 from .arguments import SpectralPruningArguments
-from .calibration import CalibrationData, build_calibration
+from .calibration import CalibrationData, build_calibration, build_images
 from .criteria import Criterion, Scores
-from .planning import PruningPlan
+from .distributed import of_first_process, saves_instead, saves_itself, shards_weights, whole_copy
+from .flops import is_vision
+from .planning import PruningPlan, Sizes
 from .resuming import narrow_on_load
 from .rounds import Run
 from .schedule import PruningSchedule
-from .surgery import add_consumer_biases, apply_plan, fingerprint, masked, optimizer_follows, settle_class, zero_masked
+from .surgery import (
+    add_consumer_biases,
+    apply_plan,
+    fingerprint,
+    masked,
+    optimizer_follows,
+    recalibrate_norms,
+    settle_class,
+    zero_masked,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -40,8 +50,14 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
     - `load_best_model_at_end`: the best checkpoint is the best since the last cut. Each cut forgets the best so far, since a
       wider model is another model; train and evaluate on after the last round.
     - data-parallel training over several processes: there parameters cannot be replaced, so units are masked (they get no
-      gradient and add nothing) until the end of training, when they are removed. Checkpoints are then of the old size, and
-      a temporary copy of the model is needed at each round.
+      gradient and add nothing) until the end of training, when they are removed. Checkpoints are then of the old size. At
+      each round the first process scores a temporary copy, while the others wait (`ddp_timeout`).
+    - DeepSpeed up to stage 2, where every process has whole weights: likewise.
+    - FSDP2, by `fsdp` or by a model that transformers sharded as it was loaded: masked too. The first process needs room for
+      a whole copy of the model, on its device at each round and on its CPU at the end. The sharded model keeps its size and
+      its masks; `pruned_model` is the cut one, and `trainer.save_model` writes it.
+
+    All of these were tried with two processes on a CPU (gloo), in float32; none on several GPUs.
 
     Args:
         args: how to prune; one round is a step of `schedule`, `num_rounds` in all.
@@ -53,10 +69,12 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
     Attributes:
         plan: what was kept so far, in the original model's numbering, or None before the first round.
         scores: {group key: (n_units,)} of the last scoring.
+        pruned_model: after training with sharded weights the pruned model, on the CPU of the first process; else None.
 
     Raises:
         ValueError: at the Trainer's construction or before the first step: an unknown family, no calibration data, a
-            schedule that ends after training, sharded weights, an option that needs another model object.
+            schedule that ends after training, weights sharded otherwise (DeepSpeed stage 3, FSDP1, tensor parallelism),
+            an option that needs another model object.
 
     Example:
         ```python
@@ -84,11 +102,13 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         self.schedule = schedule or PruningSchedule()
         self.score_steps = score_steps
         self.scores: Scores = {}
+        self.pruned_model: PreTrainedModel | None = None
         self.run: Run | None = None
         self._criterion: Criterion | None = None
         self._calibration: CalibrationData | None = None
         self._trainer: Trainer | None = None
         self._masking = False
+        self._sharded = False
         self._masks = ExitStack()
         self._loading = ExitStack()
         self._due: dict[int | None, list[int]] = {}
@@ -125,7 +145,8 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         if self.args.compensation == "bias":
             add_consumer_biases(model, self.args.layout)  # before the optimizer is built
         self._loading.close()
-        self._loading.enter_context(narrow_on_load(model))
+        if not self._sharded:
+            self._loading.enter_context(narrow_on_load(model))
 
     def on_train_begin(
         self,
@@ -163,7 +184,11 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         if state.global_step in self._due:
             self._rounds(state.global_step, model, optimizer, state, control)
         elif self.score_steps is not None and state.global_step % self.score_steps == 0:
-            self._score(self._pruned_copy(model) if self._masking else model)
+            if self._masking:
+                target = self._pruned_copy(model, model.device)
+                self.scores = of_first_process(lambda: self._score(target)[1])
+            else:
+                self.scores = self._score(model)[1]
             self._log(_score_figures(self.scores), state, control)
 
     def on_train_end(
@@ -180,11 +205,13 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         missed = [step for step in self._due if step is not None and step > state.global_step]
         if missed:
             logger.warning(f"Training ended at step {state.global_step}, before the rounds of steps {missed}: they did not run.")
-        if self._masking and self.plan is not None:
+        if self._sharded and self.plan is not None:
+            self._hand_over(model)
+        elif self._masking and self.plan is not None:
             self._masks.close()
             with optimizer_follows(optimizer, model, self.plan):
                 apply_plan(model, self.plan, check_weights=False)
-            settle_class(model)
+            self._settle(model)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the callback: the plan so far and the sizes it goes on to."""
@@ -217,34 +244,49 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
 
     def _round(self, share: Any, model: PreTrainedModel, optimizer: Any) -> None:
         assert self.run is not None
-        target = self._pruned_copy(model) if self._masking else model
-        evidence = self._score(target)
-        if self.plan is None:
-            self.run.fingerprint = fingerprint(target)
-        if self.run.final_sizes is None:
-            self.run.final_sizes = rounds.allocate(target, self.args, self.run, self.scores, self._calibration)
-        plan = rounds.choose(target, self.args, self.run, self.scores, share)
         if self._masking:
-            self.run.add(_of_first_process(plan))
+            target = self._pruned_copy(model, model.device)
+            # One process decides: sums may differ in the last digit between machines, and with them a close choice.
+            plan, self.run.final_sizes, self.scores = of_first_process(lambda: self._decide(target, share)[:3])
+            self.run.add(plan)
             self._mask(model)
             return
+        plan, _, _, evidence = self._decide(model, share)
         with optimizer_follows(optimizer, model, plan):
             rounds.cut(model, self.args, plan, evidence)
-        settle_class(model)
+        self._settle(model)
         self.run.add(plan)
 
-    def _score(self, model: PreTrainedModel) -> rounds.Evidence:
+    def _settle(self, model: PreTrainedModel) -> None:
+        settle_class(model)
+        if self._calibration is not None:
+            recalibrate_norms(model, self._calibration.batches)
+
+    def _decide(self, model: Any, share: Any) -> tuple[PruningPlan, Sizes, Scores, rounds.Evidence]:
+        assert self.run is not None
+        evidence, self.scores = self._score(model)
+        if self.plan is None:
+            self.run.fingerprint = fingerprint(model)
+        if self.run.final_sizes is None:
+            self.run.final_sizes = rounds.allocate(model, self.args, self.run, self.scores, self._calibration, evidence)
+        plan = rounds.choose(model, self.args, self.run, self.scores, share)
+        return plan, self.run.final_sizes, self.scores, evidence
+
+    def _score(self, model: Any) -> tuple[rounds.Evidence, Scores]:
         assert self._criterion is not None
         evidence = rounds.calibrate(model, self.args, self._criterion, self._calibration)
-        self.scores = rounds.score(model, self.args, self._criterion, evidence)
-        return evidence
+        scores = rounds.score(model, self.args, self._criterion, evidence)
+        return evidence, {key: value.cpu() for key, value in scores.items()}
 
     def _start(self, model: PreTrainedModel, optimizer: Any, state: TrainerState) -> None:
         """Begins a run, or takes up the one that a checkpoint's state tells of."""
         saved = _saved_states(state).get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
         self._due = {step: indices for step, indices in self._due.items() if step is None or step >= state.global_step}
         self._masks.close()
-        self.run = rounds.start(model, self.args)
+        saves_itself(model)
+        self.pruned_model = None
+        # The fingerprint is taken with the first round, of weights that a process then has whole.
+        self.run = rounds.start(model, self.args, weights="", calibration=self._calibration)
         if not saved.get("plan"):
             return
         plan = PruningPlan.from_json(saved["plan"])
@@ -273,34 +315,46 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         self._masks.enter_context(masked(model, _kept(self.plan)))
         zero_masked(model, _kept(self.plan))
 
-    def _pruned_copy(self, model: PreTrainedModel) -> PreTrainedModel:
-        """A copy that is cut as the masks say: scoring it gives what a single process would see."""
+    def _pruned_copy(self, model: PreTrainedModel, device: Any = None) -> PreTrainedModel | None:
+        """A copy on the first process that is cut as the masks say: scoring it gives what a single process would see."""
         self._masks.close()
-        pruned = copy.deepcopy(model)
+        pruned = whole_copy(model)
         if self.plan is not None:
             self._mask(model)
-            apply_plan(pruned, self.plan, check_weights=False)
-        return pruned
+            if pruned is not None:
+                apply_plan(pruned, self.plan, check_weights=False)
+        return pruned if pruned is None or device is None else pruned.to(device)
+
+    def _hand_over(self, model: PreTrainedModel) -> None:
+        """Makes the pruned model of a sharded one, which cannot be cut itself."""
+        pruned = self._pruned_copy(model)
+        self.pruned_model = None if pruned is None else settle_class(pruned)
+        saves_instead(model, self.pruned_model)
+        if self.pruned_model is not None:
+            logger.warning(
+                "The weights are sharded, so the model in training stays masked; the pruned one is the callback's "
+                "`pruned_model` on this process, and `trainer.save_model` writes it."
+            )
 
     # ---- checks and figures
 
     def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
-        kind = AcceleratorState().distributed_type
-        self._masking = kind.value.startswith("MULTI_")
-        if not self._masking and kind != DistributedType.NO:
-            raise ValueError(
-                f"`SpectralPruningCallback` needs whole weights on every process, but {kind.value} shards them. Train "
-                "data-parallel, or prune with `SpectralPruner` before training."
-            )
+        self._sharded = shards_weights(model)
+        self._masking = self._sharded or AcceleratorState().distributed_type != DistributedType.NO
         if args.restore_callback_states_from_checkpoint:
             raise ValueError(
                 "`restore_callback_states_from_checkpoint` would rebuild `SpectralPruningCallback` without its calibration "
                 "data. Leave it off: the callback takes up its own state when a run is resumed."
             )
+        if self._masking and args.torch_compile:
+            raise ValueError(
+                "Units are masked in training over several processes, and code that `torch_compile` has compiled does not see "
+                "the masks. Leave it off."
+            )
         if self._masking and self.args.compensation != "none":
             raise ValueError(
-                f"`compensation` `{self.args.compensation}` rewrites weights at a cut, but data-parallel training only masks. "
-                'Use `compensation="none"`.'
+                f"`compensation` `{self.args.compensation}` rewrites weights at a cut, but training over several processes "
+                'only masks. Use `compensation="none"`.'
             )
         if self.args.stock_class == "mistral":
             raise ValueError('`stock_class="mistral"` makes a new model, which a running Trainer cannot take. Leave it out.')
@@ -308,10 +362,14 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         if self._calibration is None and self.calibration_dataset is not None:
             source = self.calibration_dataset
             if not isinstance(source, CalibrationData):
-                tokenizer = self.processing_class or processing_class
-                source = build_calibration(source, tokenizer, seed=self.args.seed, name="calibration_dataset")
+                source = self._data_of(source, self.processing_class or processing_class, model)
             self._calibration = source
         rounds.check_data(model, self.args, self._criterion, self._calibration)
+
+    def _data_of(self, source: Any, processing_class: Any, model: Any) -> CalibrationData:
+        if is_vision(model):
+            return build_images(source, processing_class, model.config, seed=self.args.seed, name="calibration_dataset")
+        return build_calibration(source, processing_class, seed=self.args.seed, name="calibration_dataset")
 
     def _log(self, figures: dict[str, float], state: TrainerState, control: TrainerControl) -> None:
         if self._trainer is None:
@@ -338,12 +396,6 @@ def _score_figures(scores: Scores) -> dict[str, float]:
 
 def _kept(plan: PruningPlan) -> dict[str, Tensor]:
     return {key: plan.kept_index(key) for key in plan.kept}
-
-
-def _of_first_process(plan: PruningPlan) -> PruningPlan:
-    """The first process's plan: sums may differ in the last digit between machines, and with them a close choice."""
-    (text,) = broadcast_object_list([plan.to_json()])
-    return PruningPlan.from_json(text)
 
 
 def _steps_per_epoch(train_dataloader: Any, accumulation: int) -> int | None:

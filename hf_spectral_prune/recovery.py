@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
@@ -19,9 +20,10 @@ from transformers.utils import logging
 from .architectures import family_of
 from .arguments import SpectralPruningArguments
 from .calibration import CalibrationData
-from .calibration.collect import predicts_next_token
+from .calibration.collect import num_rows, predicts_next_token
 from .calibration.data import collate_rows, tokenised_row
 from .distillation import DistillationTrainer, check_teacher, load_teacher
+from .distributed import is_sharded, of_first_process
 from .naming import did_you_mean
 
 logger = logging.get_logger(__name__)
@@ -143,7 +145,9 @@ def recover(
     """Fine-tunes a pruned model once, in place, and keeps the result only if it is no worse on held-out data.
 
     Better and worse are told by `training_args.metric_for_best_model` (the loss by default). A copy of the weights is kept
-    on the CPU meanwhile, to go back to. `training_args.resume_from_checkpoint` is honoured.
+    on the CPU meanwhile, to go back to. `training_args.resume_from_checkpoint` is honoured. Launched on several processes
+    (data-parallel) all end with the same model. The Trainer then repeats rows to fill its last evaluation batches, so figures
+    are those of one process only where the rows divide evenly.
 
     Args:
         training_args: the Trainer's own: optimizer, schedule, precision, loggers, checkpoints.
@@ -158,7 +162,7 @@ def recover(
         ValueError: LoRA targets that the model does not have, a teacher that is missing or of another shape, data that
             cannot be split or has no labels, sharded training. All before the first step.
     """
-    _check_unsharded(training_args)
+    _check_unsharded(model, training_args)
     notes: list[str] = []
     targets = lora_targets(model, args.lora_target_modules) if args.method == "lora" else []
     if args.method == "distill":
@@ -189,7 +193,8 @@ def recover(
         metrics |= _held_out_figures(model, training_args, "after", options)
         name = _judge(training_args)
         kept: Literal["recovered", "unrecovered"] = "recovered"
-        if not _no_worse(metrics[f"before_{name}"], metrics[f"after_{name}"], training_args, name):
+        # One process decides: a user's figures may differ between processes, and with them the models that are kept.
+        if not of_first_process(lambda: _no_worse(metrics[f"before_{name}"], metrics[f"after_{name}"], training_args, name)):
             model.load_state_dict(before)
             kept = "unrecovered"
             notes.append(
@@ -201,8 +206,9 @@ def recover(
     return RecoveryOutput(model, kept, metrics, notes, history, adapters)
 
 
-def _check_unsharded(training_args: TrainingArguments) -> None:
-    if training_args.fsdp or training_args.deepspeed:
+def _check_unsharded(model: PreTrainedModel, training_args: TrainingArguments) -> None:
+    launched = any(parse_flag_from_env(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED"))
+    if training_args.fsdp or training_args.deepspeed or launched or is_sharded(model):
         raise ValueError(
             "`recover` keeps a copy of the whole model to go back to, which `fsdp` and `deepspeed` shard over processes. "
             "Use `accelerate launch` without them (data-parallel), or fine-tune the saved model with a Trainer of your own."
@@ -231,7 +237,8 @@ def _train_whole(
             hidden_weight=args.distill_hidden_weight,
             **options,
         )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    with _unprepared(model):
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     return trainer.state.log_history
 
 
@@ -248,7 +255,8 @@ def _train_lora(
     wrapped: Any = get_peft_model(model, config)
     trainer = Trainer(model=wrapped, args=training_args, **options)
     try:
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        with _unprepared(model):
+            trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except BaseException:
         wrapped.unload()  # an interrupted run leaves the model as it was, not wrapped
         raise
@@ -288,9 +296,7 @@ def _rows(source: Any) -> Any:
     """A map-style data set of rows; batches are taken apart, without their padding's labels."""
     if isinstance(source, CalibrationData):
         return [
-            {name: value[index] for name, value in batch.items()}
-            for batch in source.batches
-            for index in range(len(batch["input_ids"]))
+            {name: value[index] for name, value in batch.items()} for batch in source.batches for index in range(num_rows(batch))
         ]
     first = source[0] if hasattr(source, "__getitem__") and len(source) else None
     if isinstance(first, str) or (isinstance(source, Dataset) and not set(source.column_names) & _INPUTS):
@@ -352,7 +358,8 @@ def _held_out_figures(
     quiet = copy.copy(training_args)
     quiet.report_to = []
     quiet.push_to_hub = False
-    metrics = Trainer(model=model, args=quiet, **options).evaluate(metric_key_prefix=prefix)
+    with _unprepared(model):
+        metrics = Trainer(model=model, args=quiet, **options).evaluate(metric_key_prefix=prefix)
     name = _judge(training_args)
     if f"{prefix}_{name}" not in metrics:
         known = ", ".join(f"`{key.removeprefix(prefix + '_')}`" for key in metrics)
@@ -369,16 +376,29 @@ def _left_as_it_was(model: PreTrainedModel) -> Iterator[None]:
     use_cache = getattr(model.config, "use_cache", None)
     training = model.training
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    forward: dict[str, Any] = {name: model.__dict__[name] for name in ("forward", "_original_forward") if name in model.__dict__}
     try:
         yield
     finally:
-        # Mixed precision wraps `forward` on the instance; the saved and pruned model must compute in its own type.
-        for name in ("forward", "_original_forward"):
-            model.__dict__.pop(name, None)
-        model.__dict__.update(forward)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
         model.train(training)
         if use_cache is not None:
             model.config.use_cache = use_cache
+
+
+@contextmanager
+def _unprepared(model: PreTrainedModel) -> Iterator[None]:
+    """A model for one Trainer to prepare: it comes unmarked, and what accelerate sets on the instance is undone afterwards.
+
+    accelerate marks a model that it has prepared, and does not wrap a marked one again: a model that a Trainer has evaluated
+    would then be trained on each process apart. Mixed precision wraps `forward`; the model must compute in its own type.
+    """
+    names = ("forward", "_original_forward", "_is_accelerate_prepared")
+    before: dict[str, Any] = {name: vars(model)[name] for name in names if name in vars(model)}
+    vars(model).pop("_is_accelerate_prepared", None)
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(model).pop(name, None)
+        vars(model).update(before)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .architectures import UnitGroup, family_of, module_of, unit_groups
+from .architectures import UnitGroup, parts, unit_groups
 from .evaluation import num_parameters
 from .planning import PruningPlan
 from .surgery import apply_plan, settle_class
@@ -43,12 +43,12 @@ def _size_in(
     model: PreTrainedModel, group: UnitGroup, state_dict: Mapping[str, Tensor], prefix: str, paths: Mapping[Any, str]
 ) -> int:
     """Number of the group's units in a state dict; its present size if none of its weights is there (another shard)."""
-    row = family_of(model.config).kind(group.kind)
-    for path, dim in ((row.consumer, 1), *((producer.module, 0) for producer in row.producers)):
-        module = module_of(model, group.layer, path)
-        weight = state_dict.get(f"{prefix}{paths[module]}.weight")
-        if weight is not None:
-            return group.size * weight.shape[dim] // module.weight.shape[dim]
+    for part in reversed(parts(model, group)):
+        dim = 1 if part.is_input else 0
+        weight = state_dict.get(f"{prefix}{paths[part.module]}.weight")
+        # A module may read the channels of several groups; then its width says nothing of one of them.
+        if weight is not None and part.slice.index.numel() == part.module.weight.shape[dim]:
+            return group.size * weight.shape[dim] // part.module.weight.shape[dim]
     return group.size
 
 

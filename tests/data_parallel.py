@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from conftest import random_batch, tiny_model
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_spectral_prune import SpectralPruningArguments
 from hf_spectral_prune.architectures import unit_groups
@@ -29,51 +29,61 @@ class Widths(TrainerCallback):
         self.seen.append(num_parameters(model))
 
 
-def train(folder, batch_size: int, watch: TrainerCallback | None = None, **fields):
-    """Rounds after steps 2 and 4 of 6, in batches of 8 rows over all processes."""
+def arguments(folder, batch_size: int, **fields) -> TrainingArguments:
+    defaults = {
+        "output_dir": str(folder),
+        "max_steps": 6,
+        "per_device_train_batch_size": batch_size,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "train_sampling_strategy": "sequential",
+    }
+    return TrainingArguments(**defaults | fields)
+
+
+def pruning_trainer(
+    model: PreTrainedModel, training: TrainingArguments, watch: TrainerCallback | None = None, **fields
+) -> tuple[Trainer, SpectralPruningCallback]:
+    """Rounds after steps 2 and 4, in batches of 8 rows over all processes."""
     rows = [{"input_ids": ids} for ids in random_batch(48, 12)["input_ids"]]
-    model = tiny_model()
-    args = SpectralPruningArguments(
-        criterion="energy",
-        layout="per_layer",
-        target_reduction=0.3,
-        target_scope="prunable",
-        round_to=4,
-        min_ffn_units=4,
-        num_rounds=2,
-        disable_tqdm=True,
-    )
+    defaults = {"criterion": "energy", "layout": "per_layer", "target_reduction": 0.3, "target_scope": "prunable"}
+    defaults |= {"round_to": 4, "min_ffn_units": 4, "num_rounds": 2, "disable_tqdm": True}
     calibration = [random_batch(4, 32, seed) for seed in range(4)]
-    callback = SpectralPruningCallback(args, calibration, schedule=PruningSchedule("linear", end_step=4))
-    training = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=6,
-        per_device_train_batch_size=batch_size,
-        learning_rate=1e-3,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        train_sampling_strategy="sequential",
-        **fields,
-    )
+    schedule = PruningSchedule("linear", end_step=4)
+    callback = SpectralPruningCallback(SpectralPruningArguments(**defaults | fields), calibration, schedule=schedule)
     callbacks = [callback] if watch is None else [callback, watch]
-    Trainer(model=model, args=training, train_dataset=rows, data_collator=causal_collator(), callbacks=callbacks).train()
-    return model, callback
+    trainer = Trainer(model=model, args=training, train_dataset=rows, data_collator=causal_collator(), callbacks=callbacks)
+    return trainer, callback
+
+
+def train_alone(folder) -> tuple[PreTrainedModel, SpectralPruningCallback]:
+    """The same training in one process, which sees both halves of each batch."""
+    trainer, callback = pruning_trainer(tiny_model(), arguments(folder, 8))
+    trainer.train()
+    return trainer.model, callback
+
+
+def digest_of(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     watch = Widths()
-    model, callback = train(folder / "out", 4, watch, ddp_backend="gloo")
+    trainer, callback = pruning_trainer(tiny_model(), arguments(folder / "out", 4, ddp_backend="gloo"), watch)
+    trainer.train()
+    model = trainer.model
     rank = torch.distributed.get_rank()
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.numpy().tobytes())
     if rank == 0:
         torch.save(model.state_dict(), folder / "rank0.pt")
     result = {
-        "digest": digest.hexdigest(),
+        "digest": digest_of(model),
         "sizes": [group.size for group in unit_groups(model)],
         "parameters": num_parameters(model),
         "planned": callback.plan.parameters_after,

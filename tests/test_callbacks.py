@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import subprocess
-import sys
 from fractions import Fraction
-from pathlib import Path
 
-import data_parallel
 import pytest
 import torch
 from conftest import logits, random_batch, tiny_encoder, tiny_model
@@ -387,26 +381,6 @@ def test_what_cannot_work_is_told_before_any_step(case, batches, tmp_path):
 def test_schedules_that_cannot_work_are_told(fields, message):
     with pytest.raises(ValueError, match=message):
         PruningSchedule(**fields)
-
-
-def test_two_processes_end_with_the_same_model_as_one(batches, tmp_path):
-    """Data-parallel on two processes: masked while training, removed at the end, on both alike."""
-    script = Path(__file__).with_name("data_parallel.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv-backend"]
-    command += ["c10d", "--rdzv-endpoint", "localhost:0", str(script), str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    assert results[0]["digest"] == results[1]["digest"]
-    assert results[0]["sizes"] == results[1]["sizes"]
-    assert results[0]["masked_while_training"] and results[0]["parameters"] == results[0]["planned"]
-    # One process that sees both halves of each batch: the same plan, and the same weights but for rounding.
-    model, callback = data_parallel.train(tmp_path / "alone", batch_size=8)
-    assert callback.plan.kept == {key: tuple(kept) for key, kept in results[0]["kept"].items()}
-    weights = torch.load(tmp_path / "rank0.pt", weights_only=True)
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 class Masking(SpectralPruningCallback):

@@ -6,19 +6,16 @@ import copy
 import math
 
 import pytest
+import recovering
 import torch
 from conftest import logits, random_batch, tiny_model
+from processes import run_in_two_processes
+from recovering import patterned_rows
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.distillation import hidden_loss, logits_loss
 from hf_spectral_prune.recovery import RecoveryArguments, causal_collator, recover
-
-
-def patterned_rows(count: int = 48, length: int = 16, seed: int = 0) -> list[dict]:
-    """Sequences that a tiny model learns quickly: each token follows from the one before it."""
-    starts = torch.randint(3, 13, (count,), generator=torch.Generator().manual_seed(seed))
-    return [{"input_ids": [3 + (int(start) - 3 + step) % 10 for step in range(length)]} for start in starts]
 
 
 def training_args(tmp_path, **fields) -> TrainingArguments:
@@ -259,3 +256,50 @@ def test_data_that_cannot_judge_is_told(tmp_path):
         recover(model, RecoveryArguments(), training_args(tmp_path), rows, rows)
     with pytest.raises(ValueError, match="Pass `eval_dataset`"):
         recover(tiny_model(), RecoveryArguments(), training_args(tmp_path), iter(rows))
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each of two data-parallel processes ended with, and the folder of the first one's weights."""
+    folder = tmp_path_factory.mktemp("recovering")
+    return run_in_two_processes("recovering.py", folder), folder
+
+
+@pytest.mark.parametrize("method", recovering.RECOVERIES)
+def test_two_processes_recover_the_same_model_as_one(method, two_processes, tmp_path):
+    (first, second), folder = two_processes
+    assert first[method]["digest"] == second[method]["digest"]
+    assert first[method]["kept"] == second[method]["kept"] == "recovered"
+    alone = recovering.recovered(tmp_path, method, batch_size=8)
+    # The same batches of held-out rows, and the same global batches of training rows: only the order of sums differs.
+    for name in ("before_loss", "after_loss"):
+        assert first[method]["metrics"][name] == second[method]["metrics"][name]
+        assert math.isclose(first[method]["metrics"][name], alone.metrics[name], rel_tol=1e-4)
+    weights = torch.load(folder / f"{method}.pt", weights_only=True)
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_two_processes_undo_alike(two_processes):
+    """Also where each would judge otherwise."""
+    (first, second), _ = two_processes
+    for case in ("worse", "disputed"):
+        assert first[case]["kept"] == second[case]["kept"] == "unrecovered"
+        assert first[case]["digest"] == second[case]["digest"] == first["before"]["digest"]
+    assert second["disputed"]["metrics"]["after_quality"] > second["disputed"]["metrics"]["before_quality"]
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_model_that_a_trainer_prepared_before_is_left_so(marked, tmp_path):
+    """accelerate's mark would keep it from being trained on several processes together."""
+    model = tiny_model()
+    if marked:
+        model._is_accelerate_prepared = True
+    recover(model, RecoveryArguments(), training_args(tmp_path, max_steps=1), patterned_rows(), patterned_rows(8, seed=1))
+    assert vars(model).get("_is_accelerate_prepared", False) == marked
+
+
+def test_launch_that_shards_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="copy of the whole model"):
+        recover(tiny_model(), RecoveryArguments(), training_args(tmp_path), patterned_rows())
