@@ -6,14 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import modeling
+from .integrations import register_with_peft
 
 if TYPE_CHECKING:
     from .arguments import SpectralPruningArguments
-    from .calibration import CalibrationData, build_calibration, default_texts, load_texts, self_generated
+    from .calibration import (
+        CalibrationData,
+        build_calibration,
+        build_images,
+        default_texts,
+        load_images,
+        load_texts,
+        self_generated,
+    )
     from .callbacks import SpectralPruningCallback
     from .comparison import Comparison, ComparisonArguments, compare
     from .criteria import CRITERIA, Criterion, GroupData, make_criterion, register
     from .detrimental import DetrimentalArguments, DetrimentalNeuronPruner, Example, examples_from_rows, read_examples
+    from .differentiation import NDIRegularizedTrainerMixin, NDITrackingCallback, NDPArguments, NDPCallback, ndi_regularizer
     from .evaluation import latency, num_parameters, paired_latency, perplexity
     from .metrics import load_metric
     from .planning import PruningPlan
@@ -24,10 +34,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+register_with_peft()
+
 _PUBLIC = {
     "arguments": ["SpectralPruningArguments"],
     "callbacks": ["SpectralPruningCallback"],
-    "calibration": ["CalibrationData", "build_calibration", "default_texts", "load_texts", "self_generated"],
+    "calibration": [
+        "CalibrationData",
+        "build_calibration",
+        "build_images",
+        "default_texts",
+        "load_images",
+        "load_texts",
+        "self_generated",
+    ],
     "comparison": ["Comparison", "ComparisonArguments", "compare"],
     "criteria": ["CRITERIA", "Criterion", "GroupData", "make_criterion", "register"],
     "detrimental": [
@@ -36,6 +56,13 @@ _PUBLIC = {
         "Example",
         "examples_from_rows",
         "read_examples",
+    ],
+    "differentiation": [
+        "NDIRegularizedTrainerMixin",
+        "NDITrackingCallback",
+        "NDPArguments",
+        "NDPCallback",
+        "ndi_regularizer",
     ],
     "evaluation": ["latency", "num_parameters", "paired_latency", "perplexity"],
     "metrics": ["load_metric"],
