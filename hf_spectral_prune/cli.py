@@ -20,6 +20,7 @@ COMMANDS = {
     "ablate": "Measures what removing single units really costs, and how well each criterion foretells it.",
     "card": "Writes the model card of a pruned folder anew, or brings it up to date.",
     "report": "Writes the report page of a pruned folder or a comparison anew.",
+    "export": "Writes a model folder as GGUF (llama.cpp) or ONNX.",
     "push": "Pushes a pruned folder to the Hub, in one commit.",
     "detrimental": "Removes neurons that make a model confident without making it right, found on ten labelled examples.",
     "demo": "Prunes SmolLM2-135M-Instruct by 20 % and prints a before/after table.",

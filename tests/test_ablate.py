@@ -442,15 +442,6 @@ def test_a_damaged_file_is_measured_again(folder, capsys):
     assert read(folder)["groups"]["layers.1.ffn"]["damage"] == first["groups"]["layers.1.ffn"]["damage"]
 
 
-def test_without_matplotlib_one_line_says_how_to_get_it(folder, monkeypatch, caplog):
-    for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
-        monkeypatch.setitem(sys.modules, name, None)
-    assert main(flags(folder)) == 0
-    assert "hf-spectral-prune[plots]" in caplog.text
-    assert not (folder / "out" / "ablation.png").exists()
-    assert read(folder)["summary"]
-
-
 def test_constant_scores_are_null_in_the_file(told, batches, tmp_path):
     model = tiny_model()
     told.update({group.key: [1.0] * group.size for group in unit_groups(model)})

@@ -443,17 +443,6 @@ def test_lines_show_means_and_the_seeds_range_on_a_logarithmic_axis(tmp_path, da
     assert [text.get_text() for text in drawn[1].legends[0].get_texts()] == ["dense", "energy", "random"]
 
 
-def test_without_matplotlib_the_rest_is_there_and_the_remedy_is_named(folder, monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    said = []
-    monkeypatch.setattr(results.logger, "warning", said.append)
-    assert main(["compare", *flags(folder)]) == 0
-    assert (folder / "out" / "comparison.csv").exists() and not (folder / "out" / "comparison.png").exists()
-    assert len(said) == 1 and "hf-spectral-prune[plots]" in said[0]
-
-
 def test_figures_that_are_not_finite_are_strict_json():
     text = json.dumps(plain({"a": float("inf"), "b": [float("nan"), 1.5], "c": None, "d": True}), allow_nan=False)
     assert json.loads(text) == {"a": "inf", "b": ["nan", 1.5], "c": None, "d": True}

@@ -7,14 +7,23 @@ import re
 import pytest
 import yaml
 from conftest import tiny_encoder, tiny_model
+from crias import BPE_VOCABULARY, TASK, byte_level, cria, save
 from documents import DOCUMENTS, ROOT, blocks, commands, read_flags
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from pictures import picture_folder, processor_of, tiny_vision
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_spectral_prune.arguments import RunArguments, SpectralPruningArguments
 from hf_spectral_prune.criteria import CRITERIA
 
 README = ROOT / "README.md"
 PROGRAMS = [(document.name, index) for document in DOCUMENTS for index in range(len(blocks(document, "python")))]
+# Folders that the programs write, and what loads them.
+RESULTS = {
+    "cria": AutoModelForCausalLM,
+    "cria-recovered": AutoModelForCausalLM,
+    "bert-pruned": AutoModelForSequenceClassification,
+    "cria-resnet": AutoModelForImageClassification,
+}
 COMMAND_LINES = [(document.name, *line) for document in DOCUMENTS for line in commands(document)]
 
 
@@ -23,8 +32,17 @@ def models(tmp_path, tokenizer, monkeypatch):
     """A working folder with the models that the programs name."""
     tiny_model(intermediate_size=256).save_pretrained(tmp_path / "llama")
     tiny_encoder("bert", intermediate_size=256).save_pretrained(tmp_path / "bert")
+    tiny_vision("resnet-basic", embedding_size=16, hidden_sizes=[16, 32]).save_pretrained(tmp_path / "resnet")
+    tiny_vision("vit", intermediate_size=256).save_pretrained(tmp_path / "vit")
+    processor_of("resnet-basic").save_pretrained(tmp_path / "resnet")
+    processor_of("vit").save_pretrained(tmp_path / "vit")
+    picture_folder(tmp_path / "pictures")
     for name in ("llama", "bert"):
         tokenizer.save_pretrained(tmp_path / name)
+    for program in (text for document in DOCUMENTS for text in blocks(document, "python")):
+        if name := re.match(r"# (\w+\.py)\n", program):  # the file of a module that another program imports
+            (tmp_path / name[1]).write_text(program, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     known = dict(CRITERIA)
     yield tmp_path
@@ -32,14 +50,37 @@ def models(tmp_path, tokenizer, monkeypatch):
     CRITERIA.update(known)
 
 
+# Folders that some programs start from, made only for those.
+PREPARED = {
+    "path/to/cria": lambda folder, _: save(folder, cria(tiny_model(vocab_size=BPE_VOCABULARY)), byte_level()),
+    "path/to/cria-encoder": lambda folder, tokenizer: save(folder, cria(tiny_encoder(task="Model")), tokenizer),
+    "path/to/tasks": lambda folder, _: write_task(folder),
+}
+CLIENTS = ("bitsandbytes", "lm_eval", "onnxruntime", "sentence_transformers", "xllamacpp")
+
+
+def write_task(folder) -> None:
+    """A task of multiple choice for lm_eval, `my_task`."""
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text('{"question": "The quick", "choices": ["brown", "lazy"], "label": 0}\n' * 4)
+    task = TASK.format(rows=folder / "rows.jsonl").replace("cria_pairs", "my_task")
+    (folder / "my_task.yaml").write_text(task)
+
+
 @pytest.mark.parametrize(("name", "index"), PROGRAMS)
-def test_programs_run_and_leave_folders_that_load(name, index, models):
+def test_programs_run_and_leave_folders_that_load(name, index, models, tokenizer, monkeypatch):
     (document,) = [document for document in DOCUMENTS if document.name == name and len(blocks(document, "python")) > index]
     program = blocks(document, "python")[index]
+    for client in CLIENTS:
+        if re.search(rf"^(from|import) {client}\b", program, flags=re.MULTILINE):
+            pytest.importorskip(client)
+    for path, prepare in PREPARED.items():
+        if f'"{path}"' in program:
+            prepare(models / path.removeprefix("path/to/"), tokenizer)
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     exec(compile(program.replace("path/to/", ""), name, "exec"), {"__name__": "__main__"})
-    for folder in {"cria", "cria-recovered", "bert-pruned"} & {path.name for path in models.iterdir()}:
-        auto = AutoModelForSequenceClassification if folder == "bert-pruned" else AutoModelForCausalLM
-        auto.from_pretrained(models / folder)
+    for folder in RESULTS.keys() & {path.name for path in models.iterdir()}:
+        RESULTS[folder].from_pretrained(models / folder)
 
 
 @pytest.mark.parametrize(("name", "command", "words"), COMMAND_LINES)

@@ -8,10 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..comparison.plot import MISSING_LIBRARY
-
-__all__ = ["MISSING_LIBRARY", "Panel", "Series", "draw"]
-
 # The palette of Okabe and Ito, without its yellow, which is too pale on white. Markers differ as well, for print in black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
@@ -40,11 +36,7 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], path: str | Path) -> None:
-    """Draws one panel below the other and writes a PNG, whole or not at all.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Draws one panel below the other and writes a PNG, whole or not at all."""
     # No pyplot: it would keep the figure in a global list and may look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
 from ..comparison.folder import plain, write_text
 from ..environment import library_versions, machine
-from .plot import MISSING_LIBRARY, Panel, Series, draw
+from .plot import Panel, Series, draw
 from .scoring import Scored
 from .statistics import CONFIDENCE, NUM_RESAMPLES, Agreement, Array, Chance, agreement, chance, interval, num_lowest, spearman
 from .truth import Damage
-
-logger = logging.get_logger(__name__)
 
 FORMAT_VERSION = 1
 _KINDS = {"ffn": "FFN neurons", "heads": "attention heads (key/value groups)", "channels": "channels"}
@@ -311,14 +308,9 @@ def panels(result: AblationResult) -> list[Panel]:
 
 
 def write_results(result: AblationResult, folder: str | Path) -> None:
-    """Writes `ablation.json` and, where matplotlib is installed, `ablation.png`."""
+    """Writes `ablation.json` and `ablation.png`."""
     folder = Path(folder)
     write_text(folder / "ablation.json", json.dumps(to_dict(result), indent=1) + "\n")
     if not result.labels:
         return
-    try:
-        draw(panels(result), folder / "ablation.png")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        logger.warning(MISSING_LIBRARY)
+    draw(panels(result), folder / "ablation.png")

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-MISSING_LIBRARY = "There is no plot, because matplotlib is not installed. `pip install 'hf-spectral-prune[plots]'` and run again."
-
 # The palette of Okabe and Ito, which people with any form of colour blindness can tell apart, without its yellow (too pale on
 # white) and its black (the dense model). More lines than colours differ by marker and dash as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -21,11 +19,7 @@ _LOG_FACTOR = 3.0
 
 
 def draw(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], metric: str, path: str | Path) -> None:
-    """Writes `comparison_figure` as a PNG, whole or not at all.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Writes `comparison_figure` as a PNG, whole or not at all."""
     figure = comparison_figure(panels, dense, metric)
     temporary = Path(path).with_name(f".{Path(path).stem}.{os.getpid()}.tmp.png")
     figure.savefig(temporary, dpi=150)
@@ -42,9 +36,6 @@ def comparison_figure(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dic
         panels: {title: records of its cells, see `folder`}.
         dense: record of the model before the cut.
         metric: name of the figure to draw.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
     """
     # No pyplot: it would keep the figure in a global list and may look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -13,13 +13,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
 from ..environment import library_versions, machine
 from .folder import Record, plain, write_text
-from .plot import MISSING_LIBRARY, draw
-
-logger = logging.get_logger(__name__)
+from .plot import draw
 
 FORMAT_VERSION = 1
 
@@ -217,13 +213,8 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def write_results(comparison: Comparison, folder: str | Path) -> None:
-    """Writes `comparison.json`, `comparison.csv` and, where matplotlib is installed, `comparison.png`."""
+    """Writes `comparison.json`, `comparison.csv` and `comparison.png`."""
     folder = Path(folder)
     write_text(folder / "comparison.json", json.dumps(to_dict(comparison), indent=1) + "\n")
     write_text(folder / "comparison.csv", to_csv(comparison))
-    try:
-        draw(comparison.blocks(), comparison.dense, comparison.metric, folder / "comparison.png")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        logger.warning(MISSING_LIBRARY)
+    draw(comparison.blocks(), comparison.dense, comparison.metric, folder / "comparison.png")

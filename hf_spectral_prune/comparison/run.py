@@ -231,7 +231,7 @@ def _run_group(shared: Shared, cells: Sequence[Cell], held: dict[str, dict[str, 
         logger.info(f"`{cells[0].label}` failed.", exc_info=True)
         yield from ({"error": one_line(error)} for _ in cells)
         return
-    plans: dict[float, PruningPlan] = {}
+    plans: dict[tuple[float, str], PruningPlan] = {}
     for cell in cells:
         try:
             record = _run_cell(shared, cell, scores, plans, held.get("activations", {}))
@@ -264,20 +264,22 @@ def _scores(shared: Shared, cells: Sequence[Cell], held: dict[str, dict[str, Gro
 
 
 def _run_cell(
-    shared: Shared, cell: Cell, scores: Scores, plans: dict[float, PruningPlan], repair: dict[str, GroupMoments]
+    shared: Shared, cell: Cell, scores: Scores, plans: dict[tuple[float, str], PruningPlan], repair: dict[str, GroupMoments]
 ) -> Record:
     """Cuts a copy of the dense model, repairs, recovers and measures it."""
     args = cell.args
     set_seed(args.seed)
     seconds = {}
     began = time.perf_counter()
-    if args.target_reduction not in plans:
+    evidence = Evidence({}, {}, repair if args.compensation != "none" else {})
+    key = (args.target_reduction, args.compensation)  # measured losses are those of repaired layers
+    if key not in plans:
         run = rounds.start(shared.model, args)
-        run.final_sizes = rounds.allocate(shared.model, args, run, scores, shared.calibration)
-        plans[args.target_reduction] = rounds.choose(shared.model, args, run, scores, 1)
-    plan = plans[args.target_reduction]
+        run.final_sizes = rounds.allocate(shared.model, args, run, scores, shared.calibration, evidence)
+        plans[key] = rounds.choose(shared.model, args, run, scores, 1)
+    plan = plans[key]
     model = copy.deepcopy(shared.model)
-    rounds.cut(model, args, plan, Evidence({}, {}, repair if args.compensation != "none" else {}))
+    rounds.cut(model, args, plan, evidence)
     model = settle_class(model)
     seconds["cut"] = time.perf_counter() - began
     recovered = None

@@ -163,7 +163,7 @@ class DetrimentalNeuronPruner:
         return found
 
     def _plan(self, found: Findings) -> PruningPlan:
-        groups = unit_groups(self.model)
+        groups = unit_groups(self.model, ["ffn"])
         scores = {group.key: torch.zeros(group.size, dtype=torch.float64) for group in groups}
         sizes = {group.key: group.size for group in groups}
         best, width = found.best, None

@@ -170,7 +170,7 @@ def _metadata(saved: SavedFolder, name: str, facts: dict[str, Any]) -> dict[str,
     return {
         "base_model": base,
         "base_model_relation": "finetune" if base else None,
-        "library_name": "transformers",
+        "library_name": "pytorch" if words.network(saved) else "transformers",
         "pipeline_tag": words.pipeline_tag(saved),
         **{key: facts.get(key) for key in CARRIED_OVER},
         "datasets": [dataset] if dataset else None,
@@ -192,6 +192,8 @@ def _results(saved: SavedFolder) -> list[EvalResult]:
     dataset = _hub_dataset(protocol)
     task = words.pipeline_tag(saved) or "other"
     args = {key: protocol[key] for key in _PROTOCOL if protocol.get(key) is not None}
+    if args.get("num_tokens") == 0:  # pictures
+        del args["num_tokens"]
     shared: dict[str, Any] = {
         "task_type": task,
         "task_name": task.replace("-", " ").capitalize(),
@@ -264,6 +266,7 @@ def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
         "metric_rows": words.metric_rows(saved),
         "evaluation": words.protocol_words(saved, "evaluation") or "the evaluation data of the run",
         "cria": cria,
+        "network": words.network(saved),
         "architecture": words.architecture(saved),
         "code": words.loading_code(saved, name, remote=False),
         "remote_code": words.loading_code(saved, name, remote=True) if cria else None,

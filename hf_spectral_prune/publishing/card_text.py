@@ -43,6 +43,7 @@ _SCOPES = {
     "all": "all parameters",
     "non_embedding": "the parameters outside the embeddings",
     "prunable": "the parameters of the prunable units",
+    "flops": "the FLOPs of one picture",
 }
 _RECOVERIES = {
     "full": "fine-tuning of all weights",
@@ -57,10 +58,17 @@ def architecture(saved: SavedFolder) -> str:
     Raises:
         ValueError: the config names none.
     """
+    if network(saved):
+        return network(saved).rpartition(":")[2]
     names = saved.config.get("architectures")
     if not names:
         raise ValueError(f"`{saved.path / 'config.json'}` has no `architectures`. Save the model again.")
     return names[0]
+
+
+def network(saved: SavedFolder) -> str:
+    """`module:class` of a plain PyTorch network; empty for a model of transformers."""
+    return saved.config.get("cria_network") or ""
 
 
 def _by_ending(saved: SavedFolder, table: dict[str, str]) -> str | None:
@@ -95,6 +103,9 @@ def size_rows(saved: SavedFolder) -> list[Row]:
     """(what, before, after, change) of parameters and bytes on disk."""
     before, after = saved.figure("parameters_before"), saved.figure("parameters_after")
     rows: list[Row] = [("Parameters", f"{before:,}", f"{after:,}", _change(before, after))]
+    if saved.report.get("macs") is not None:
+        macs = [saved.figure("macs", side) for side in ("before", "after")]
+        rows.append(("MACs of one picture", *(f"{count:,}" for count in macs), _change(*macs)))
     old, new = saved.report.get("size_on_disk_before"), saved.report.get("size_on_disk")
     if new is not None:
         megabytes = _NOT_MEASURED if old is None else f"{old / 1e6:,.1f}"
@@ -126,8 +137,8 @@ def _runs(cells: list[tuple[str, Row]]) -> list[tuple[Row, list[tuple[str, Row]]
 
 
 def _span(places: list[str]) -> str:
-    """ "0–29" for layers.0 to layers.29 in a row."""
-    numbers = [place.rpartition(".")[2] for place in places]
+    """ "0–29" for layers.0 to layers.29 in a row; paths of a network as they are."""
+    numbers = [place.removeprefix("layers.") for place in places]
     return numbers[0] if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
 
 
@@ -194,7 +205,8 @@ def protocol_words(saved: SavedFolder, name: str) -> str | None:
         return None
     source, split = saved.figure(name, "source"), protocol.get("split")
     named = f" (split `{split}`)" if split and not source.endswith(f":{split}") else ""
-    words = f"`{source}`{named}, {saved.figure(name, 'num_sequences'):,} sequences"
+    what = "pictures" if "input_shape" in protocol else "sequences"
+    words = f"`{source}`{named}, {saved.figure(name, 'num_sequences'):,} {what}"
     if protocol.get("max_seq_length"):
         words += f" of at most {protocol['max_seq_length']:,} tokens"
     if protocol.get("num_tokens"):
@@ -277,6 +289,10 @@ def loading_code(saved: SavedFolder, name: str, *, remote: bool) -> str:
     Args:
         remote: for a Cria class, by the code beside the weights instead of the installed package.
     """
+    if network(saved):
+        module, _, cls = network(saved).partition(":")
+        imports = f"from cria_channels import cria_class  # the file beside the weights\nfrom {module} import {cls}"
+        return f'{imports}\n\nmodel = cria_class({cls}).from_pretrained("{name}")'
     auto = _by_ending(saved, AUTO_CLASSES) or "AutoModel"
     processor = _processor(saved)
     option = ", trust_remote_code=True" if remote else ""

@@ -352,12 +352,11 @@ def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> An
 
 
 @mpl.rc_context(STYLE)
-def cost(panels: Mapping[str, Mapping[str, float]], form: str = "{:,.1f}") -> Any:
+def cost(panels: Mapping[str, Mapping[str, float]]) -> Any:
     """Horizontal bars with their figures, a panel for every quantity side by side.
 
     Args:
         panels: {title: {name of the bar: value}}.
-        form: how a value is written.
     """
     rows = max(len(bars) for bars in panels.values())
     height = rows * 20.0
@@ -369,7 +368,14 @@ def cost(panels: Mapping[str, Mapping[str, float]], form: str = "{:,.1f}") -> An
         most = max(bars.values()) or 1.0
         for row, (name, value) in enumerate(bars.items()):
             _fill(axis, [[(0, row - 0.32), (value, row - 0.32), (value, row + 0.32), (0, row + 0.32)]], "kept")
-            axis.text(value + 0.02 * most, row, form.format(value), va="center", fontsize=8.5, color=COLOURS["faint"])
+            axis.text(
+                value + 0.02 * most,
+                row,
+                f"{value:,.0f}" if value >= 100 else f"{value:.2g}",
+                va="center",
+                fontsize=8.5,
+                color=COLOURS["faint"],
+            )
             axis.text(-0.02 * most, row, name, va="center", ha="right", fontsize=8.5)
         axis.set_xlim(0, most)
         axis.set_ylim(rows - 0.5, -0.5)

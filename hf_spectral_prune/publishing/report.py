@@ -36,7 +36,9 @@ def write_report(folder: str | Path) -> Path:
     saved = read_folder(folder)
     try:
         page = build_report(saved, read_scores(saved))
-    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # a figure of another kind than any run writes
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and str(saved.path) in str(error):
+            raise  # it tells what is missing, and where
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
             f"A figure in the JSON files of `{folder}` is not what a run writes ({reason}). Take the files that the run wrote."

@@ -87,6 +87,8 @@ def widths(saved: SavedFolder) -> Section:
             (name, layer, number(old), number(new), change(old, new)) for layer, old, new in zip(keys, before, after, strict=True)
         ]
         spans.append(f"{name} a layer: {_span(before)} before, {_span(after)} after")
+    if not kinds:
+        return _missing("widths", "Widths per layer", "The report names no layers.")
     text = f"Bars of {len(next(iter(kinds.values()))[0])} layers. {'. '.join(spans)}."
     caption = "Blue is what is left of a layer, grey what it had."
     numbers = Table(["Units", "layer", "before", "after", "change"], tables)

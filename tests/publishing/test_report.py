@@ -280,6 +280,20 @@ def test_failed_cells_and_strange_labels_of_a_comparison_are_shown(compared, tmp
 # ---- bad folders
 
 
+def test_a_report_that_fails_does_not_cost_the_model(tmp_path, monkeypatch):
+    from hf_spectral_prune import saving
+
+    def fail(folder):
+        raise ValueError("No such figure.")
+
+    said = []
+    monkeypatch.setattr(saving, "write_report", fail)
+    monkeypatch.setattr(saving.logger, "warning", said.append)
+    out = pruned(tmp_path / "out", measured=False, criterion="magnitude")
+    assert (out / "model.safetensors").is_file() and not (out / "report.html").exists()
+    assert said == ["The report page was not written. No such figure."]
+
+
 def broken(folder: Path, file: str, text: str | None) -> None:
     if text is None:
         (folder / file).unlink()
@@ -311,6 +325,33 @@ def test_a_broken_folder_is_told_in_a_line_and_keeps_its_page(file, text, messag
     assert main(["report", str(folder)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line and "Error" not in line.split("(")[0]
+    assert (folder / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"parameters_before": "many"},
+        {"parameters_after": None},
+        {"sizes": {"layers.0.ffn": 3}},
+        {"sizes": [1]},
+        {"metrics_before": {"before_loss": "low"}},
+        {"timings": [1.0]},
+        {"peak_memory_growth": {"start": 5}},
+        {"recovery": {"kept": "recovered"}},
+        {"recovery": {"kept": "recovered", "metrics": {}, "log_history": [3]}},
+        {"base_model": "me/model"},
+        {"arguments": []},
+        {"versions": None},
+    ],
+    ids=str,
+)
+def test_a_figure_edited_into_another_kind_is_told_in_a_line(entries, folder, capsys):
+    before = (folder / "report.html").read_bytes()
+    change(folder, "pruning_report.json", **entries)
+    assert main(["report", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert str(folder) in line
     assert (folder / "report.html").read_bytes() == before
 
 
