@@ -134,10 +134,12 @@ def main() -> None:
     files = {task: getattr(options, task) for task in TASKS if getattr(options, task) is not None}
     if not files:
         parser.error("give at least one task file")
+    results = json.loads(options.output.read_text()) if options.output.is_file() else {"cells": {}}
+    if results.get("grid", GRID) != GRID:
+        parser.error(f"{options.output} holds cells of another grid; name another file")
     asked = {task: read_examples(file, task) for task, file in files.items()}  # told before the model is loaded
     torch.set_num_threads(options.threads)
     model, tokenizer = find_model()
-    results = json.loads(options.output.read_text()) if options.output.is_file() else {"cells": {}}
     cells, made = results["cells"], 0
     for task, examples in asked.items():
         kept = [example for example in examples if task != "boolq" or len(example.prompt) <= MAX_CHARACTERS]
