@@ -266,8 +266,7 @@ def recover(network: CifarResNet, teacher: CifarResNet, data: Data, options: Any
     """Teaches the cut network the outputs of the dense one's blocks, and recalibrates the batch norms on all pictures.
 
     The cuts are inside the blocks, so that every block still has an output to compare. A few hundred steps on 4,000 pictures
-    that the dense network knows by heart go further with it than with the labels or the logits, which overfit. Bfloat16 by
-    autocast; the classifier, which no block leads to, stays as it is.
+    that the dense network knows by heart go further with it than with its logits, which overfit. The classifier stays as it is.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), options.recovery_rate)
@@ -380,9 +379,9 @@ def main() -> None:
         "models": "CIFAR ResNets with option-A shortcuts; channels inside the blocks are cut, down to the same MACs",
         "calibration": f"{NUM_CALIBRATION} of the 4,000 lossless training pictures, drawn by the seed, moved and mirrored; loss "
         f"curves on {options.allocation_samples} of them; batch norms recalibrated on the same pictures, after recovery on all",
-        "recovery": f"relative squared error of the outputs of all blocks to the dense network's, {options.recovery_steps} steps of "
-        f"{BATCH_SIZE} of the 4,000 pictures, moved and mirrored; Adam, rate up to {options.recovery_rate} in a tenth of the steps "
-        "and down by a cosine; bfloat16 autocast",
+        "recovery": "relative squared error of the outputs of all blocks to those of the dense network, "
+        f"{options.recovery_steps} steps of {BATCH_SIZE} of the 4,000 pictures, moved and mirrored; Adam, rate up to "
+        f"{options.recovery_rate} in a tenth of the steps, then down by a cosine; bfloat16 autocast",
         "measured": "accuracy in per cent on the 1,000 lossless test pictures, float32",
         "noise": "binomial standard error of 1,000 pictures: "
         + ", ".join(f"{100 * math.sqrt(p * (1 - p) / 1000):.1f} points at {p:.0%}" for p in (0.9, 0.7)),
