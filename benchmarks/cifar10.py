@@ -266,7 +266,7 @@ def recover(network: CifarResNet, teacher: CifarResNet, data: Data, options: Any
     """Teaches the cut network the outputs of the dense one's blocks, and recalibrates the batch norms on all pictures.
 
     The cuts are inside the blocks, so that every block still has an output to compare. A few hundred steps on 4,000 pictures
-    that the dense network knows by heart go further with it than with its logits, which overfit. The classifier stays as it is.
+    that the dense network knows by heart go further with it than with its logits. The classifier stays as it is.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), options.recovery_rate)

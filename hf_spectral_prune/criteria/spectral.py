@@ -35,7 +35,7 @@ class Spectral(Criterion):
         shift: eps of B.
         input_form: "standardised" (correlation distances), "raw" or "centred".
         output_form: "raw" outputs, "contributions" (outputs weighted by the consumer, second moment * W^T W), "centred",
-            "standardised", or "auto": raw for FFN neurons and CNN channels, contributions for attention heads.
+            "standardised", or "auto": raw for FFN neurons of transformers, contributions for attention heads and for channels.
         signals: "activations", or "loss": outputs multiplied by their loss gradient, whose scores compare across layers.
         aggregate: "node" (participation) or "edge" (SPADE's node score over input-graph neighbours; needs `modes`).
         spatial: the positions of a channel's map that count: "sampled" (a few at random in every picture), "pooled" (their mean
@@ -94,7 +94,7 @@ class Spectral(Criterion):
         form = self.output_form
         if form == "auto":
             # The signal times its gradient is already in units of loss: weighting it by the consumer would count that twice.
-            form = "contributions" if data.group.kind == "heads" and self.signals == "activations" else "raw"
+            form = "contributions" if data.group.kind in ("heads", "channels") and self.signals == "activations" else "raw"
         mean, raw = data.after()
         if form == "contributions":
             form, raw = "raw", raw * data.consumer_gram()
