@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def load_model(run: ModelArguments) -> PreTrainedModel:
         ValueError, FileNotFoundError, OSError: no model named, folder or file missing, or not a model.
     """
     if isinstance(run, RunArguments) and run.network_class:
-        raise ValueError("`network_class` is for `cria prune` and `cria score`. Leave it out.")
+        raise ValueError("`network_class` is for `cria prune`, `cria score` and `cria evaluate`. Leave it out.")
     name = model_name(run)
     options: dict[str, Any] = {"trust_remote_code": run.trust_remote_code, "dtype": run.dtype}
     if run.gguf_file is not None:
@@ -101,9 +102,24 @@ def model_name(run: ModelArguments) -> str:
         raise FileNotFoundError(f"`model_name_or_path` `{name}` is not a folder.")
     if path.is_dir() and run.gguf_file is None and not (path / "config.json").is_file():
         raise FileNotFoundError(f"`{name}` has no `config.json`, so it is no model folder (for a GGUF file set `gguf_file`).")
+    network = network_in(path) if path.is_dir() and run.gguf_file is None else None
+    if network is not None:
+        raise ValueError(
+            f"`{name}` holds the plain network `{network}`, which transformers does not know. Set `network_class` to it and "
+            "`tensors_file` to its inputs."
+        )
     if path.is_dir() and run.gguf_file is not None and not (path / run.gguf_file).is_file():
         raise FileNotFoundError(f"`gguf_file` `{run.gguf_file}` is not in `{name}`.")
     return name
+
+
+def network_in(folder: Path) -> str | None:
+    """`package.module:Class` of the pruned plain network that a folder holds; None where it holds another model."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # transformers tells what is wrong with it
+    return config.get("cria_network") if isinstance(config, dict) else None
 
 
 def load_text(

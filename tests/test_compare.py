@@ -420,7 +420,9 @@ def test_recipe_gives_table_json_csv_and_plot(folder, capsys):
         "comparison.json",
         "comparison.csv",
         "comparison.png",
+        "report.html",
     }
+    assert "3 criteria compared" in (folder / "out" / "report.html").read_text()
 
 
 def test_lines_show_means_and_the_seeds_range_on_a_logarithmic_axis(tmp_path, data, monkeypatch):

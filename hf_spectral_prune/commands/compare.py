@@ -13,8 +13,9 @@ from .parsing import parse
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compares criteria on one model: a table, JSON, CSV and a plot; a killed run continues."""
+    """Compares criteria on one model: a table, JSON, CSV, a plot and a report page; a killed run continues."""
     from ..loading import load_model, load_text, load_tokenizer, metric_of, recovery_rows
+    from ..publishing.report import write_report
 
     args, run = parse([ComparisonArguments, RunArguments], "compare", main.__doc__ or "", argv)
     if args.output_dir is None:
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
         report=lambda line: tqdm.write(line, file=sys.stderr),
     )
     print(table(comparison))
-    print(f"\nAll cells, as JSON, CSV and a plot: {args.output_dir}")
+    print(f"\nReport: {write_report(args.output_dir)}; all cells as JSON and CSV, and a plot, lie beside it.")
     _check_complete(comparison)
 
 

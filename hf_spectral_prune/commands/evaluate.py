@@ -11,25 +11,62 @@ from .parsing import parse
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures held-out perplexity (or the metric of labelled texts), size and speed of a model; prints JSON."""
-    from ..evaluation import latency, num_parameters, perplexity, task_metrics
-    from ..loading import load_model, load_text, load_tokenizer, metric_of
+    """Measures held-out quality, size and speed of a model; prints JSON.
+
+    Quality is the perplexity of a causal language model, or loss and metric of labelled texts and pictures.
+    """
+    from ..evaluation import default_metrics, num_parameters, perplexity, task_metrics
+    from ..flops import is_vision
+    from ..loading import metric_of
+    from ..loading_images import load_data, load_model, load_processing_class
 
     (run,) = parse([RunArguments], "evaluate", main.__doc__ or "", argv)
-    if run.eval_file is None and run.calibration == "dataset" and not (run.calibration_file or run.dataset_name):
-        raise ValueError("There is nothing to evaluate on. Set `--eval_file`, `--dataset_name` or `--calibration python_docs`.")
+    _check_source(run)
     metric = metric_of(run)
     model = load_model(run)
-    if run.eval_file is not None:
-        # Only the held-out side is read.
-        run.calibration, run.calibration_file = ("dataset", run.eval_file) if metric is not None else ("python_docs", None)
-    _, held_out = load_text(run, SpectralPruningArguments(), model, load_tokenizer(run))
+    _read_only_held_out(run, labelled=metric is not None)
+    _, held_out = load_data(run, SpectralPruningArguments(), model, load_processing_class(run))
     if held_out is None:
-        raise ValueError("There is nothing to evaluate on: the text is too short to hold any back. Set `--eval_file`.")
+        raise ValueError(
+            "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file` "
+            "(pictures: `--eval_image_dir`; a plain network: `--eval_tensors_file`)."
+        )
     figures: dict[str, Any] = {"parameters": num_parameters(model), "evaluation": held_out.protocol}
-    if metric is not None:
-        print(json.dumps(figures | task_metrics(model, held_out, metric), indent=2))
-        return
+    if is_vision(model):
+        figures |= task_metrics(model, held_out, metric or default_metrics(model)) | _macs(model, held_out)
+    elif metric is not None:
+        figures |= task_metrics(model, held_out, metric)
+    else:
+        figures |= perplexity(model, held_out) | _speed(model, run)
+    print(json.dumps(figures, indent=2))
+
+
+def _check_source(run: RunArguments) -> None:
+    named = (run.eval_file, run.calibration_file, run.dataset_name, run.image_dir, run.eval_image_dir, run.tensors_file)
+    if run.calibration == "dataset" and not any(named):
+        raise ValueError(
+            "There is nothing to evaluate on. Set `--eval_file`, `--dataset_name` or `--calibration python_docs` (pictures: "
+            "`--eval_image_dir`)."
+        )
+
+
+def _read_only_held_out(run: RunArguments, labelled: bool) -> None:
+    """Where the held-out data are named, nothing else is read: a source to calibrate on would have to be named too."""
+    if run.eval_file is not None:
+        run.calibration, run.calibration_file = ("dataset", run.eval_file) if labelled else ("python_docs", None)
+    if run.eval_image_dir is not None and run.dataset_name is None:
+        run.image_dir = run.eval_image_dir
+
+
+def _macs(model: Any, held_out: Any) -> dict[str, int]:
+    from ..flops import layer_macs
+    from ..targets import picture_of
+
+    return {"macs": sum(layer_macs(model, picture_of(model, held_out)).values())}
+
+
+def _speed(model: Any, run: RunArguments) -> dict[str, float]:
+    from ..evaluation import latency
+
     positions = getattr(model.config, "max_position_embeddings", None) or run.max_seq_length + 32
-    speed = latency(model, prefill_tokens=max(1, min(run.max_seq_length, positions - 32)))
-    print(json.dumps(figures | perplexity(model, held_out) | speed, indent=2))
+    return latency(model, prefill_tokens=max(1, min(run.max_seq_length, positions - 32)))

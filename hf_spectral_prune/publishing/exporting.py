@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+from ..loading import network_in
 from .folder import CONFIG, REPORT, check_fit_to_publish, read_folder
 
 
@@ -31,6 +32,12 @@ def read_config(folder: str | Path) -> Any:
         raise FileNotFoundError(f"`{folder}` is not a folder. Name one that `cria prune` or `save_pretrained()` wrote.")
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"`{folder}` has no `{CONFIG}`, so it is no model folder.")
+    network = network_in(path)
+    if network is not None:
+        raise ValueError(
+            f"`{folder}` holds the plain network `{network}`, and only models of transformers are exported. Load it by the code "
+            "in its `README.md`, then call `torch.onnx.export`."
+        )
     if (path / REPORT).is_file():
         saved = read_folder(path)
         # A run without a self-check has nothing to compare with; the shapes are checked all the same.

@@ -71,6 +71,17 @@ def test_state_dict_is_pruned_saved_checked_and_pruned_again_from_its_folder(fol
     first = cria_class(Vgg).from_pretrained(folder / "out")
     assert num_parameters(first) == report["parameters_after"]
 
+    capsys.readouterr()
+    words = ["--network_class", "networks:Vgg", "--tensors_file", str(folder / "train.npz")]
+    assert main(["evaluate", "--model_name_or_path", str(folder / "out"), *words]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["parameters"], figures["macs"]) == (report["parameters_after"], report["macs"]["after"])
+    assert figures["accuracy"] == report["metrics_after"]["after_accuracy"]  # on the same rows
+
+    for words in (["evaluate", "--calibration", "python_docs", "--model_name_or_path"], ["export", "onnx"], ["export", "gguf"]):
+        assert main([*words, str(folder / "out")]) == 2
+        assert "holds the plain network `networks:Vgg`" in one_line(capsys)
+
     again = flags(folder, model_name_or_path=folder / "out", output_dir=folder / "second", network_args=None)
     assert main(["prune", *again]) == 0
     second = json.loads((folder / "second" / "pruning_report.json").read_text())

@@ -70,6 +70,16 @@ def test_command_line_prunes_a_folder_of_pictures_and_the_card_says_how_to_load_
     page = (out / "report.html").read_text()
     assert "MACs" in page and "channels" in page.lower()
 
+    capsys.readouterr()
+    # The same pictures are held out; named by themselves, all are measured on.
+    for setting, number in (("image_dir", 6), ("eval_image_dir", 32)):
+        assert main(["evaluate", "--model_name_or_path", str(out), f"--{setting}", str(folder / "pictures")]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        assert figures["evaluation"]["num_sequences"] == number
+        assert figures["macs"] == report["macs"]["after"]
+        if number == 6:
+            assert figures["accuracy"] == report["metrics_after"]["after_accuracy"]
+
 
 def test_scores_and_labels_on_the_command_line(folder, capsys):
     words = flags(folder, output_dir=None, criterion="taylor", target_scope=None, num_calibration_samples=8)
