@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, EvalPrediction, GgufConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, EvalPrediction, PreTrainedModel
 
 from .architectures import family_of
 from .arguments import ModelArguments, RunArguments, SpectralPruningArguments
@@ -52,7 +52,8 @@ def load_model(run: ModelArguments) -> PreTrainedModel:
     name = model_name(run)
     options: dict[str, Any] = {"trust_remote_code": run.trust_remote_code, "dtype": run.dtype}
     if run.gguf_file is not None:
-        options["quantization_config"] = GgufConfig(dequantize=True)
+        if hasattr(transformers, "GgufConfig"):  # older ones always de-quantise
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         options["gguf_file"] = run.gguf_file
         options["dtype"] = "float32" if run.dtype == "auto" else run.dtype
     model: Any = _auto_class(run, name).from_pretrained(name, **options)

@@ -27,6 +27,7 @@ from hf_spectral_prune.agreement.statistics import (
     interval,
     overlap_rows,
     reliability,
+    shift,
     spearman,
     spearman_rows,
     standard_error,
@@ -214,6 +215,13 @@ def test_the_truth_itself_agrees_wholly_and_its_negation_not_at_all(told, tmp_pa
         summary = result.summary(kind, "truth", "spearman")
         assert (summary.mean, summary.std, summary.layers) == (pytest.approx(1), pytest.approx(0, abs=1e-9), 3)
         assert result.pooled(kind, "truth") == pytest.approx(1)
+    for damage in first.damage:
+        told[damage.group.key] = damage.shift.tolist()
+    result = ablate(model, arguments(tmp_path / "shift", criteria=["truth", "reverse"], **args), None, batches)
+    for kind in ("ffn", "heads"):
+        assert result.summary(kind, "truth", "spearman", "shift").mean == pytest.approx(1)
+        assert result.pooled(kind, "truth", "shift") == pytest.approx(1)
+        assert result.summary(kind, "truth", "spearman").mean < 0.99
 
 
 def test_scores_are_those_of_a_pruning_run(batches, tmp_path):
@@ -337,6 +345,20 @@ def test_reliability_foretells_the_agreement_with_a_second_measurement():
     assert reliability(first[:, :1], targets[:1], seed=0) is None
 
 
+def test_the_size_of_the_change_does_not_let_texts_cancel_and_foretells_itself():
+    targets = np.array([1.0, 3.0])
+    sums = np.array([[2.0, -6.0], [0.0, 3.0], [0.0, 0.0]])  # per target 2, -2; 0, 1; 0, 0
+    assert shift(sums, targets) == pytest.approx([2, np.sqrt(3 / 4), 0])
+    assert shift(-sums, targets) == pytest.approx(shift(sums, targets))
+    assert shift(sums[:, :1], targets[:1]) == pytest.approx(np.abs(sums[:, 0]))
+    rng = np.random.default_rng(0)
+    sizes, many = np.exp(rng.standard_normal((200, 1))), np.ones(16)
+    first, second = (sizes * rng.standard_normal((200, 16)) for _ in range(2))
+    expected = spearman(shift(first, many), shift(second, many))
+    assert reliability(first, many, 0, shift) == pytest.approx(expected, abs=0.1)
+    assert reliability(first, many, 0) < 0.3  # the signs are noise
+
+
 # ---- the folder and the command
 
 
@@ -381,6 +403,8 @@ def test_command_writes_what_it_prints(folder, capsys):
         for label, found in group["agreement"].items():
             scores = np.array(group["scores"][label])
             assert found["spearman"] == pytest.approx(spearman(scores, damage))
+            told = group["shift_agreement"][label]["spearman"]
+            assert told == pytest.approx(spearman(scores, shift(added, np.array(group["targets"]))))
             assert found["overlap"] == overlap_rows(scores[None], damage[None], max(1, round(0.5 * len(damage))))[0]
     spectral = [group["agreement"]["spectral"]["spearman"] for key, group in result["groups"].items() if key.endswith("ffn")]
     summary = result["summary"]["ffn"]["spectral"]["spearman"]

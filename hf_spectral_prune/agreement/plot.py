@@ -1,4 +1,4 @@
-"""The picture of an ablation: rank correlation of every criterion with the true damage, layer by layer and their mean."""
+"""The picture of an ablation: rank correlation of every criterion with the truth, layer by layer and their mean."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One kind of unit: what random orders lie within, and the most that a perfect score could reach, in every layer."""
+    """One kind of unit and truth: what random orders lie within, and the most that a perfect score could reach, by layer."""
 
     title: str
+    truth: str
     layers: list[int]
     series: list[Series]
     chance: list[list[float] | None]
@@ -82,6 +83,6 @@ def _panel(axis: Any, panel: Panel) -> None:
     axis.set_xticks(range(mean_at + 1), [*map(str, panel.layers), "mean\n(bars: 95 %)"])
     axis.set_xlim(-0.5, mean_at + 0.5)
     axis.set_ylim(-1.05, 1.05)
-    axis.set_ylabel("rank correlation with\ntrue damage (Spearman)")
+    axis.set_ylabel(f"rank correlation with\n{panel.truth}")
     axis.set_title(panel.title, fontsize=10)
     axis.grid(True, axis="y", linewidth=0.4, alpha=0.5)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,8 +25,11 @@ FORMAT_VERSION = 1
 _KINDS = {"ffn": "FFN neurons", "heads": "attention heads (key/value groups)", "channels": "channels"}
 _DIRECTION = (
     "A higher score says keep; damage is the loss without the unit minus the loss with all, in nats per target, below zero "
-    "where removal helps."
+    "where removal helps; shift is the root mean square of that change over batches, which does not let texts cancel each other."
 )
+# What scores are held against, and its name in tables.
+Truth = Literal["damage", "shift"]
+_TRUTHS: dict[Truth, str] = {"damage": "true damage", "shift": "size of the change, either way"}
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,21 @@ class AblationResult:
         }
 
     @cached_property
+    def shift_agreement(self) -> dict[str, dict[str, Agreement]]:
+        """The same with how far the loss moves, whichever way, as the truth."""
+        share = self.arguments["top_share"]
+        return {
+            damage.group.key: {
+                label: agreement(self.scores(label, damage), damage.shift, share, self._seed(damage)) for label in self.labels
+            }
+            for damage in self.damage
+        }
+
+    def agreement_with(self, truth: Truth) -> dict[str, dict[str, Agreement]]:
+        """{group key: {label: agreement with this truth}}."""
+        return self.agreement if truth == "damage" else self.shift_agreement
+
+    @cached_property
     def chance(self) -> dict[str, Chance]:
         """{group key: what random orders give}."""
         share = self.arguments["top_share"]
@@ -106,17 +125,25 @@ class AblationResult:
         digest = hashlib.sha256(f"{self.arguments['seed']}/{damage.group.key}/intervals".encode()).digest()
         return int.from_bytes(digest[:4], "big")
 
-    def summary(self, kind: str, label: str, figure: str) -> Summary:
+    def summary(self, kind: str, label: str, figure: str, truth: Truth = "damage") -> Summary:
         """`figure` ("spearman" or "overlap") of one criterion over the layers of one kind of unit."""
-        found = [self.agreement[damage.group.key][label] for damage in self.of_kind(kind)]
+        found = [self.agreement_with(truth)[damage.group.key][label] for damage in self.of_kind(kind)]
         found = [one for one in found if getattr(one, figure) is not None]
         return summarise([getattr(one, figure) for one in found], [getattr(one, f"{figure}_draws") for one in found])
 
-    def pooled(self, kind: str, label: str) -> float | None:
+    def pooled(self, kind: str, label: str, truth: Truth = "damage") -> float | None:
         """Rank correlation over the units of all layers together: whether scores compare across layers."""
         parts = self.of_kind(kind)
-        scores, damage = ([*map(self.scores, [label] * len(parts), parts)], [part.mean for part in parts])
-        return spearman(np.concatenate(scores), np.concatenate(damage))
+        scores = [self.scores(label, part) for part in parts]
+        return spearman(np.concatenate(scores), np.concatenate([_truth_of(part, truth) for part in parts]))
+
+
+def _truth_of(damage: Damage, truth: Truth) -> Array:
+    return damage.mean if truth == "damage" else damage.shift
+
+
+def _reliability_of(damage: Damage, truth: Truth) -> float | None:
+    return damage.reliability if truth == "damage" else damage.shift_reliability
 
 
 def summarise(values: Sequence[float], draws: Sequence[Array | None]) -> Summary:
@@ -163,6 +190,8 @@ def _summary_dict(result: AblationResult, kind: str) -> dict[str, Any]:
             "spearman": asdict(result.summary(kind, label, "spearman")),
             "overlap": asdict(result.summary(kind, label, "overlap")),
             "pooled_spearman": result.pooled(kind, label),
+            "shift_spearman": asdict(result.summary(kind, label, "spearman", "shift")),
+            "pooled_shift_spearman": result.pooled(kind, label, "shift"),
         }
         for label in result.labels
     }
@@ -182,10 +211,13 @@ def _group_dict(result: AblationResult, damage: Damage) -> dict[str, Any]:
         "standard_error": None if errors is None else errors.tolist(),
         "loss_added_by_batch": damage.sums.tolist(),
         "reliability": damage.reliability,
+        "shift": damage.shift.tolist(),
+        "shift_reliability": damage.shift_reliability,
         "seconds": damage.seconds,
         "scores": {label: result.scores(label, damage).tolist() for label in result.labels},
         "chance": asdict(result.chance[group.key]),
         "agreement": {label: _agreement_dict(one) for label, one in result.agreement[group.key].items()},
+        "shift_agreement": {label: _agreement_dict(one) for label, one in result.shift_agreement[group.key].items()},
     }
 
 
@@ -211,31 +243,33 @@ def table(result: AblationResult) -> str:
         share = result.arguments["top_share"]
         counts = " or ".join(dict.fromkeys(str(num_lowest(len(part.units), share)) for part in parts))
         name = _KINDS.get(kind, kind)
-        lines += [f"{name[0].upper()}{name[1:]}, {sizes} a layer: rank correlation of score and true damage (Spearman)", ""]
-        lines += [*_block(result, kind, "spearman"), ""]
+        for truth, said in _TRUTHS.items():
+            lines += [f"{name[0].upper()}{name[1:]}, {sizes} a layer: rank correlation of score and {said} (Spearman)", ""]
+            lines += [*_block(result, kind, "spearman", truth), ""]
         lines += [f"Share of the {counts} least damaging units among the {counts} lowest-scored", ""]
         lines += [*_block(result, kind, "overlap"), ""]
     notes = _notes(result)
     return "\n".join([*lines, *notes]).rstrip()
 
 
-def _block(result: AblationResult, kind: str, figure: str) -> list[str]:
+def _block(result: AblationResult, kind: str, figure: str, truth: Truth = "damage") -> list[str]:
     parts = result.of_kind(kind)
-    ranked = sorted(result.labels, key=lambda label: -_or_least(result.summary(kind, label, figure).mean))
+    ranked = sorted(result.labels, key=lambda label: -_or_least(result.summary(kind, label, figure, truth).mean))
     head = ["criterion", *(f"layer {part.group.layer}" for part in parts), "mean ± std", "95 % of the mean"]
     rows = [head + (["all layers as one"] if figure == "spearman" else [])]
     for label in ranked:
-        summary = result.summary(kind, label, figure)
-        values = [getattr(result.agreement[part.group.key][label], figure) for part in parts]
+        summary = result.summary(kind, label, figure, truth)
+        values = [getattr(result.agreement_with(truth)[part.group.key][label], figure) for part in parts]
         spread = "" if summary.std is None else f" ± {summary.std:.2f}"
         row = [label, *map(_number, values), _number(summary.mean) + spread, _span(summary.interval)]
-        rows.append(row + ([_number(result.pooled(kind, label))] if figure == "spearman" else []))
+        rows.append(row + ([_number(result.pooled(kind, label, truth))] if figure == "spearman" else []))
     chances = [result.chance[part.group.key] for part in parts]
     spans = [getattr(one, f"{figure}_interval") for one in chances]
     expected = np.mean([getattr(one, figure) for one in chances])
     rows.append(["chance, 95 %", *map(_span, spans), _number(float(expected)), ""] + ([""] if figure == "spearman" else []))
-    if figure == "spearman" and any(part.reliability is not None for part in parts):
-        rows.append(["truth with itself", *(_number(part.reliability) for part in parts), "", "", ""])
+    itself = [_reliability_of(part, truth) for part in parts]
+    if figure == "spearman" and any(value is not None for value in itself):
+        rows.append(["truth with itself", *map(_number, itself), "", "", ""])
     return _aligned(rows)
 
 
@@ -257,7 +291,9 @@ def _notes(result: AblationResult) -> list[str]:
     said = f"; its standard error over {len(first.targets)} batches is {np.median(np.concatenate(noise)):.2g}" if noise else ""
     lines = [
         f"True damage is the change of the held-out loss ({first.clean:.4f}) over {int(first.targets.sum()):,} targets without "
-        f"the unit. Its size is {typical:.2g} (median of absolute values){said}."
+        f"the unit. Its size is {typical:.2g} (median of absolute values){said}.",
+        "Removing a unit often helps on one text and harms on another. The size of the change is the root mean square over "
+        "batches, so that the two do not cancel: how much a unit matters, whichever way.",
     ]
     if any(damage.reliability is not None for damage in result.damage):
         lines.append(
@@ -290,20 +326,21 @@ def _span(edges: Sequence[float] | None) -> str:
 
 
 def panels(result: AblationResult) -> list[Panel]:
-    """What `draw` shows: a panel for every kind of unit."""
-    found = []
-    for kind in result.kinds:
+    """What `draw` shows: a panel for every kind of unit and truth."""
+    found: list[Panel] = []
+    for kind, truth in product(result.kinds, _TRUTHS):
         parts = result.of_kind(kind)
         chances = [result.chance[part.group.key].spearman_interval for part in parts]
-        ceilings = [None if part.reliability is None else part.reliability**0.5 for part in parts]
+        itself = [_reliability_of(part, truth) for part in parts]
+        ceilings = [None if value is None else value**0.5 for value in itself]
         series = []
         for label in result.labels:
-            summary = result.summary(kind, label, "spearman")
-            values = [result.agreement[part.group.key][label].spearman for part in parts]
+            summary = result.summary(kind, label, "spearman", truth)
+            values = [result.agreement_with(truth)[part.group.key][label].spearman for part in parts]
             series.append(Series(label, values, summary.mean, summary.interval))
         size = max(len(part.units) for part in parts)
         name = f"{_KINDS.get(kind, kind)}, {size} a layer"
-        found.append(Panel(name, [part.group.layer for part in parts], series, chances, ceilings))
+        found.append(Panel(name, _TRUTHS[truth], [part.group.layer for part in parts], series, chances, ceilings))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,15 +137,29 @@ def standard_error(sums: Array, targets: Array) -> Array | None:
     return np.sqrt(batches / (batches - 1) * (residuals**2).sum(axis=1)) / targets.sum()
 
 
-def reliability(sums: Array, targets: Array, seed: int) -> float | None:
+def mean_change(sums: Array, targets: Array) -> Array:
+    """(m,) change of the mean loss of a target; `sums`, `targets` as for `standard_error`."""
+    return sums.sum(axis=1) / targets.sum()
+
+
+def shift(sums: Array, targets: Array) -> Array:
+    """(m,) root mean square over batches of the change of the mean loss, batches weighted by their targets.
+
+    Without a neuron one text is often told better and another one worse. `mean_change` lets the two cancel, this does not.
+    """
+    return np.sqrt((sums**2 / targets).sum(axis=1) / targets.sum())
+
+
+def reliability(sums: Array, targets: Array, seed: int, truth: Callable[[Array, Array], Array] = mean_change) -> float | None:
     """How well the truth would agree with itself on as much other text, from 0 to 1; None where that cannot be told.
 
-    Spearman's correlation of the damage on one half of the batches with that on the other, mean over random halves, stepped
+    Spearman's correlation of the truth on one half of the batches with that on the other, mean over random halves, stepped
     up to the whole text by the formula of Spearman and Brown, 2 r / (1 + r). No score can be expected to correlate with
     this truth by more than about its square root.
 
     Args:
         sums, targets: as for `standard_error`.
+        truth: what is made of them, an average over batches or a monotone function of one.
     """
     batches = len(targets)
     if batches < 2 or len(sums) < 3:
@@ -154,7 +169,7 @@ def reliability(sums: Array, targets: Array, seed: int) -> float | None:
     for _ in range(_NUM_SPLITS):
         order = rng.permutation(batches)
         halves = (order[: batches // 2], order[batches // 2 :])
-        value = spearman(*(sums[:, half].sum(axis=1) / targets[half].sum() for half in halves))
+        value = spearman(*(truth(sums[:, half], targets[half]) for half in halves))
         if value is not None:
             found.append(value)
     if not found:

@@ -17,7 +17,7 @@ from ..ablation import SuffixLoss, num_targets
 from ..architectures import UnitGroup
 from ..calibration.collect import Batch, predicts_next_token
 from .folder import read_record, truth_path, write_record
-from .statistics import Array, reliability, standard_error
+from .statistics import Array, reliability, shift, standard_error
 
 # Seconds between two writes of a group's file: what a killed run loses at most.
 _WRITE_EVERY = 2.0
@@ -51,6 +51,11 @@ class Damage:
         return self.sums.sum(axis=1) / self.targets.sum()
 
     @cached_property
+    def shift(self) -> Array:
+        """(m,) how far the mean loss of a batch moves without the unit, whichever way: root mean square, in nats."""
+        return shift(self.sums, self.targets)
+
+    @cached_property
     def standard_error(self) -> Array | None:
         """(m,) standard error of `mean` over batches; None for a single batch."""
         return standard_error(self.sums, self.targets)
@@ -59,6 +64,11 @@ class Damage:
     def reliability(self) -> float | None:
         """See `statistics.reliability`."""
         return reliability(self.sums, self.targets, self.seed)
+
+    @cached_property
+    def shift_reliability(self) -> float | None:
+        """The same for `shift`."""
+        return reliability(self.sums, self.targets, self.seed, shift)
 
 
 def sample_units(group: UnitGroup, number: int, seed: int) -> list[int]:
