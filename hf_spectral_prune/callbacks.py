@@ -17,6 +17,7 @@ from . import rounds
 from .architectures import unit_groups
 from .arguments import SpectralPruningArguments
 from .calibration import CalibrationData, build_calibration, build_images
+from .checks import check_data, check_model
 from .criteria import Criterion, Scores
 from .distributed import of_first_process, saves_instead, saves_itself, shards_weights, whole_copy
 from .flops import is_vision
@@ -358,13 +359,13 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
             )
         if self.args.stock_class == "mistral":
             raise ValueError('`stock_class="mistral"` makes a new model, which a running Trainer cannot take. Leave it out.')
-        self._criterion = rounds.check_model(model, self.args)
+        self._criterion = check_model(model, self.args)
         if self._calibration is None and self.calibration_dataset is not None:
             source = self.calibration_dataset
             if not isinstance(source, CalibrationData):
                 source = self._data_of(source, self.processing_class or processing_class, model)
             self._calibration = source
-        rounds.check_data(model, self.args, self._criterion, self._calibration)
+        check_data(model, self.args, self._criterion, self._calibration)
 
     def _data_of(self, source: Any, processing_class: Any, model: Any) -> CalibrationData:
         if is_vision(model):

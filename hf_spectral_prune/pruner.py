@@ -25,10 +25,11 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, 
 from transformers.utils import logging
 
 from . import checkpoint, rounds, saving
-from .architectures import family_of, network_of
+from .architectures import network_of
 from .arguments import SpectralPruningArguments
 from .calibration import CalibrationData, build_calibration, build_images
 from .calibration.collect import predicts_next_token
+from .checks import check_data, check_model, check_push, check_recovery
 from .criteria import Diagnostics, Scores
 from .environment import library_versions, machine, peak_memory
 from .evaluation import default_metrics, num_parameters, perplexity, task_metrics
@@ -36,9 +37,9 @@ from .flops import is_vision, layer_macs
 from .planning import PruningPlan, RoundScores, summarise
 from .publishing import hub, write_card
 from .publishing.base_model import base_model_facts
-from .recovery import RecoveryArguments, RecoveryOutput, lora_targets, recover, recovery_arguments
+from .recovery import RecoveryOutput, recover, recovery_arguments
 from .rounds import Evidence, Run
-from .surgery import apply_plan, as_mistral, fingerprint, has_batch_norms, masked, recalibrate_norms, settle_class
+from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
 from .targets import check_macs, macs_report, norm_notes, picture_of
 from .torch_model import wrap_for
 
@@ -89,7 +90,7 @@ class SpectralPruner:
         ```
     """
 
-    check_model = staticmethod(rounds.check_model)
+    check_model = staticmethod(check_model)
 
     def __init__(
         self,
@@ -111,16 +112,16 @@ class SpectralPruner:
             model = wrap_for(model, calibration_dataset, eval_dataset, self.args)
         self.model = saving.without_quantisation_marks(model)
         self.base_model = getattr(model.config, "_name_or_path", "") or None
-        self.criterion = rounds.check_model(model, self.args)
+        self.criterion = check_model(model, self.args)
         self.calibration = self._data(calibration_dataset, "calibration_dataset")
-        rounds.check_data(model, self.args, self.criterion, self.calibration)
+        check_data(model, self.args, self.criterion, self.calibration)
         self.eval_data = self._data(eval_dataset, "eval_dataset")
         self.train_dataset, self.data_collator = train_dataset, data_collator
         self.compute_metrics, self.teacher = compute_metrics, teacher
-        self._check_recovery()
+        check_recovery(self.model, self.args, train_dataset, teacher)
         if self.args.stop_metric is not None and self.eval_data is None:
             raise ValueError(f"`stop_metric` `{self.args.stop_metric}` needs data to measure it on. Pass `eval_dataset`.")
-        self._check_hub()
+        check_push(self.model, self.args)
         self.saved_to: Path | None = None
         self.recovered: RecoveryOutput | None = None
         self.timings: dict[str, float] = {}
@@ -366,26 +367,6 @@ class SpectralPruner:
         run.plan = replace(kept, notes=(*kept.notes, note))
         return True
 
-    def _check_hub(self) -> None:
-        """Tells of a push that will be refused before any work, and makes the repo."""
-        if self.args.push_to_hub:
-            repo = hub.open_repo(self.args.hub_model_id, self.args.hub_token, self.args.hub_private_repo or None)
-            hub.check_free(repo, hub.look_into(repo), fingerprint(self.model), overwrite=False)
-
-    def _check_recovery(self) -> None:
-        """Tells of a recovery that cannot work before any work."""
-        recovery_args, _ = recovery_arguments(self.args)
-        if self.args.recovery == "none":
-            return
-        if self.train_dataset is None:
-            raise ValueError(f"`recovery` is `{self.args.recovery}`, but there is nothing to train on. Pass `train_dataset`.")
-        if family_of(self.model.config).traced:
-            _check_recovery_of_channels(self.args.recovery, recovery_args)
-        if self.args.recovery == "lora":
-            lora_targets(self.model, recovery_args.lora_target_modules)
-        if self.args.recovery == "distill" and self.teacher in (None, self.model):
-            raise ValueError('`recovery="distill"` needs the dense model. Pass `teacher`: a copy of the model, or its folder.')
-
     def _end_round(self, run: Run, round_index: int) -> None:
         assert run.plan is not None and run.final_sizes is not None
         self.state.global_step = round_index
@@ -488,13 +469,3 @@ class SpectralPruner:
                 return build_images(source, processor, config, num_samples=None, seed=seed, name=name)
             return build_images(source, processor, config, seed=seed, name=name)
         return build_calibration(source, self.processing_class, seed=self.args.seed, name=name)
-
-
-def _check_recovery_of_channels(method: str, args: RecoveryArguments) -> None:
-    if method == "lora":
-        raise ValueError('`recovery="lora"` is for transformers, whose linear layers take adapters. Use `full` or `distill`.')
-    if method == "distill" and args.distill_hidden_weight > 0:
-        raise ValueError(
-            "Hidden states of a network that is pruned by channels are narrower than its teacher's, so they cannot be compared. "
-            'Set `recovery_args={"distill_hidden_weight": 0}`.'
-        )

@@ -12,7 +12,7 @@ from .ablation import loss_curves, score_damage
 from .architectures import UnitGroup, family_of, unit_groups
 from .arguments import SpectralPruningArguments
 from .calibration import CalibrationData, GroupMoments, collect_moments
-from .calibration.collect import Batch, check_targets, num_rows, split_by_memory
+from .calibration.collect import Batch, num_rows, split_by_memory
 from .calibration.signals import Spatial
 from .criteria import (
     Criterion,
@@ -20,7 +20,6 @@ from .criteria import (
     Scores,
     Statistics,
     collect_statistics,
-    make_criterion,
     score_units,
     select_statistics,
 )
@@ -37,8 +36,8 @@ from .planning import (
     sizes_after_round,
     uniform_sizes,
 )
-from .surgery import add_consumer_biases, apply_plan, check_compensation, check_mistral, fingerprint, stock_accepts_heads
-from .targets import Target, check_scope, set_target
+from .surgery import add_consumer_biases, apply_plan, fingerprint, stock_accepts_heads
+from .targets import Target, set_target
 
 
 @dataclass(frozen=True)
@@ -85,34 +84,6 @@ class Run:
         self.plan = plan if self.plan is None else self.plan.then(plan)
         if scores is not None:
             self.scores.append(scores)
-
-
-def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Criterion:
-    """Tells of an unknown family, criterion or kind of unit, of weights that cannot be cut, and of options that the family
-    does not have, before any work."""
-    unit_groups(model, args.units)
-    check_scope(model, args)
-    check_compensation(model, args.compensation)
-    if args.stock_class == "mistral":
-        check_mistral(model)
-    return make_criterion(args.criterion, args.criterion_options)
-
-
-def check_data(
-    model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion, calibration: CalibrationData | None
-) -> None:
-    """Tells of missing calibration data, and of missing targets where a loss is needed, before any work."""
-    needs = {
-        f"the criterion `{args.criterion}`": criterion.needs_data,
-        f"`compensation` `{args.compensation}`": args.compensation != "none",
-        '`allocation="loss_curves"`': args.allocation == "loss_curves",
-    }
-    for what, needed in needs.items():
-        if needed and calibration is None:
-            raise ValueError(f"There is no calibration data, and {what} needs it. Pass `calibration_dataset`.")
-    if calibration is not None and (criterion.needs_loss or args.allocation == "loss_curves"):
-        for batch in calibration.batches:
-            check_targets(model, batch)
 
 
 def start(

@@ -21,6 +21,7 @@ from ..architectures import unit_groups
 from ..arguments import SpectralPruningArguments
 from ..calibration import CalibrationData, GroupMoments, build_calibration, collect_moments
 from ..calibration.collect import predicts_next_token
+from ..checks import check_data
 from ..criteria import Scores, collect_statistics
 from ..evaluation import num_parameters, perplexity, task_metrics
 from ..planning import PruningPlan
@@ -127,7 +128,7 @@ def _check(shared: Shared, cells: Sequence[Cell]) -> None:
     zeros = {group.key: torch.zeros(group.size) for group in unit_groups(shared.model, cells[0].args.units)}
     for cell in cells:
         args = cell.args
-        rounds.check_data(shared.model, args, cell.criterion, shared.calibration)
+        check_data(shared.model, args, cell.criterion, shared.calibration)
         if args.recovery != "none" and shared.train_dataset is None:
             raise ValueError(f"`recoveries` has `{args.recovery}`, but there is nothing to train on. Pass `train_dataset`.")
         if args.recovery == "lora":
