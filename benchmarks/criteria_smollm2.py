@@ -5,9 +5,9 @@
 FOLDER holds `train.txt.gz` and `test.txt.gz` in the word-level form, FILE is a text of Wikipedia articles. Protocol: ` <unk> `
 read as ` unk `, one token stream, the first 32 blocks of 512 tokens to calibrate on, perplexity on the first 16 x 512 tokens of
 test. FFN neurons and key/value groups leave every layer alike; a reduction is a share of their parameters. The second text
-shows how much of a figure comes from calibrating on the text that is measured. Integrated gradients come last and are cut
-short (see `OPTIONS`): with their default options they would take hours. A cell is kept in `--cells` as soon as it is finished,
-so that a killed run continues.
+shows how much of a figure comes from calibrating on the text that is measured. NDI and integrated gradients come last and are
+cut short (see `OPTIONS`): with their default options they would take hours. A cell is kept in `--cells` as soon as it is
+finished, so that a killed run continues.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from hf_spectral_prune.loading import load_model, load_tokenizer
 
 CALIBRATION_BLOCKS, TEST_BLOCKS = 32, 16
 # Options of criteria where they are not the defaults.
-OPTIONS: dict[str, dict] = {"integrated_gradients": {"num_sequences": 1, "num_steps": 5, "max_steps": 5}}
+OPTIONS: dict[str, dict] = {
+    "ndi": {"num_probes": 1, "num_curvature_sequences": 4},
+    "integrated_gradients": {"num_sequences": 1, "num_steps": 5, "max_steps": 5},
+}
 # Dear ones last, so that a run that is stopped has the others.
 CRITERIA_IN_ORDER = sorted(CRITERIA, key=lambda name: (name in OPTIONS, name))
 
