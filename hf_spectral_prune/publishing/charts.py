@@ -27,6 +27,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 14.0, 30.0, 42.0
 # Scores and eigenvalues that span more than this factor are drawn on a logarithmic axis.
 _LOG_FACTOR = 30.0
 _BINS = 72
+# Points that a character of a tick label takes.
+_CHARACTER = 5.2
 
 
 def _figure(height: float, width: float = _WIDTH) -> Any:
@@ -42,12 +44,18 @@ def _panel(figure: Any, left: float, bottom: float, width: float, height: float)
     return figure.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
 
 
-def _stack(number: int, height: float, gap: float = 52.0) -> tuple[Any, list[Any]]:
-    """Panels of equal height below each other, the first on top."""
-    total = _TOP + number * height + (number - 1) * gap + _BOTTOM
+def _stack(number: int, height: float, gap: float = 52.0, below: float = 0.0) -> tuple[Any, list[Any]]:
+    """Panels of equal height below each other, the first on top, with so much more room below each."""
+    gap += below
+    total = _TOP + number * height + (number - 1) * gap + _BOTTOM + below
     figure = _figure(total)
     bottoms = [total - _TOP - (index + 1) * height - index * gap for index in range(number)]
     return figure, [_panel(figure, _LEFT, bottom, _WIDTH - _LEFT - _RIGHT, height) for bottom in bottoms]
+
+
+def _reach(labels: Sequence[str]) -> float:
+    """Points that the longest of the labels takes beyond what a number of three figures does."""
+    return max(0.0, _CHARACTER * (max(map(len, labels), default=0) - 3))
 
 
 def _label_layers(axis: Any, labels: Sequence[str], most: int) -> None:
@@ -103,7 +111,9 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
     Args:
         kinds: {name: (names of the layers, units before, units after)}.
     """
-    figure, axes = _stack(len(kinds), 120)
+    # Numbers stand beside each other below the bars; paths are too long for that and stand upright.
+    upright = {name: _reach(labels) for name, (labels, _, _) in kinds.items()}
+    figure, axes = _stack(len(kinds), 120, below=max(upright.values(), default=0.0))
     for axis, (name, (labels, before, after)) in zip(axes, kinds.items(), strict=True):
         count = len(labels)
         half = 0.42 if count <= 60 else 0.5
@@ -120,7 +130,9 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}"))
         axis.grid(True, axis="y")
         axis.set_title(f"{name} of every layer")
-        _label_layers(axis.xaxis, labels, 30)
+        _label_layers(axis.xaxis, labels, 30 if not upright[name] else 48)
+        if upright[name]:
+            axis.xaxis.set_tick_params(labelrotation=90)
         axis.set_xlabel("layer")
         _key(axis, [("kept", "after"), ("pale", "before")])
     return figure
@@ -134,7 +146,8 @@ def _rows(labels: Sequence[str], title: str, xlabel: str) -> tuple[Any, Any]:
     count = len(labels)
     height = count * min(56.0, max(9.0, 540.0 / count))
     figure = _figure(_TOP + height + _BOTTOM)
-    axis = _panel(figure, _LEFT, _BOTTOM, _WIDTH - _LEFT - _RIGHT, height)
+    left = _LEFT + _reach(labels)
+    axis = _panel(figure, left, _BOTTOM, _WIDTH - left - _RIGHT, height)
     axis.set_ylim(count - 0.5, -0.5)
     _label_layers(axis.yaxis, labels, max(1, int(height / 11)))
     axis.set_title(title)

@@ -21,21 +21,28 @@ def group(seed: int, units: int = 1536, kept: int = 1300) -> GroupScores:
     return GroupScores(units, kept, removed, float(values[units - kept]), tuple(known), tuple(np.geomspace(9, 0.1, 24)))
 
 
-def drawn(name: str, layers: int):
+def drawn(name: str, layers: int, prefix: str = ""):
     """One of the charts that have a row or a column for every layer."""
-    labels = [str(layer) for layer in range(layers)]
+    numbers = [str(layer) for layer in range(layers)]
+    labels = [prefix + number for number in numbers]
     if name == "widths":
         return charts.widths({"FFN neurons": (labels, [11008] * layers, list(range(11008 - 8 * layers, 11008, 8)))})
     if name == "spectra":
-        return charts.spectra("FFN neurons", {label: group(int(label)).spectrum for label in labels})
+        return charts.spectra(
+            "FFN neurons", {label: group(int(number)).spectrum for label, number in zip(labels, numbers, strict=True)}
+        )
     units = 3 if name == "few" else 1536
-    return charts.scores("FFN neurons", {label: group(int(label), units, units - units // 3) for label in labels})
+    return charts.scores(
+        "FFN neurons",
+        {label: group(int(number), units, units - units // 3) for label, number in zip(labels, numbers, strict=True)},
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 2, 30, 100])
 @pytest.mark.parametrize("name", ["widths", "scores", "few", "spectra"])
-def test_no_two_words_touch_and_none_leaves_the_picture(name, layers):
-    figure = drawn(name, layers)
+@pytest.mark.parametrize("prefix", ["", "features.denseblock4.conv"])
+def test_no_two_words_touch_and_none_leaves_the_picture(prefix, name, layers):
+    figure = drawn(name, layers, prefix)
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     boxes = []
