@@ -334,15 +334,15 @@ def print_table(results: dict[str, Any]) -> None:
             print(f"  -{first['reduction']:.0%} {name} {'  '.join(words)}  ({left:.1%} of the MACs, {len(found)} seeds)")
 
 
-def cells_of(depth: int, seeds: list[int]) -> list[dict[str, Any]]:
-    """All cells of one network, seed by seed so that a stopped run has whole comparisons."""
+def cells_of(depth: int, seeds: list[int], reductions: list[float]) -> list[dict[str, Any]]:
+    """The cells of one network, seed by seed so that a stopped run has whole comparisons."""
     methods = [(name, "loss_curves") for name in OURS] + [("spectral", "proportional")]
     methods += [("group_taylor", "global"), ("group_taylor", "uniform")]
     cells: list[dict[str, Any]] = [
         {"depth": depth, "reduction": reduction, "criterion": criterion, "allocation": allocation, "seed": seed}
-        for seed, reduction, (criterion, allocation) in product(seeds, REDUCTIONS, methods)
+        for seed, reduction, (criterion, allocation) in product(seeds, reductions, methods)
     ]
-    variants = product(seeds, SPATIAL) if depth == 20 else ()
+    variants = product(seeds, SPATIAL) if depth == 20 and 0.5 in reductions else ()
     half = {"depth": depth, "reduction": 0.5, "criterion": "spectral", "allocation": "loss_curves"}
     return cells + [half | {"seed": seed, "criterion_args": options} for seed, options in variants]
 
@@ -360,6 +360,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cifar10.json")
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 56], choices=list(WEIGHTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--reductions", type=float, nargs="+", default=list(REDUCTIONS), choices=REDUCTIONS)
     parser.add_argument("--recovery_steps", type=int, default=200)
     parser.add_argument("--recovery_rate", type=float, default=0.01)
     parser.add_argument("--allocation_samples", type=int, default=256)
@@ -391,7 +392,7 @@ def main() -> None:
     for depth in options.depths:
         dense = trained(options.weights, depth)
         results["dense"][str(depth)] = {"accuracy": accuracy(dense, test), "macs": macs_of(dense)}
-        for cell in cells_of(depth, options.seeds):
+        for cell in cells_of(depth, options.seeds, options.reductions):
             if key_of(cell) in done:
                 continue
             calibration = calibration_pictures(data, NUM_CALIBRATION, cell["seed"])
