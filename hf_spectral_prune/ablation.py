@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
 
+import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -112,8 +113,10 @@ def loss_curves(
 ) -> dict[str, Tensor]:
     """Loss added by removing the lowest-scored units of one group alone, for every number of units.
 
-    Measured at the given fractions of a group (rounded to whole units, never all) and joined by straight lines; beyond the
-    last one the last slope goes on. A measured decrease counts as zero, since a sample's gain is not a promise.
+    Measured at the given fractions of a group (rounded to whole units, never all) and joined by a smooth curve that keeps
+    them in order (PCHIP): along straight lines every unit between two measurements would cost the same, and widths would only
+    change in steps of such a distance. Beyond the last one the last slope goes on. A measured decrease counts as zero, since a
+    sample's gain is not a promise.
 
     Args:
         repair: moments of the activations by group, where the cut will be repaired by least squares: the loss is then that of
@@ -143,10 +146,8 @@ def _interpolate(points: list[tuple[int, float]], size: int) -> Tensor:
     (x0, y0), (x1, y1) = points[-2:]
     if x1 < size:
         points = [*points, (size, y1 + (y1 - y0) / (x1 - x0) * (size - x1))]
-    curve = torch.empty(size + 1, dtype=torch.float64)
-    for (x0, y0), (x1, y1) in pairwise(points):
-        curve[x0 : x1 + 1] = torch.linspace(y0, y1, x1 - x0 + 1, dtype=torch.float64)
-    return curve
+    smooth = PchipInterpolator(*zip(*points, strict=True))
+    return torch.from_numpy(smooth(np.arange(size + 1, dtype=np.float64)))
 
 
 def score_damage(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from .architectures import family_of, unit_groups
 from .arguments import SpectralPruningArguments
@@ -53,9 +53,13 @@ def check_recovery(
     teacher: PreTrainedModel | str | Path | None,
 ) -> None:
     """Tells of a recovery without rows or teacher, of adapters that find no layer, and of options that the model cannot take."""
-    recovery_args, _ = recovery_arguments(args)
+    recovery_args, training = recovery_arguments(args)
     if args.recovery == "none":
         return
+    try:
+        TrainingArguments(**training)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(f"`training_args` cannot be used here: {' '.join(str(error).split())}") from None
     if train_dataset is None:
         raise ValueError(f"`recovery` is `{args.recovery}`, but there is nothing to train on. Pass `train_dataset`.")
     if family_of(model.config).traced:

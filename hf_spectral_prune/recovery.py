@@ -126,6 +126,7 @@ def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArgument
         "run_name": args.run_name,
         "seed": args.seed,
         "disable_tqdm": args.disable_tqdm,
+        "use_cpu": not torch.accelerator.is_available(),  # without this, TrainingArguments refuses bf16 there
     }
     return recovery, defaults | args.training_args  # type: ignore[operator]
 

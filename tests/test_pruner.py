@@ -260,6 +260,22 @@ def test_loss_curves_of_repaired_layers_are_those_of_the_repaired_model(batches)
     assert float(curve[half]) == pytest.approx(max(SuffixLoss(model, batches).clean - clean, 0.0), abs=1e-6)
 
 
+def test_loss_curves_are_smooth_between_their_measurements(batches, monkeypatch):
+    model = tiny_model()
+    group = unit_groups(model, ["ffn"])[0]
+    added = {group.size: 0.0, group.size * 3 // 4: 1.0, group.size // 2: 4.0, group.size // 4: 9.0}  # the square of the share
+    monkeypatch.setattr(SuffixLoss, "__call__", lambda self, layer, kept: self.clean + added[len(kept[group.key])])
+    scores = {group.key: torch.arange(group.size, dtype=torch.float64)}
+    (curve,) = loss_curves(model, [group], scores, batches, fractions=(0.25, 0.5, 0.75), progress=False).values()
+    assert {group.size - removed: float(curve[removed]) for removed in range(0, group.size, group.size // 4)} == pytest.approx(
+        added
+    )
+    steps = curve.diff()
+    assert bool((steps >= 0).all())
+    assert float(steps[group.size // 4]) > 1.5 * float(steps[0])  # a later unit costs more than an earlier one
+    assert len(set(steps[: group.size // 4].tolist())) > 1
+
+
 def test_loss_aware_scores_rank_over_all_layers(batches):
     fields = {"layout": "per_layer", "allocation": "scores", "criterion_args": {"signals": "loss"}}
     output = make_pruner(tiny_model(), batches, **fields).prune()

@@ -139,6 +139,16 @@ def test_recovery_that_cannot_work_is_told_before_pruning(fields, message, batch
         make_pruner(tiny_model(), batches, **fields)
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without an accelerator")
+def test_training_arguments_that_this_machine_cannot_run_are_told_before_pruning(batches):
+    fields = {"recovery": "full", "train_dataset": batches}
+    with pytest.raises(ValueError, match=r"`training_args` cannot be used here: .*bf16") as raised:
+        make_pruner(tiny_model(), batches, training_args=STEPS | {"bf16": True, "use_cpu": False}, **fields)
+    assert "\n" not in str(raised.value)
+    steps = {name: value for name, value in STEPS.items() if name != "use_cpu"} | {"bf16": True}
+    make_pruner(tiny_model(), batches, training_args=steps, **fields)  # bf16 alone is for the CPU where there is nothing else
+
+
 def test_raw_text_to_train_on_is_told(batches):
     pruner = make_pruner(tiny_model(), batches, recovery="full", train_dataset=["some text"] * 9, training_args=STEPS)
     with pytest.raises(ValueError, match="raw text"):
