@@ -188,8 +188,10 @@ def _recovery_line(saved: SavedFolder) -> str:
         return "No training after the cut."
     how, metrics = saved.figure("arguments", "recovery"), saved.figure("recovery", "metrics")
     line = f"One recovery stage: {_RECOVERIES.get(how, how)}"
-    if "before_loss" in metrics and "after_loss" in metrics:
-        line += f"; held-out loss {metrics['before_loss']:.4g} before it, {metrics['after_loss']:.4g} after it"
+    training = saved.report["arguments"].get("training_args") or {}
+    judge = (training.get("metric_for_best_model") or "loss").removeprefix("eval_")  # by this it was kept or not
+    if f"before_{judge}" in metrics and f"after_{judge}" in metrics:
+        line += f"; held-out {judge} {metrics[f'before_{judge}']:.4g} before it, {metrics[f'after_{judge}']:.4g} after it"
     recovered = saved.figure("recovery", "kept") == "recovered"
     kept = "The recovered weights were kept." if recovered else "They were no better and were not kept."
     return f"{line}. {kept}"

@@ -90,6 +90,16 @@ def test_figure_that_was_taken_from_one_side_is_told(side, folder):
         write_card(folder)
 
 
+def test_recovery_is_told_by_the_figure_that_it_was_judged_by(folder):
+    report = json.loads((folder / "pruning_report.json").read_text())
+    report["arguments"]["training_args"] = {"metric_for_best_model": "eval_accuracy"}
+    report["recovery"]["metrics"] |= {"before_accuracy": 0.8125, "after_accuracy": 0.875}
+    (folder / "pruning_report.json").write_text(json.dumps(report))
+    assert (
+        "; held-out accuracy 0.8125 before it, 0.875 after it. The recovered weights were kept." in write_card(folder).read_text()
+    )
+
+
 def test_what_was_not_measured_is_said_and_no_figure_invented(folder):
     for name in ("metrics_before", "metrics_after", "evaluation", "latency", "size_on_disk_before", "self_check", "recovery"):
         change(folder, name)
