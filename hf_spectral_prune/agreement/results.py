@@ -91,22 +91,20 @@ class AblationResult:
 
     @cached_property
     def agreement(self) -> dict[str, dict[str, Agreement]]:
-        """{group key: {label: agreement with the truth}}."""
-        share = self.arguments["top_share"]
-        return {
-            damage.group.key: {
-                label: agreement(self.scores(label, damage), damage.mean, share, self._seed(damage)) for label in self.labels
-            }
-            for damage in self.damage
-        }
+        """{group key: {label: agreement with the true damage}}."""
+        return self._agreement("damage")
 
     @cached_property
     def shift_agreement(self) -> dict[str, dict[str, Agreement]]:
         """The same with how far the loss moves, whichever way, as the truth."""
+        return self._agreement("shift")
+
+    def _agreement(self, truth: Truth) -> dict[str, dict[str, Agreement]]:
         share = self.arguments["top_share"]
         return {
             damage.group.key: {
-                label: agreement(self.scores(label, damage), damage.shift, share, self._seed(damage)) for label in self.labels
+                label: agreement(self.scores(label, damage), _truth_of(damage, truth), share, self._seed(damage))
+                for label in self.labels
             }
             for damage in self.damage
         }
