@@ -133,7 +133,7 @@ def standard_error(sums: Array, targets: Array) -> Array | None:
     batches = len(targets)
     if batches < 2:
         return None
-    residuals = sums - np.outer(sums.sum(axis=1) / targets.sum(), targets)
+    residuals = sums - np.outer(mean_change(sums, targets), targets)
     return np.sqrt(batches / (batches - 1) * (residuals**2).sum(axis=1)) / targets.sum()
 
 

@@ -17,7 +17,7 @@ from ..ablation import SuffixLoss, num_targets
 from ..architectures import UnitGroup
 from ..calibration.collect import Batch, predicts_next_token
 from .folder import read_record, truth_path, write_record
-from .statistics import Array, reliability, shift, standard_error
+from .statistics import Array, mean_change, reliability, shift, standard_error
 
 # Seconds between two writes of a group's file: what a killed run loses at most.
 _WRITE_EVERY = 2.0
@@ -48,7 +48,7 @@ class Damage:
     @cached_property
     def mean(self) -> Array:
         """(m,) change of the mean loss of a target, in nats; below zero where the model is better without the unit."""
-        return self.sums.sum(axis=1) / self.targets.sum()
+        return mean_change(self.sums, self.targets)
 
     @cached_property
     def shift(self) -> Array:
