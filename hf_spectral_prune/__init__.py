@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from .differentiation import NDIRegularizedTrainerMixin, NDITrackingCallback, NDPArguments, NDPCallback, ndi_regularizer
     from .evaluation import latency, num_parameters, paired_latency, perplexity
     from .metrics import load_metric
+    from .output import PruningOutput
     from .planning import PruningPlan
-    from .pruner import PruningOutput, SpectralPruner
+    from .pruner import SpectralPruner
     from .recovery import RecoveryArguments, RecoveryOutput, recover
     from .schedule import PruningSchedule
     from .surgery import apply_plan, masked, settle_class
@@ -67,7 +68,8 @@ _PUBLIC = {
     "evaluation": ["latency", "num_parameters", "paired_latency", "perplexity"],
     "metrics": ["load_metric"],
     "planning": ["PruningPlan"],
-    "pruner": ["PruningOutput", "SpectralPruner"],
+    "output": ["PruningOutput"],
+    "pruner": ["SpectralPruner"],
     "recovery": ["RecoveryArguments", "RecoveryOutput", "recover"],
     "schedule": ["PruningSchedule"],
     "surgery": ["apply_plan", "masked", "settle_class"],

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,11 @@ from .calibration import CalibrationData, build_calibration, build_images
 from .calibration.collect import predicts_next_token
 from .checks import check_data, check_model, check_push, check_recovery
 from .criteria import Diagnostics, Scores
-from .environment import library_versions, machine, peak_memory
 from .evaluation import default_metrics, num_parameters, perplexity, task_metrics
 from .flops import is_vision, layer_macs
-from .planning import PruningPlan, RoundScores, summarise
+from .output import PruningOutput, StationCosts, circumstances
+from .planning import PruningPlan, summarise
 from .publishing import hub, write_card
-from .publishing.base_model import base_model_facts
 from .recovery import RecoveryOutput, recover, recovery_arguments
 from .rounds import Evidence, Run
 from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
@@ -44,25 +42,6 @@ from .targets import check_macs, macs_report, norm_notes, picture_of
 from .torch_model import wrap_for
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass
-class PruningOutput:
-    """What `prune()` returns, as TrainOutput is for Trainer.
-
-    Attributes:
-        model: the pruned model, or the plain network that was given.
-        plan: what was kept, in the original model's numbering.
-        metrics: figures of the run (parameters, reduction, seconds).
-        report: everything that `pruning_report.json` holds.
-        scores: of every round, in short, as in `pruning_scores.json`.
-    """
-
-    model: Any
-    plan: PruningPlan
-    metrics: dict[str, float]
-    report: dict[str, Any]
-    scores: list[RoundScores] = field(default_factory=list)
 
 
 class SpectralPruner:
@@ -124,9 +103,7 @@ class SpectralPruner:
         check_push(self.model, self.args)
         self.saved_to: Path | None = None
         self.recovered: RecoveryOutput | None = None
-        self.timings: dict[str, float] = {}
-        # Bytes that the peak had reached before the run, and by which each station raised it: they add up to the peak.
-        self.memory: dict[str, dict[str, int]] = {"start": peak_memory()}
+        self.costs = StationCosts()
         self.output: PruningOutput | None = None
         self.macs_before: dict[str, int] = {}
         self.scores: Scores = {}
@@ -172,7 +149,7 @@ class SpectralPruner:
             plan = self._plan(run, round_index, evidence)
             if self._must_stop(run, plan, round_index, metrics_before):
                 break
-            with self._timed("surgery"):
+            with self.costs.of("surgery"):
                 evidence = rounds.cut(self.model, args, plan, evidence)
                 if self.calibration is not None:
                     recalibrate_norms(self.model, self.calibration)
@@ -198,7 +175,7 @@ class SpectralPruner:
         recovery_args, training = recovery_arguments(self.args)
         if self.train_dataset is None:
             raise ValueError("`recover()` has nothing to train on. Pass `train_dataset`.")
-        with self._timed("recovery"):
+        with self.costs.of("recovery"):
             self.recovered = recover(
                 self.model,
                 recovery_args,
@@ -236,7 +213,7 @@ class SpectralPruner:
         data = self.eval_data if eval_dataset is None else self._data(eval_dataset, "eval_dataset")
         if data is None:
             raise ValueError("`evaluate()` has no data. Pass `eval_dataset` to it or to SpectralPruner.")
-        with self._timed("evaluation"):
+        with self.costs.of("evaluation"):
             progress = not self.args.disable_tqdm
             if self.compute_metrics is None and predicts_next_token(self.model):
                 figures = perplexity(self.model, data, progress=progress)
@@ -341,16 +318,16 @@ class SpectralPruner:
         logger.info(f"Resumed after round {saved.state.global_step} from {folder}.")
 
     def _calibrate(self) -> Evidence:
-        with self._timed("calibration"):
+        with self.costs.of("calibration"):
             return rounds.calibrate(self.model, self.args, self.criterion, self.calibration)
 
     def _score(self, evidence: Evidence, diagnostics: Diagnostics | None = None) -> Scores:
-        with self._timed("scoring"):
+        with self.costs.of("scoring"):
             return rounds.score(self.model, self.args, self.criterion, evidence, diagnostics)
 
     def _plan(self, run: Run, round_index: int, evidence: Evidence) -> PruningPlan:
         if run.final_sizes is None:
-            with self._timed("allocation"):
+            with self.costs.of("allocation"):
                 run.final_sizes = rounds.allocate(self.model, self.args, run, self.scores, self.calibration, evidence)
         return rounds.choose(self.model, self.args, run, self.scores, Fraction(round_index, self.args.num_rounds))
 
@@ -411,13 +388,7 @@ class SpectralPruner:
             "evaluation": None if self.eval_data is None else self.eval_data.protocol,
             "notes": list(run.plan.notes),
             "arguments": self.args.to_dict(),
-            "timings": self.timings,
-            "peak_memory": peak_memory(),
-            "peak_memory_growth": self.memory,
-            "machine": machine(),
-            "base_model": base_model_facts(self.base_model),
-            "versions": library_versions(),
-            "self_check": None,
+            **circumstances(self.costs, self.base_model),
         }
         if is_vision(self.model):
             picture = picture_of(self.model, self.calibration)
@@ -450,15 +421,6 @@ class SpectralPruner:
 
     def _event(self, name: str, **kwargs: Any) -> None:
         self.control = getattr(self.callback_handler, name)(self.args, self.state, self.control, **kwargs)
-
-    @contextmanager
-    def _timed(self, station: str) -> Iterator[None]:
-        start, before = time.perf_counter(), peak_memory()
-        yield
-        self.timings[station] = self.timings.get(station, 0.0) + time.perf_counter() - start
-        growth = self.memory.setdefault(station, dict.fromkeys(before, 0))
-        for place, peak in peak_memory().items():
-            growth[place] += max(0, peak - before[place])
 
     def _data(self, source: Any, name: str) -> CalibrationData | None:
         if source is None or isinstance(source, CalibrationData):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,13 +19,11 @@ from transformers.utils import logging
 from .architectures import network_of
 from .architectures.tracing import example_input
 from .flops import is_vision
+from .output import PruningOutput
 from .planning import SCORES_FILE, scores_to_json
 from .publishing.card import read_card, readme_text, write_card
 from .publishing.folder import README, file_digests
 from .publishing.report import write_report
-
-if TYPE_CHECKING:
-    from .pruner import PruningOutput
 
 logger = logging.get_logger(__name__)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +13,10 @@ from .. import saving
 from ..architectures import family_of, module_of, unit_groups
 from ..architectures.llama import FAMILIES as LLAMA_FAMILIES
 from ..calibration.collect import check_gradients, predicts_next_token
-from ..environment import library_versions, machine, peak_memory
+from ..environment import library_versions
 from ..evaluation import num_parameters
+from ..output import PruningOutput, StationCosts, circumstances
 from ..planning import PruningPlan, choose_units
-from ..pruner import PruningOutput
-from ..publishing.base_model import base_model_facts
 from ..surgery import apply_plan, fingerprint, settle_class
 from .arguments import DetrimentalArguments
 from .attribution import attribute
@@ -85,7 +82,7 @@ class DetrimentalNeuronPruner:
         self.adaptation = self._tokenise(adaptation)
         self.held_out = self._tokenise(held_out) if held_out else None
         self.state = TrainerState()
-        self.timings: dict[str, float] = {}
+        self.costs = StationCosts()
         self.output: PruningOutput | None = None
         # What the examples are, for the report; whoever drew them may say more.
         self.protocol: dict[str, Any] = {
@@ -102,7 +99,7 @@ class DetrimentalNeuronPruner:
         """
         args = self.args
         before = self._measure("before")
-        with self._timed("attribution"):
+        with self.costs.of("attribution"):
             attributions = attribute(
                 self.model,
                 self.adaptation.contexts,
@@ -113,7 +110,7 @@ class DetrimentalNeuronPruner:
                 batch_tokens=args.batch_tokens,
                 progress=not args.disable_tqdm,
             )
-        with self._timed("search"):
+        with self.costs.of("search"):
             points = grid_search(
                 self.model,
                 {layer: attribution.values for layer, attribution in attributions.items()},
@@ -156,7 +153,7 @@ class DetrimentalNeuronPruner:
     def _measure(self, when: str) -> Outcome | None:
         if self.held_out is None:
             return None
-        with self._timed("evaluation"):
+        with self.costs.of("evaluation"):
             found = evaluate(self.model, self.held_out, self.args.normalisation, progress=not self.args.disable_tqdm)
         self.state.log_history.append({f"{when}_accuracy": found.accuracy, "step": self.state.global_step})
         self.state.global_step = 1
@@ -198,23 +195,12 @@ class DetrimentalNeuronPruner:
             **report(found, plan, metrics, before, after, self.args),
             "calibration": self.protocol.get("adaptation"),
             "evaluation": self.protocol.get("held_out"),
-            "timings": self.timings,
-            "peak_memory": peak_memory(),
-            "machine": machine(),
-            "base_model": base_model_facts(self.base_model),
-            "versions": library_versions(),
-            "self_check": None,
+            **circumstances(self.costs, self.base_model),
         }
         for note in plan.notes:
             logger.warning(note)
         self.output = PruningOutput(self.model, plan, metrics, figures)
         return self.output
-
-    @contextmanager
-    def _timed(self, station: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.timings[station] = self.timings.get(station, 0.0) + time.perf_counter() - start
 
 
 def check_model(model: PreTrainedModel) -> None:
