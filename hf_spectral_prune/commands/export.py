@@ -26,6 +26,9 @@ class ONNXArguments:
     """What to write for ONNX runtimes."""
 
     output_file: str | None = field(default=None, metadata={"help": "File to write; model.onnx in the folder if not set."})
+    use_cache: bool = field(
+        default=False, metadata={"help": "Take and give the key/value cache of a causal language model, to write text fast."}
+    )
 
 
 def _gguf(argv: Sequence[str]) -> None:
@@ -40,7 +43,7 @@ def _onnx(argv: Sequence[str]) -> None:
     """Writes a model folder as ONNX and keeps it only if onnxruntime gives the same outputs as PyTorch."""
     folder, words = take_folder("export onnx", argv)
     (options,) = parse([ONNXArguments], "export onnx FOLDER", _onnx.__doc__ or "", words)
-    result = _module("onnx").export_onnx(folder, options.output_file)
+    result = _module("onnx").export_onnx(folder, options.output_file, use_cache=options.use_cache)
     print(
         f"Wrote {result.file}. Largest difference between onnxruntime and PyTorch: {result.max_abs_diff:.3g} "
         f"(allowed {result.allowed:.3g}), on batches of {', '.join(map(str, result.shapes))}."

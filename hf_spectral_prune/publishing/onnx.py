@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
@@ -21,15 +22,15 @@ from transformers import PreTrainedModel
 from transformers.exporters import OnnxExporter
 from transformers.exporters.exporter_onnx import OnnxConfig
 
+from ..calibration.collect import predicts_next_token
 from ..selfcheck import AUTO_CLASSES
 from .exporting import choose_output, read_config, written_whole
+from .onnx_batches import CACHED_SHAPES, SHAPES, answers, feed, free_axes, name_cache, random_batch, seen
 
 # Largest difference allowed, relative to the largest output: two float32 implementations of the same graph.
 _TOLERANCE = 1e-4
 # Weights beyond this go into a file of their own (NAME.onnx.data): one protobuf message ends at 2 GiB.
 _LARGEST_SINGLE_FILE = 1_900_000_000
-# (rows, tokens) that the check runs; the export sees the first, so the others prove that both axes are free.
-_SHAPES = ((2, 8), (1, 1), (3, 13), (1, 24))
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,14 @@ class ONNXExport:
     shapes: list[tuple[int, ...]]
 
 
-def export_onnx(folder: str | Path, output_file: str | Path | None = None) -> ONNXExport:
+def export_onnx(folder: str | Path, output_file: str | Path | None = None, *, use_cache: bool = False) -> ONNXExport:
     """Writes a model folder as ONNX in float32, with free batch and sequence axes (of pictures, the batch).
-
-    A language model is exported without its key/value cache: a sequence in, logits for every position out.
 
     Args:
         folder: of a pruned or any other model that transformers' exporter takes.
         output_file: by default `model.onnx` in the folder.
+        use_cache: for a causal language model, take and give the key/value cache too, so that every further token of a text
+            costs one token's work. Without it a sequence goes in and logits for every position come out.
 
     Raises:
         FileNotFoundError, ValueError: there is no such model (says what is missing).
@@ -68,20 +69,25 @@ def export_onnx(folder: str | Path, output_file: str | Path | None = None) -> ON
     config = read_config(folder)
     output = choose_output(folder, output_file, "model.onnx", ".onnx")
     model = _load(Path(folder), config)
-    example = _inputs(model, *_SHAPES[0])
+    if use_cache and not predicts_next_token(model):
+        raise ValueError(f"`use_cache` is for causal language models, and `{folder}` holds a `{type(model).__name__}`.")
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = use_cache
+    batches = [random_batch(model, *shape) for shape in (CACHED_SHAPES if use_cache else SHAPES)]
     with written_whole(output) as temporary:
         with _quiet():
-            options = OnnxConfig(dynamic=True, dynamic_shapes=_free_axes(example, config))
+            options = OnnxConfig(dynamic=True, dynamic_shapes=free_axes(batches[0], config))
             try:
-                program = OnnxExporter().export(model, example, config=options).program
+                program = OnnxExporter().export(model, copy.deepcopy(batches[0]), config=options).program
             except Exception as error:  # whatever the traced code or the tracer raises
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise RuntimeError(f"transformers' exporter cannot trace `{type(model).__name__}`: {reason}") from error
+        if use_cache:
+            name_cache(program.graph.inputs, program.graph.outputs)
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         data = f"{temporary.name}.data" if size > _LARGEST_SINGLE_FILE else None
         onnx_ir.save(program, temporary, external_data=data)
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        batches = [_inputs(model, *shape) for shape in _SHAPES]
         difference, largest = _compare(model, session, batches)
         allowed = _TOLERANCE * max(1.0, largest)
         if not difference <= allowed:  # so that a figure that is not a number fails
@@ -118,42 +124,7 @@ def _load(folder: Path, config: Any) -> PreTrainedModel:
             "together: was a file changed by hand? Save the model again."
         )
     model.eval()
-    if hasattr(model.config, "use_cache"):
-        model.config.use_cache = False
     return model
-
-
-def _inputs(model: PreTrainedModel, rows: int, length: int) -> dict[str, Any]:
-    """Random inputs: (rows, length) token ids with the end of one row masked, or (rows, C, H, W) images."""
-    config, generator = model.config, torch.Generator().manual_seed(rows + length)
-    if model.main_input_name == "pixel_values":
-        # ResNet takes any size and its config has none.
-        size = getattr(config, "image_size", None) or 32 * (rows + 1)
-        return {"pixel_values": torch.randn(rows, config.num_channels, size, size, generator=generator)}
-    choices = (rows, 2) if type(model).__name__.endswith("ForMultipleChoice") else (rows,)
-    ids = torch.randint(0, config.vocab_size, (*choices, length), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[0, ..., length - length // 3 :] = 0
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if getattr(config, "type_vocab_size", 0) > 1:
-        inputs["token_type_ids"] = (torch.arange(length) >= length // 2).long().expand(ids.shape).contiguous()
-    return inputs
-
-
-def _most_tokens(config: Any) -> int | None:
-    """Tokens for which the model has positions; None for a model without that limit."""
-    positions = getattr(config, "max_position_embeddings", None)
-    # RoBERTa counts from behind its pad token.
-    return positions - config.pad_token_id - 1 if positions and config.model_type.endswith("roberta") else positions
-
-
-def _free_axes(inputs: dict[str, Any], config: Any) -> dict[str, dict[int, Any]]:
-    batch = torch.export.Dim("batch")
-    if "pixel_values" in inputs:
-        sizes = {} if getattr(config, "image_size", None) else {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
-        return {"pixel_values": {0: batch} | sizes}
-    sequence = torch.export.Dim("sequence", max=_most_tokens(config))
-    return {name: {0: batch, value.ndim - 1: sequence} for name, value in inputs.items()}
 
 
 @contextmanager
@@ -172,16 +143,13 @@ def _quiet() -> Iterator[None]:
 def _compare(model: PreTrainedModel, session: Any, batches: list[dict[str, Any]]) -> tuple[float, float]:
     """Largest difference of any output at any place that is not masked, and largest magnitude of any."""
     difference = largest = 0.0
+    names = [entry.name for entry in session.get_inputs()]
     for batch in batches:
-        with torch.inference_mode():
-            outputs = [value for value in model(**batch).to_tuple() if isinstance(value, torch.Tensor)]
-        arrays = session.run(None, {key: value.numpy() for key, value in batch.items()})
-        mask = batch.get("attention_mask")
-        for expected, found in zip(outputs, map(torch.from_numpy, arrays), strict=True):
+        arrays = session.run(None, feed(batch, names))
+        for expected, found in zip(answers(model, batch), map(torch.from_numpy, arrays), strict=True):
             if found.shape != expected.shape:
                 raise RuntimeError(f"onnxruntime gives outputs of shape {tuple(found.shape)}, PyTorch {tuple(expected.shape)}.")
-            if mask is not None and expected.shape[: mask.ndim] == mask.shape:
-                found, expected = found[mask.bool()], expected[mask.bool()]
+            found, expected = seen(found, batch), seen(expected, batch)
             # Of a NaN on either side comes a NaN, which `max` would lose.
             difference = torch.maximum(torch.tensor(difference), (found - expected).abs().max()).item()
             largest = max(largest, float(expected.abs().max()))

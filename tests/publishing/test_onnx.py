@@ -53,6 +53,67 @@ def test_every_layout_runs_on_onnxruntime(family, layout, tmp_path):
     check(tmp_path, model, [*names, "token_type_ids"] if family == "bert" else names)
 
 
+def greedy(session, ids: np.ndarray, steps: int) -> np.ndarray:
+    """The prompt and `steps` tokens after it, one at a time through the cache."""
+    cache = {
+        entry.name: np.zeros((len(ids), entry.shape[1], 0, entry.shape[3]), np.float32)
+        for entry in session.get_inputs()
+        if entry.name.startswith("past_key_values")
+    }
+    text, new = ids, ids
+    for _ in range(steps):
+        positions = np.arange(text.shape[1])[None].repeat(len(ids), 0)
+        inputs = {"input_ids": new, "attention_mask": np.ones_like(text), "position_ids": positions[:, -new.shape[1] :]}
+        scores, *present = session.run(None, inputs | cache)
+        cache = dict(zip(cache, present, strict=True))
+        new = scores[:, -1:].argmax(-1)
+        text = np.concatenate([text, new], 1)
+    return text
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "qwen2", "qwen3"))],
+)
+def test_key_value_cache_writes_the_text_that_transformers_writes(family, tmp_path, capsys):
+    # With a window of eight, later tokens no longer see the first ones.
+    dense = tiny_model(family, num_hidden_layers=2, **({"sliding_window": 8} if family == "mistral" else {}))
+    model = cria(dense, units=["heads"], target_reduction=0.2)
+    model.save_pretrained(tmp_path)
+    assert main(["export", "onnx", str(tmp_path), "--use_cache"]) == 0
+    assert "(3, 13)" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    inputs = [entry.name for entry in session.get_inputs()]
+    assert inputs[:5] == ["input_ids", "attention_mask", "position_ids", "past_key_values.0.key", "past_key_values.0.value"]
+    assert [entry.name for entry in session.get_outputs()][:3] == ["logits", "present.0.key", "present.0.value"]
+    assert session.get_inputs()[3].shape[0::2] == ["batch", "past_sequence"]
+    assert len({entry.shape[1] for entry in session.get_inputs()[3:]}) > 1, "layers differ in their heads"
+    prompt = random_batch(2, 5)["input_ids"]
+    model.generation_config.eos_token_id = None
+    expected = model.generate(prompt, max_new_tokens=12, do_sample=False)
+    assert greedy(session, prompt.numpy(), 12).tolist() == expected.tolist()
+
+
+def test_cache_that_is_wrong_is_noticed(tmp_path, monkeypatch):
+    tiny_model(num_hidden_layers=1).save_pretrained(tmp_path)
+    load = onnx_export.onnxruntime.InferenceSession
+
+    class ForgetsTheCache(load):
+        def run(self, names, inputs):
+            return super().run(names, {name: value * (not name.startswith("past")) for name, value in inputs.items()})
+
+    monkeypatch.setattr(onnx_export.onnxruntime, "InferenceSession", ForgetsTheCache)
+    with pytest.raises(RuntimeError, match="differ from PyTorch's"):
+        onnx_export.export_onnx(tmp_path, use_cache=True)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_cache_of_a_model_that_has_none_is_refused(tmp_path, capsys):
+    tiny_encoder("bert", task="ForSequenceClassification", num_hidden_layers=1).save_pretrained(tmp_path)
+    assert main(["export", "onnx", str(tmp_path), "--use_cache"]) == 2
+    assert "`BertForSequenceClassification`" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", VISION)
 def test_models_of_pictures_run_on_onnxruntime(family, tmp_path):
