@@ -8,8 +8,9 @@ from conftest import encoder_batch, random_batch, tiny_encoder, tiny_model
 from differentiating import CHEAP, logged, make_trainer, unknown_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import picture_batch, tiny_vision
 from torch import nn
-from transformers import Trainer, ViTConfig, ViTForImageClassification
+from transformers import Trainer
 
 from hf_spectral_prune import NDIRegularizedTrainerMixin, NDPArguments, NDPCallback, PruningSchedule, ndi_regularizer
 from hf_spectral_prune.architectures import module_of, unit_groups
@@ -179,22 +180,13 @@ def test_padding_does_not_count():
 
 
 def families():
-    vit = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=24,
-        image_size=8,
-        patch_size=4,
-        num_channels=1,
-    )
     choice = tiny_encoder(task="ForMultipleChoice")
     return {
         "llama": (tiny_model(), random_batch(padding="left")),
         "bert": (tiny_encoder(), random_batch(padding="right") | {"labels": torch.tensor([0, 1])}),
         "bert-choices": (choice, encoder_batch(choice, padding="right") | {"labels": torch.tensor([0, 1])}),
         "modernbert": (tiny_encoder("modernbert"), random_batch() | {"labels": torch.tensor([0, 1])}),
-        "vit": (ViTForImageClassification(vit), {"pixel_values": torch.randn(6, 1, 8, 8), "labels": torch.arange(6) % 2}),
+        "vit": (tiny_vision("vit"), picture_batch(6)),
         "mlp": plain_network(),
     }
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import random_batch, tiny_model
 from differentiating import CHEAP, encoder, labelled, make_trainer, unknown_family
-from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+from pictures import picture_batch, tiny_vision
+from transformers import TrainerCallback
 
 from hf_spectral_prune import NDITrackingCallback
 from hf_spectral_prune.architectures import module_of, unit_groups
@@ -115,17 +116,8 @@ def test_resumed_run_has_the_curves_of_the_whole_one(batches, tmp_path):
 
 def test_pictures_are_taken_as_they_come(tmp_path):
     """A ViT on raw pictures: the Trainer's image processor is not needed for tensors."""
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=24,
-        image_size=8,
-        patch_size=4,
-        num_channels=1,
-    )
-    model = ViTForImageClassification(config)
-    pictures, labels = torch.randn(24, 1, 8, 8), torch.arange(24) % 2
+    model = tiny_vision("vit", num_hidden_layers=2)
+    pictures, labels = picture_batch(24).values()
     rows = [{"pixel_values": picture, "labels": label} for picture, label in zip(pictures, labels, strict=True)]
     trainer = make_trainer(model, tmp_path, rows=rows, max_steps=2)
     callback = NDITrackingCallback((pictures, labels), 1, num_samples=8, criterion_args=CHEAP).attach(trainer)
