@@ -269,7 +269,8 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         if self.plan is None:
             self.run.fingerprint = fingerprint(model)
         if self.run.final_sizes is None:
-            self.run.final_sizes = rounds.allocate(model, self.args, self.run, self.scores, self._calibration, evidence)
+            damage = rounds.measure_damage(model, self.args, self.run.groups, self.scores, self._calibration, evidence)
+            self.run.final_sizes = rounds.allocate(model, self.args, self.run, damage)
         plan = rounds.choose(model, self.args, self.run, self.scores, share)
         return plan, self.run.final_sizes, self.scores, evidence
 

@@ -328,7 +328,8 @@ class SpectralPruner:
     def _plan(self, run: Run, round_index: int, evidence: Evidence) -> PruningPlan:
         if run.final_sizes is None:
             with self.costs.of("allocation"):
-                run.final_sizes = rounds.allocate(self.model, self.args, run, self.scores, self.calibration, evidence)
+                damage = rounds.measure_damage(self.model, self.args, run.groups, self.scores, self.calibration, evidence)
+                run.final_sizes = rounds.allocate(self.model, self.args, run, damage)
         return rounds.choose(self.model, self.args, run, self.scores, Fraction(round_index, self.args.num_rounds))
 
     def _must_stop(self, run: Run, plan: PruningPlan, round_index: int, before: dict[str, float]) -> bool:

@@ -189,31 +189,38 @@ def score(
     )
 
 
-def allocate(
+def measure_damage(
     model: PreTrainedModel,
     args: SpectralPruningArguments,
-    run: Run,
+    groups: list[UnitGroup],
     scores: Scores,
     calibration: CalibrationData | None,
     evidence: Evidence | None = None,
-) -> Sizes:
-    """Sizes that the last round will leave; adds notes about head counts to `run`.
+) -> dict[str, Tensor] | None:
+    """{group key: (n_units + 1,)} cost of removing the 0, 1, ... lowest-scored units; None where widths do not hang on it.
+
+    The target has no part in it, so that runs which differ in nothing else can share it.
 
     Args:
         evidence: with it, loss curves are those of layers repaired as the cut will repair them.
+    """
+    if args.allocation == "scores":
+        return score_damage(scores)
+    if args.allocation != "loss_curves":
+        return None
+    assert calibration is not None
+    batches = _first_sequences(calibration, args.num_allocation_samples)
+    repair = evidence.repair if evidence is not None and args.compensation == "least_squares" else None
+    return loss_curves(model, groups, scores, batches, repair=repair, ridge=args.ridge, progress=not args.disable_tqdm)
+
+
+def allocate(model: PreTrainedModel, args: SpectralPruningArguments, run: Run, damage: dict[str, Tensor] | None) -> Sizes:
+    """Sizes that the last round will leave, by `measure_damage`; adds notes about head counts to `run`.
 
     Raises:
         ValueError: the target is out of reach, or less than the smallest step.
     """
     target = run.target
-    damage = None
-    if args.allocation == "loss_curves":
-        assert calibration is not None
-        batches = _first_sequences(calibration, args.num_allocation_samples)
-        repair = evidence.repair if evidence is not None and args.compensation == "least_squares" else None
-        damage = loss_curves(model, run.groups, scores, batches, repair=repair, ridge=args.ridge, progress=not args.disable_tqdm)
-    elif args.allocation == "scores":
-        damage = score_damage(scores)
     if args.layout == "per_layer":
         assert damage is not None
         sizes = per_layer_sizes(target.groups, target.now, target.goal, run.limits, damage, target.count)

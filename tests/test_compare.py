@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import VOCABULARY, encoder_batch, random_batch, tiny_encoder, tiny_model
 
-from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, rounds
 from hf_spectral_prune.calibration import build_calibration
 from hf_spectral_prune.cli import main
 from hf_spectral_prune.comparison import (
@@ -158,6 +158,17 @@ def test_passes_and_scores_are_shared(tmp_path, data, monkeypatch):
     assert len(compare(tiny_model(), args, *data).cells) == 30
     assert sorted(passes) == ["activations", "loss"]
     assert scored == ["energy", "spectral", "magnitude", "spectral", "fluctuation"]
+
+
+def test_losses_are_measured_once_for_all_reductions(tmp_path, data, monkeypatch):
+    measured = []
+    curves = rounds.loss_curves
+    monkeypatch.setattr(
+        rounds, "loss_curves", lambda *args, **options: measured.append(options["repair"]) or curves(*args, **options)
+    )
+    options = {"reductions": [0.2, 0.3, 0.4], "compensations": ["none", "least_squares"], "layout": "per_layer"}
+    assert len(compare(tiny_model(), arguments(tmp_path, **options), *data).cells) == 12
+    assert [repair is not None for repair in measured] == [False, True] * 2
 
 
 def test_random_criteria_and_recoveries_run_for_every_seed(tmp_path, data):

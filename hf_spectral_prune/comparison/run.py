@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -49,6 +49,26 @@ class Shared:
     data_collator: Any
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
     progress: bool
+
+
+@dataclass
+class Decided:
+    """What the cells of one criterion and seed share, worked out by the first that needs it.
+
+    Attributes:
+        repair: moments of the activations, for the cells with a repair.
+        damage: by repair, since measured losses are those of repaired layers.
+        plans: by reduction and repair.
+    """
+
+    scores: Scores
+    repair: dict[str, GroupMoments]
+    damage: dict[str, dict[str, torch.Tensor] | None] = field(default_factory=dict)
+    plans: dict[tuple[float, str], PruningPlan] = field(default_factory=dict)
+
+    def evidence(self, compensation: str) -> Evidence:
+        """What a cut with this repair reads."""
+        return Evidence({}, {}, self.repair if compensation != "none" else {})
 
 
 def compare(
@@ -138,7 +158,8 @@ def _check(shared: Shared, cells: Sequence[Cell]) -> None:
             # Whether the target can be reached does not hang on the scores: measuring loss curves for it would be work.
             probe = args if args.allocation == "proportional" else replace(args, allocation="scores")
             try:
-                rounds.allocate(shared.model, probe, rounds.start(shared.model, probe), zeros, None)
+                run = rounds.start(shared.model, probe)
+                rounds.allocate(shared.model, probe, run, rounds.measure_damage(shared.model, probe, run.groups, zeros, None))
             except ValueError as error:
                 raise ValueError(f"The reduction {args.target_reduction} cannot be made: {error}") from None
 
@@ -232,10 +253,10 @@ def _run_group(shared: Shared, cells: Sequence[Cell], held: dict[str, dict[str, 
         logger.info(f"`{cells[0].label}` failed.", exc_info=True)
         yield from ({"error": one_line(error)} for _ in cells)
         return
-    plans: dict[tuple[float, str], PruningPlan] = {}
+    decided = Decided(scores, held.get("activations", {}))
     for cell in cells:
         try:
-            record = _run_cell(shared, cell, scores, plans, held.get("activations", {}))
+            record = _run_cell(shared, cell, decided)
             record |= {"shared_seconds": seconds, "error": None}
         except Exception as error:
             logger.info(f"A cell of `{cell.label}` failed.", exc_info=True)
@@ -264,23 +285,28 @@ def _scores(shared: Shared, cells: Sequence[Cell], held: dict[str, dict[str, Gro
     return scores, {"calibration": calibrated - began, "scoring": time.perf_counter() - calibrated}
 
 
-def _run_cell(
-    shared: Shared, cell: Cell, scores: Scores, plans: dict[tuple[float, str], PruningPlan], repair: dict[str, GroupMoments]
-) -> Record:
+def _plan(shared: Shared, args: SpectralPruningArguments, decided: Decided) -> PruningPlan:
+    compensation, key = args.compensation, (args.target_reduction, args.compensation)
+    if key not in decided.plans:
+        run = rounds.start(shared.model, args)
+        if compensation not in decided.damage:
+            decided.damage[compensation] = rounds.measure_damage(
+                shared.model, args, run.groups, decided.scores, shared.calibration, decided.evidence(compensation)
+            )
+        run.final_sizes = rounds.allocate(shared.model, args, run, decided.damage[compensation])
+        decided.plans[key] = rounds.choose(shared.model, args, run, decided.scores, 1)
+    return decided.plans[key]
+
+
+def _run_cell(shared: Shared, cell: Cell, decided: Decided) -> Record:
     """Cuts a copy of the dense model, repairs, recovers and measures it."""
     args = cell.args
     set_seed(args.seed)
     seconds = {}
     began = time.perf_counter()
-    evidence = Evidence({}, {}, repair if args.compensation != "none" else {})
-    key = (args.target_reduction, args.compensation)  # measured losses are those of repaired layers
-    if key not in plans:
-        run = rounds.start(shared.model, args)
-        run.final_sizes = rounds.allocate(shared.model, args, run, scores, shared.calibration, evidence)
-        plans[key] = rounds.choose(shared.model, args, run, scores, 1)
-    plan = plans[key]
+    plan = _plan(shared, args, decided)
     model = copy.deepcopy(shared.model)
-    rounds.cut(model, args, plan, evidence)
+    rounds.cut(model, args, plan, decided.evidence(args.compensation))
     model = settle_class(model)
     seconds["cut"] = time.perf_counter() - began
     recovered = None
