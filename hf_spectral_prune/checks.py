@@ -13,7 +13,7 @@ from .calibration import CalibrationData
 from .calibration.collect import check_targets
 from .criteria import Criterion, make_criterion
 from .publishing import hub
-from .recovery import RecoveryArguments, lora_targets, recovery_arguments
+from .recovery import lora_targets, recovery_arguments
 from .surgery import check_compensation, check_mistral, fingerprint
 from .targets import check_scope
 
@@ -62,22 +62,12 @@ def check_recovery(
         raise ValueError(f"`training_args` cannot be used here: {' '.join(str(error).split())}") from None
     if train_dataset is None:
         raise ValueError(f"`recovery` is `{args.recovery}`, but there is nothing to train on. Pass `train_dataset`.")
-    if family_of(model.config).traced:
-        _check_recovery_of_channels(args.recovery, recovery_args)
+    if args.recovery == "lora" and family_of(model.config).traced:
+        raise ValueError('`recovery="lora"` is for transformers, whose linear layers take adapters. Use `full` or `distill`.')
     if args.recovery == "lora":
         lora_targets(model, recovery_args.lora_target_modules)
     if args.recovery == "distill" and (teacher is None or teacher is model):
         raise ValueError('`recovery="distill"` needs the dense model. Pass `teacher`: a copy of the model, or its folder.')
-
-
-def _check_recovery_of_channels(method: str, args: RecoveryArguments) -> None:
-    if method == "lora":
-        raise ValueError('`recovery="lora"` is for transformers, whose linear layers take adapters. Use `full` or `distill`.')
-    if method == "distill" and args.distill_hidden_weight > 0:
-        raise ValueError(
-            "Hidden states of a network that is pruned by channels are narrower than its teacher's, so they cannot be compared. "
-            'Set `recovery_args={"distill_hidden_weight": 0}`.'
-        )
 
 
 def check_push(model: PreTrainedModel, args: SpectralPruningArguments) -> None:

@@ -8,10 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
+from transformers.utils import logging
 from transformers.utils.generic import find_labels
 
+from .architectures import family_of
 from .arguments import RunArguments
 from .calibration.collect import predicts_next_token
+from .feature_maps import captured, feature_loss, moved, shared_parts
+
+logger = logging.get_logger(__name__)
+
+# Of the hidden states of transformers, and of the blocks of networks pruned by channels. What a network knows by heart, its
+# labels and logits teach it little about: ResNet-56 for CIFAR-10 without half of its FLOPs goes from 85.3 % in 200 steps on 4,000
+# pictures to 92.2 % by a weight of 1,000, to 89.3 % by 10, to 90.0 % by 0 at a tenth of the rate (dense 92.6 %, one run each).
+_HIDDEN_WEIGHT, _BLOCKS_WEIGHT = 1.0, 1_000.0
 
 
 def load_teacher(teacher: PreTrainedModel | str | Path | None) -> PreTrainedModel:
@@ -49,15 +59,22 @@ class DistillationTrainer(Trainer):
     `loss = (1 - alpha) labels' loss + alpha T^2 KL(teacher || student) + hidden_weight mean(1 - cos(h_student, h_teacher))`,
     with both distributions at temperature T, over the positions that have a label, and the cosine over all positions that
     are not padding and all hidden states (embeddings, every layer). In evaluation the loss is the labels' alone.
+
+    Networks that are pruned by channels are compared by the outputs of the parts whose width the cut left alone instead
+    (`feature_loss`): the blocks of a ResNet where the channels inside were cut.
     """
 
     def __init__(
-        self, *args: Any, teacher: PreTrainedModel, temperature: float, alpha: float, hidden_weight: float, **kwargs: Any
+        self, *args: Any, teacher: PreTrainedModel, temperature: float, alpha: float, hidden_weight: float | None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.teacher = teacher.eval()
-        self.temperature, self.alpha, self.hidden_weight = temperature, alpha, hidden_weight
+        self.temperature, self.alpha = temperature, alpha
         self.causal = predicts_next_token(self.model)  # type: ignore[arg-type]
+        self.by_channels = family_of(self.model.config).traced  # type: ignore[union-attr, arg-type]
+        default = _BLOCKS_WEIGHT if self.by_channels else _HIDDEN_WEIGHT
+        self.hidden_weight = default if hidden_weight is None else hidden_weight
+        self.parts: list[str] | None = None  # what is compared of such a network; found at the first step
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -65,25 +82,38 @@ class DistillationTrainer(Trainer):
         """See the class; Trainer's contract."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels, mask = inputs.get("labels"), inputs.get("attention_mask")
-        wanted = inputs | {"output_hidden_states": self.hidden_weight > 0}
-        loss, outputs = super().compute_loss(model, wanted, True, num_items_in_batch)
-        expected = self._teach(wanted)
+        labels = inputs.get("labels")
+        inside = self.hidden_weight > 0
+        wanted = inputs if self.by_channels else inputs | {"output_hidden_states": inside}
+        parts = self._shared_parts(inputs) if inside and self.by_channels else []
+        with captured(self.model, parts) as own, captured(self.teacher, parts) as others:  # type: ignore[arg-type]
+            loss, outputs = super().compute_loss(model, wanted, True, num_items_in_batch)
+            expected = self._teach(wanted)
         term, count = logits_loss(outputs, expected, labels, self.temperature, shift=self.causal)
         extra = self.alpha * term
-        if self.hidden_weight > 0:
+        if parts:
+            extra = extra + self.hidden_weight * feature_loss(own, others)
+        elif inside and not self.by_channels:
+            mask = inputs.get("attention_mask")
             extra = extra + self.hidden_weight * hidden_loss(outputs.hidden_states, expected.hidden_states, mask)
         loss = (1 - self.alpha) * loss + extra * self._share(count, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _teach(self, inputs: dict[str, Any]) -> Any:
-        device = self.teacher.device
+    def _shared_parts(self, inputs: dict[str, Any]) -> list[str]:
+        if self.parts is None:
+            student: Any = self.model
+            self.parts = shared_parts(student, self.teacher, self._unlabelled(inputs))
+            if not self.parts:
+                logger.warning("No part of the network is as wide as the teacher's, so the logits alone are distilled.")
+        return self.parts
+
+    def _unlabelled(self, inputs: dict[str, Any]) -> dict[str, Any]:
         targets = find_labels(type(self.teacher))
-        given = {name: value for name, value in inputs.items() if name not in targets}
+        return {name: value for name, value in inputs.items() if name not in targets}
+
+    def _teach(self, inputs: dict[str, Any]) -> Any:
         with torch.no_grad():
-            return self.teacher(
-                **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
-            )
+            return self.teacher(**moved(self._unlabelled(inputs), self.teacher.device))
 
     def _share(self, count: int, num_items_in_batch: Any) -> Any:
         """What a mean over this micro-batch weighs in the step, in Trainer's way of scaling the labels' loss."""

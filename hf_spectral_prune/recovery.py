@@ -46,7 +46,9 @@ class RecoveryArguments:
         keep_adapters: also save the adapters, to `adapters/` in the Trainer's `output_dir`.
         distill_temperature: T of the logits' term `T^2 KL(teacher || student)`.
         distill_alpha: weight of that term; the labels' loss has the rest.
-        distill_hidden_weight: weight of `1 - cos` between the two models' hidden states, mean over layers and positions.
+        distill_hidden_weight: weight of `1 - cos` between the two models' hidden states, mean over layers and positions (1 if
+            None); for networks pruned by channels, of the relative square error of the blocks' outputs (1,000 if None: labels
+            and logits that a network knows by heart teach it little beside them).
 
     Raises:
         ValueError: a value that cannot work; says what to set instead.
@@ -60,7 +62,7 @@ class RecoveryArguments:
     keep_adapters: bool = False
     distill_temperature: float = 2.0
     distill_alpha: float = 0.5
-    distill_hidden_weight: float = 1.0
+    distill_hidden_weight: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in ("full", "lora", "distill"):
@@ -74,7 +76,7 @@ class RecoveryArguments:
             raise ValueError(f"`lora_dropout` is {self.lora_dropout}; it must be at least 0 and below 1.")
         if not 0 <= self.distill_alpha <= 1:
             raise ValueError(f"`distill_alpha` is {self.distill_alpha}; it must be between 0 and 1.")
-        if not self.distill_hidden_weight >= 0:
+        if self.distill_hidden_weight is not None and not self.distill_hidden_weight >= 0:
             raise ValueError(f"`distill_hidden_weight` is {self.distill_hidden_weight}; it must not be negative.")
 
 

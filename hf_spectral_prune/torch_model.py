@@ -53,13 +53,8 @@ class TorchModelForImageClassification(PreTrainedModel):
         super().__init__(config)
         self.network = network
 
-    def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool = False
-    ) -> ImageClassifierOutputWithNoAttention:
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutputWithNoAttention:
         """Logits (B, classes), and the mean cross-entropy where there are labels (B,).
-
-        Args:
-            output_hidden_states: as distillation passes it to every model; a plain network has none to give.
 
         Raises:
             ValueError: the network returns something else than logits.

@@ -114,7 +114,6 @@ def test_other_tensors_to_measure_on_and_recovery(folder):
         "eval_tensors_file": folder / "test.safetensors",
         "num_calibration_samples": 16,
         "recovery": "distill",
-        "recovery_args": '{"distill_hidden_weight": 0}',
         "training_args": json.dumps({"max_steps": 2, "per_device_train_batch_size": 8, "output_dir": str(folder / "trainer")}),
     }
     assert main(["prune", *flags(folder, **more)]) == 0

@@ -101,7 +101,6 @@ def test_scores_and_labels_on_the_command_line(folder, capsys):
         ({"label_column": "class"}, ("class", "label")),
         ({"eval_image_dir": "nowhere"}, ("`eval_image_dir` `nowhere` is not a folder",)),
         ({"recovery": "lora"}, ("lora", "`full` or `distill`")),
-        ({"recovery": "distill"}, ("distill_hidden_weight",)),
     ],
 )
 def test_commands_that_cannot_work_end_in_one_line(more, messages, folder, capsys):
@@ -128,7 +127,6 @@ def test_recovery_on_pictures(recovery, tmp_path):
         round_to=2,
         min_channels=2,
         recovery=recovery,
-        recovery_args={"distill_hidden_weight": 0},
         training_args={"max_steps": 4, "per_device_train_batch_size": 4, "output_dir": str(tmp_path), "report_to": "none"},
         disable_tqdm=True,
     )
