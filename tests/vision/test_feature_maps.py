@@ -101,7 +101,7 @@ def test_distillation_brings_the_blocks_to_the_teachers(tmp_path):
     assert relative_error(student, teacher, parts) < 0.1 * before
 
 
-def test_networks_whose_stages_were_cut_are_distilled_by_their_logits(tmp_path, caplog):
+def test_networks_whose_stages_were_cut_are_distilled_by_their_logits(tmp_path):
     teacher = tiny_vision("resnet-basic")
     student = prune(tiny_vision("resnet-basic")).model
     rows = [{name: value[index] for name, value in picture_batch().items()} for index in range(8)]
