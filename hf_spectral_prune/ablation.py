@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -37,7 +38,7 @@ class SuffixLoss:
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], layers: Collection[int] | None = None) -> None:
         self.model = model.eval()
-        self.batches = [{name: value.to(model.device) for name, value in batch.items()} for batch in batches]
+        self.batches = send_to_device(list(batches), model.device)
         self.targets = torch.tensor([num_targets(model, batch) for batch in self.batches], dtype=torch.float64)
         count = len(layers_of(model))
         kept = range(count) if layers is None else sorted(layers)

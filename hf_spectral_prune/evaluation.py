@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, GenerationMixin, PreTrainedModel
@@ -111,7 +112,7 @@ def task_metrics(
                 batch = batch | {"labels": _next_token_labels(batch)}
             given = [batch[name] for name in names if name in batch]
             with torch.inference_mode():
-                output = model(**{name: value.to(model.device) for name, value in batch.items()})
+                output = model(**send_to_device(batch, model.device))
             weight = int(given[0].ne(-100).sum())
             total, count = total + float(output.loss) * weight, count + weight
             if compute_metrics is not None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -31,11 +32,6 @@ def captured(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
             handle.remove()
 
 
-def moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The tensors among a model's arguments on a device."""
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-
-
 def shared_parts(student: PreTrainedModel, teacher: PreTrainedModel, inputs: dict[str, Any]) -> list[str]:
     """Names of the parts that return tensors of the same shape in both networks, the logits aside.
 
@@ -57,7 +53,7 @@ def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Tensor
     model.eval()  # so that no running statistics move
     try:
         with captured(model, (name for name, _ in model.named_modules() if name)) as found:
-            outputs = model(**moved(inputs, model.device))
+            outputs = model(**send_to_device(inputs, model.device))
     finally:
         model.train(training)
     seen = {id(value) for value in outputs.values()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -47,7 +48,7 @@ def layer_macs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str,
     model.eval()
     try:
         with torch.no_grad():  # weights that FSDP shards cannot be gathered in inference mode
-            model(**{name: value[:1].to(model.device) for name, value in batch.items() if name != "labels"})
+            model(**send_to_device({name: value[:1] for name, value in batch.items() if name != "labels"}, model.device))
     finally:
         model.train(was_training)
         for handle in handles:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, TrainerState
 from transformers.utils import logging
@@ -177,7 +178,7 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, An
     training = model.training
     model.eval()
     with torch.inference_mode():
-        expected = model(**{name: value.to(model.device) for name, value in inputs.items()})[0]
+        expected = model(**send_to_device(inputs, model.device))[0]
     model.train(training)
     with tempfile.TemporaryDirectory() as scratch:
         probe = Path(scratch) / "probe.safetensors"

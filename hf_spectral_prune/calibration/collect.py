@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import GenerationMixin, PreTrainedModel
@@ -88,10 +89,6 @@ def _check_finite(moments: dict[str, GroupMoments]) -> None:
                     f"Non-finite activations in `{key}` ({name} the transformation). Load the model in a wider `dtype` "
                     "(float32 or bfloat16) or check its weights."
                 )
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device) for name, value in batch.items()}
 
 
 def collect_moments(
@@ -177,11 +174,11 @@ def _run_batches(model: PreTrainedModel, batches: Iterable[Batch], shared: _Pass
         run = _forward
         if signals == "loss":
             check_gradients(model)
-            run, batches = _forward_backward, _single_sequences(batches)
+            run, batches = _forward_backward, single_sequences(batches)
             stack.enter_context(frozen(model))
         for batch in tqdm(batches, desc="Calibrating", disable=not progress, leave=False):
             shared.start(batch)
-            run(model, _to_device(batch, model.device))
+            run(model, send_to_device(batch, model.device))
 
 
 def _as_rows(reader: Reader, sink: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
@@ -274,10 +271,10 @@ def sequence_losses(
     was_training = model.training
     model.eval()
     try:
-        sequences = islice(_single_sequences(batches), limit)
+        sequences = islice(single_sequences(batches), limit)
         for batch in tqdm(sequences, desc="Differentiating", disable=not progress, leave=False):
             with torch.enable_grad():
-                loss = loss_of(model, _to_device(batch, model.device))
+                loss = loss_of(model, send_to_device(batch, model.device))
             yield loss, num_positions(batch)
     finally:
         model.train(was_training)
@@ -319,8 +316,8 @@ def check_gradients(model: PreTrainedModel, otherwise: str = ", or choose a crit
             )
 
 
-def _single_sequences(batches: Iterable[Batch]) -> Iterator[Batch]:
-    # Backward keeps the whole graph of activations, the largest thing in memory: one sequence at a time.
+def single_sequences(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches of one row each: a backward pass keeps all activations of its batch, the largest thing in memory."""
     for batch in batches:
         for index in range(num_rows(batch)):
             yield {name: value[index : index + 1] for name, value in batch.items()}

@@ -51,7 +51,9 @@ def _check_source(run: RunArguments) -> None:
 
 
 def _read_only_held_out(run: RunArguments, labelled: bool) -> None:
-    """Where the held-out data are named, nothing else is read: a source to calibrate on would have to be named too."""
+    """Where the held-out data are named, next to nothing else is read: a source to calibrate on would have to be named too."""
+    if run.eval_file is not None or run.eval_image_dir is not None:
+        run.num_calibration_samples = 1
     if run.eval_file is not None:
         run.calibration, run.calibration_file = ("dataset", run.eval_file) if labelled else ("python_docs", None)
     if run.eval_image_dir is not None and run.dataset_name is None:

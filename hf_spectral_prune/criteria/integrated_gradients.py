@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -15,7 +16,7 @@ from transformers.utils import logging
 
 from ..architectures import UnitGroup
 from ..calibration import GroupMoments
-from ..calibration.collect import Batch, check_gradients, check_targets, frozen, loss_of
+from ..calibration.collect import Batch, check_gradients, check_targets, frozen, loss_of, num_positions, single_sequences
 from ..suffix import walk
 from .base import Criterion, GroupData, Statistics, register
 from .interpolation import Integral, integrate, path_slopes, without_group
@@ -81,13 +82,13 @@ class IntegratedGradients(Criterion):
         model.eval()
         try:
             with frozen(model):
-                sequences = list(islice(_sequences(batches), self.num_sequences))
+                sequences = list(islice(single_sequences(batches), self.num_sequences))
                 for batch in tqdm(sequences, desc="Integrating gradients", disable=not progress, leave=False):
-                    moved = {name: value.to(model.device) for name, value in batch.items()}
+                    moved = send_to_device(batch, model.device)
                     for row, (group, integral, change) in enumerate(self._integrals(model, groups, moved)):
                         sums[group.key] += integral.values.to(model.device)
                         gaps[row] += torch.tensor([integral.error, abs(change)], dtype=torch.float64, device=model.device)
-                    count += _num_positions(batch)
+                    count += num_positions(batch)
         finally:
             model.train(was_training)
         all_reduce([*sums.values(), gaps, count])
@@ -133,15 +134,3 @@ class IntegratedGradients(Criterion):
                 f"{self.tolerance:.2%}; most in `{groups[worst].key}`, by {shares[worst]:.2%}. Raise `max_steps`, or load the "
                 "model in a wider `dtype`."
             )
-
-
-def _sequences(batches: Sequence[Batch]) -> Iterator[Batch]:
-    for batch in batches:
-        for index in range(len(next(iter(batch.values())))):
-            yield {name: value[index : index + 1] for name, value in batch.items()}
-
-
-def _num_positions(batch: Batch) -> int:
-    if "attention_mask" in batch:
-        return int(batch["attention_mask"].sum())
-    return batch["input_ids"].numel() if "input_ids" in batch else 1

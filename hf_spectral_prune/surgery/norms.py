@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
@@ -37,7 +38,7 @@ def recalibrate_norms(model: PreTrainedModel, batches: Iterable[Batch]) -> None:
             norm.momentum = None  # a plain mean over the batches
             norm.train()
         for batch in usable:
-            model(**{name: value.to(model.device) for name, value in batch.items() if name != "labels"})
+            model(**send_to_device({name: value for name, value in batch.items() if name != "labels"}, model.device))
     finally:
         for norm, momentum in held:
             norm.momentum = momentum
