@@ -334,15 +334,17 @@ def print_table(results: dict[str, Any]) -> None:
             print(f"  -{first['reduction']:.0%} {name} {'  '.join(words)}  ({left:.1%} of the MACs, {len(found)} seeds)")
 
 
-def cells_of(depth: int, seeds: list[int], reductions: list[float]) -> list[dict[str, Any]]:
+def cells_of(depth: int, options: Any) -> list[dict[str, Any]]:
     """The cells of one network, seed by seed so that a stopped run has whole comparisons."""
+    seeds, reductions = options.seeds, options.reductions
     methods = [(name, "loss_curves") for name in OURS] + [("spectral", "proportional")]
     methods += [("group_taylor", "global"), ("group_taylor", "uniform")]
     cells: list[dict[str, Any]] = [
         {"depth": depth, "reduction": reduction, "criterion": criterion, "allocation": allocation, "seed": seed}
         for seed, reduction, (criterion, allocation) in product(seeds, reductions, methods)
+        if criterion in options.criteria
     ]
-    variants = product(seeds, SPATIAL) if depth == 20 and 0.5 in reductions else ()
+    variants = product(seeds, SPATIAL) if depth == 20 and 0.5 in reductions and "spectral" in options.criteria else ()
     half = {"depth": depth, "reduction": 0.5, "criterion": "spectral", "allocation": "loss_curves"}
     return cells + [half | {"seed": seed, "criterion_args": options} for seed, options in variants]
 
@@ -361,6 +363,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 56], choices=list(WEIGHTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--reductions", type=float, nargs="+", default=list(REDUCTIONS), choices=REDUCTIONS)
+    parser.add_argument("--criteria", nargs="+", default=[*OURS, "group_taylor"], choices=[*OURS, "group_taylor"])
     parser.add_argument("--recovery_steps", type=int, default=200)
     parser.add_argument("--recovery_rate", type=float, default=0.01)
     parser.add_argument("--allocation_samples", type=int, default=256)
@@ -392,7 +395,7 @@ def main() -> None:
     for depth in options.depths:
         dense = trained(options.weights, depth)
         results["dense"][str(depth)] = {"accuracy": accuracy(dense, test), "macs": macs_of(dense)}
-        for cell in cells_of(depth, options.seeds, options.reductions):
+        for cell in cells_of(depth, options):
             if key_of(cell) in done:
                 continue
             calibration = calibration_pictures(data, NUM_CALIBRATION, cell["seed"])

@@ -1,17 +1,15 @@
 """What each supported model family looks like: tables, no maths, no surgery."""
 
-from .base import Family, Producer, Signal, Slice, UnitKind
+from .base import Family, Producer, Signal, Slice, UnitGroup, UnitKind, network_of
 from .bert import FAMILIES as _ENCODER_FAMILIES
 from .channels import FAMILIES as _CHANNEL_FAMILIES
 from .groups import (
     Part,
-    UnitGroup,
     consumers,
     family_of,
     layer_field,
     layers_of,
     module_of,
-    network_of,
     parts,
     take,
     unit_groups,

@@ -1,12 +1,15 @@
-"""What a family looks like, as a table: where its units, signals, producers, consumers and config fields are."""
+"""What a family looks like, as a table (units, signals, producers, consumers, config fields), and a group of its units."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 UnitKindName = Literal["ffn", "heads", "channels"]
 
@@ -27,6 +30,37 @@ class Slice:
     side: Literal["input", "output"]
     index: Tensor
     num_blocks: int = 1
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """All units of one kind in one layer.
+
+    Attributes:
+        layer: index of the layer.
+        kind: "ffn", "heads" or "channels".
+        size: number of units now.
+        channels_per_unit: consumer columns that a unit owns (1 for a neuron, query heads * head_dim for a KV group; for traced
+            channels the nodes of its signals).
+        parameters_per_unit: parameters that leave the model with one unit, biases included, as the others are now.
+        name: path of the first module that makes the channels, for traced groups.
+        slices: what belongs to the units, for traced groups; table families say it in their table.
+        before: where the input-side signal of a traced group is read: outputs of these modules.
+    """
+
+    layer: int
+    kind: UnitKindName
+    size: int
+    channels_per_unit: int
+    parameters_per_unit: int
+    name: str = ""
+    slices: tuple[Slice, ...] = field(default=(), compare=False, repr=False)
+    before: tuple[Slice, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def key(self) -> str:
+        """The group's name in plans, scores and reports, e.g. "layers.3.ffn" or "layer1.0.conv1.channels"."""
+        return f"{self.name or f'layers.{self.layer}'}.{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -128,3 +162,9 @@ class Family:
             if name not in self.unit_kinds:
                 known = ", ".join(f"`{kind}`" for kind in self.unit_kinds)
                 raise ValueError(f"`units` asks for `{name}`, but the {self.name} family has {known}. Choose from those.")
+
+
+def network_of(model: PreTrainedModel) -> nn.Module:
+    """The network that paths of slices start from: the model, or the plain network inside a `TorchModel`."""
+    network: nn.Module = model.get_submodule("network") if model.config.model_type == "torch" else model
+    return network

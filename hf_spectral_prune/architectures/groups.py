@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..naming import did_you_mean
-from .base import Family, Slice, UnitKind, UnitKindName
+from .base import Family, Slice, UnitGroup, UnitKind, network_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-
-@dataclass(frozen=True)
-class UnitGroup:
-    """All units of one kind in one layer.
-
-    Attributes:
-        layer: index of the layer.
-        kind: "ffn", "heads" or "channels".
-        size: number of units now.
-        channels_per_unit: consumer columns that a unit owns (1 for a neuron, query heads * head_dim for a KV group; for traced
-            channels the nodes of its signals).
-        parameters_per_unit: parameters that leave the model with one unit, biases included, as the others are now.
-        name: path of the first module that makes the channels, for traced groups.
-        slices: what belongs to the units, for traced groups; table families say it in their table.
-        before: where the input-side signal of a traced group is read: outputs of these modules.
-    """
-
-    layer: int
-    kind: UnitKindName
-    size: int
-    channels_per_unit: int
-    parameters_per_unit: int
-    name: str = ""
-    slices: tuple[Slice, ...] = field(default=(), compare=False, repr=False)
-    before: tuple[Slice, ...] = field(default=(), compare=False, repr=False)
-
-    @property
-    def key(self) -> str:
-        """The group's name in plans, scores and reports, e.g. "layers.3.ffn" or "layer1.0.conv1.channels"."""
-        return f"{self.name or f'layers.{self.layer}'}.{self.kind}"
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -78,12 +47,6 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 def module_of(model: PreTrainedModel, layer: int, path: str) -> Any:
     """The module at `path` inside one layer; a linear layer for every producer and consumer of a family table."""
     return layers_of(model)[layer].get_submodule(path)
-
-
-def network_of(model: PreTrainedModel) -> nn.Module:
-    """The network that paths of slices start from: the model, or the plain network inside a `TorchModel`."""
-    network: nn.Module = model.get_submodule("network") if model.config.model_type == "torch" else model
-    return network
 
 
 @dataclass(frozen=True, eq=False)

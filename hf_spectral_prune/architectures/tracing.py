@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..modeling.channels import CONVOLUTIONS, MATRICES, VECTORS, narrow, widths_of
-from .base import Slice
-from .groups import UnitGroup, network_of
+from .base import Slice, UnitGroup, network_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

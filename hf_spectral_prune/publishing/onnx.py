@@ -25,7 +25,7 @@ from transformers.exporters.exporter_onnx import OnnxConfig
 from ..calibration.collect import predicts_next_token
 from ..selfcheck import AUTO_CLASSES
 from .exporting import choose_output, read_config, written_whole
-from .onnx_batches import CACHED_SHAPES, SHAPES, answers, feed, free_axes, name_cache, random_batch, seen
+from .onnx_batches import CACHED_SHAPES, SHAPES, answers, feed, free_axes, name_axes, name_cache, random_batch, seen
 
 # Largest difference allowed, relative to the largest output: two float32 implementations of the same graph.
 _TOLERANCE = 1e-4
@@ -82,8 +82,8 @@ def export_onnx(folder: str | Path, output_file: str | Path | None = None, *, us
             except Exception as error:  # whatever the traced code or the tracer raises
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise RuntimeError(f"transformers' exporter cannot trace `{type(model).__name__}`: {reason}") from error
-        if use_cache:
-            name_cache(program.graph.inputs, program.graph.outputs)
+        name = name_cache if use_cache else name_axes
+        name(program.graph.inputs, program.graph.outputs)
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         data = f"{temporary.name}.data" if size > _LARGEST_SINGLE_FILE else None
         onnx_ir.save(program, temporary, external_data=data)

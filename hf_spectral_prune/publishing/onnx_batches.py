@@ -85,6 +85,23 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for layer in layers for tensor in (layer.keys, layer.values)]
 
 
+def name_axes(inputs: list[Any], outputs: list[Any]) -> None:
+    """Gives the free axes of a graph without a cache names in place of the tracer's symbols: `batch`, `sequence`, ..."""
+    names: dict[str, str] = {}
+    for value in inputs:
+        last = len(value.shape) - 1
+        known = {2: "height", 3: "width"} if value.name == "pixel_values" else {last: "sequence"}
+        names |= {str(value.shape[axis]): name for axis, name in ({0: "batch"} | known).items() if _is_free(value.shape[axis])}
+    for value in (*inputs, *outputs):
+        for axis, size in enumerate(value.shape):
+            if _is_free(size):
+                value.shape[axis] = names.get(str(size), size)
+
+
+def _is_free(size: Any) -> bool:
+    return not isinstance(size, int)
+
+
 def name_cache(inputs: list[Any], outputs: list[Any]) -> None:
     """Gives a graph with a cache the names that ONNX runtimes know: `past_key_values.0.key`, `present.0.key`, ..."""
     for values, given, name, length in (
