@@ -12,26 +12,18 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from .architectures import family_of
 from .arguments import SpectralPruningArguments
-from .calibration import CalibrationData
-from .calibration.collect import num_rows, predicts_next_token
-from .calibration.data import collate_rows, tokenised_row
 from .distillation import DistillationTrainer, check_teacher, load_teacher
 from .distributed import is_sharded, of_first_process
 from .naming import did_you_mean
+from .training_rows import default_collator, hold_out, training_rows
 
 logger = logging.get_logger(__name__)
-
-# Share of the training rows that is held out where no evaluation data is given, and the most rows that makes.
-_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 512
-# A column that some model takes; a data set without any was not tokenised.
-_INPUTS = {"input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values"}
 
 
 @dataclass
@@ -171,15 +163,15 @@ def recover(
     if args.method == "distill":
         teacher = load_teacher(teacher)
         check_teacher(model, teacher)
-    train_rows = _rows(train_dataset)
+    train_rows = training_rows(train_dataset)
     if eval_dataset is None:
-        train_rows, eval_rows = _hold_out(train_rows, training_args.seed)
+        train_rows, eval_rows = hold_out(train_rows, training_args.seed)
         notes.append(f"No `eval_dataset` was given, so {len(eval_rows)} rows of the training data were held out to judge by.")
     else:
-        eval_rows = _rows(eval_dataset)
+        eval_rows = training_rows(eval_dataset)
     options: dict[str, Any] = {
         "processing_class": processing_class,
-        "data_collator": data_collator or _default_collator(model, processing_class),
+        "data_collator": data_collator or default_collator(model, processing_class),
         "compute_metrics": compute_metrics,
         "eval_dataset": eval_rows,
     }
@@ -290,53 +282,6 @@ def lora_targets(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[s
             f"this {type(model).__name__}. Choose from {', '.join(f'`{name}`' for name in table)}, or leave it out for all."
         )
     return list(wanted)
-
-
-# ---- data
-
-
-def _rows(source: Any) -> Any:
-    """A map-style data set of rows; batches are taken apart, without their padding's labels."""
-    if isinstance(source, CalibrationData):
-        return [
-            {name: value[index] for name, value in batch.items()} for batch in source.batches for index in range(num_rows(batch))
-        ]
-    first = source[0] if hasattr(source, "__getitem__") and len(source) else None
-    if isinstance(first, str) or (isinstance(source, Dataset) and not set(source.column_names) & _INPUTS):
-        raise ValueError("The recovery's data is raw text. Tokenise it, or make it with `build_calibration(texts, tokenizer)`.")
-    return source
-
-
-def _hold_out(rows: Any, seed: int) -> tuple[Any, Any]:
-    if not hasattr(rows, "__len__") or len(rows) < 2:
-        raise ValueError("There is no held-out data to judge the recovery by, and none can be split off. Pass `eval_dataset`.")
-    count = min(max(1, int(len(rows) * _HELD_OUT_SHARE)), _MOST_HELD_OUT)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    train, held_out = sorted(order[count:]), sorted(order[:count])
-    if isinstance(rows, Dataset):
-        return rows.select(train), rows.select(held_out)
-    return torch.utils.data.Subset(rows, train), torch.utils.data.Subset(rows, held_out)
-
-
-def causal_collator(processing_class: Any = None) -> Callable[[list[Any]], dict[str, Tensor]]:
-    """A collator for causal language models: pads rows, and lets no padding into the loss.
-
-    A label is -100 where the token is padding, and at the first token after padding, which would be predicted from it.
-    Labels that the rows bring are kept, else they are the ids.
-    """
-
-    def collate(rows: list[Any]) -> dict[str, Tensor]:
-        batch = collate_rows([tokenised_row(row) for row in rows], processing_class)
-        real = batch["attention_mask"].bool()  # (B, T)
-        after_padding = nn.functional.pad(~real[:, :-1], (1, 0))
-        labels = batch.get("labels", batch["input_ids"])
-        return batch | {"labels": labels.masked_fill(~real | after_padding, -100)}
-
-    return collate
-
-
-def _default_collator(model: PreTrainedModel, processing_class: Any) -> Any:
-    return causal_collator(processing_class) if predicts_next_token(model) else None
 
 
 # ---- better or worse

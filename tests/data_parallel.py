@@ -15,8 +15,8 @@ from hf_spectral_prune import SpectralPruningArguments
 from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.callbacks import SpectralPruningCallback
 from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.recovery import causal_collator
 from hf_spectral_prune.schedule import PruningSchedule
+from hf_spectral_prune.training_rows import causal_collator
 
 
 class Widths(TrainerCallback):

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from hf_spectral_prune import NDIRegularizedTrainerMixin, NDITrackingCallback, NDPArguments, NDPCallback, PruningSchedule
 from hf_spectral_prune.differentiation.pruning import affected_parameters
 from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.recovery import causal_collator
+from hf_spectral_prune.training_rows import causal_collator
 
 CHEAP = {"num_probes": 1, "num_curvature_sequences": 2}
 

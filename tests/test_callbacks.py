@@ -17,9 +17,9 @@ from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.callbacks import SpectralPruningCallback
 from hf_spectral_prune.evaluation import num_parameters
 from hf_spectral_prune.planning import PruningPlan
-from hf_spectral_prune.recovery import causal_collator
 from hf_spectral_prune.schedule import PruningSchedule
 from hf_spectral_prune.surgery import apply_plan, masked, optimizer_follows, settle_class, zero_masked
+from hf_spectral_prune.training_rows import causal_collator
 
 
 def text_rows(count: int = 32, length: int = 12, seed: int = 0) -> list[dict]:

@@ -15,7 +15,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.distillation import hidden_loss, logits_loss
-from hf_spectral_prune.recovery import RecoveryArguments, causal_collator, recover
+from hf_spectral_prune.recovery import RecoveryArguments, recover
+from hf_spectral_prune.training_rows import causal_collator
 
 
 def training_args(tmp_path, **fields) -> TrainingArguments:
