@@ -27,8 +27,14 @@ from hf_spectral_prune.environment import library_versions, machine
 from hf_spectral_prune.evaluation import num_parameters, perplexity
 from hf_spectral_prune.recovery import RecoveryArguments, recover
 
-# Learning rates. The last cell trains the dense model: what of a recovery is only getting used to the text.
-METHODS = {"lora": 1e-3, "distill": 2e-4, "full": 2e-4, "dense, lora": 1e-3}
+# With their learning rates. The last cell trains the dense model: what of a recovery is only getting used to the text.
+METHODS = {
+    "lora": (RecoveryArguments("lora"), 1e-3),
+    "distill": (RecoveryArguments("distill"), 2e-4),
+    "distill, hidden weight 100": (RecoveryArguments("distill", distill_hidden_weight=100.0), 2e-4),
+    "full": (RecoveryArguments("full"), 2e-4),
+    "dense, lora": (RecoveryArguments("lora"), 1e-3),
+}
 ROWS_PER_STEP, BLOCK = 4, 512
 
 
@@ -88,12 +94,13 @@ def main() -> None:
     for method in options.methods:
         if method in results["cells"]:
             continue
+        recovery, rate = METHODS[method]
         arguments = TrainingArguments(
             output_dir=str(options.output.parent / "recovery"),
             max_steps=options.steps,
             per_device_train_batch_size=ROWS_PER_STEP,
             per_device_eval_batch_size=ROWS_PER_STEP,
-            learning_rate=METHODS[method],
+            learning_rate=rate,
             warmup_steps=options.steps // 10,
             lr_scheduler_type="linear",
             weight_decay=0.01,
@@ -106,7 +113,6 @@ def main() -> None:
             seed=0,
         )
         began = time.perf_counter()
-        recovery = RecoveryArguments(method=method.removeprefix("dense, "))  # type: ignore[arg-type]
         start = dense if method.startswith("dense") else pruned
         out = recover(copy.deepcopy(start), recovery, arguments, train, valid, tokenizer, teacher=dense)
         results["cells"][method] = {
@@ -114,7 +120,7 @@ def main() -> None:
             "kept": out.kept,
             "tokens": options.steps * ROWS_PER_STEP * BLOCK,
             "minutes": round((time.perf_counter() - began) / 60, 1),
-            "learning_rate": METHODS[method],
+            "learning_rate": rate,
             "valid_loss": [out.metrics["before_loss"], out.metrics["after_loss"]],
         }
         print(method, results["cells"][method], flush=True)
