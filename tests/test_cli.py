@@ -255,8 +255,8 @@ def test_prune_recovers_on_text_that_is_not_held_out(method, folder, monkeypatch
     from hf_spectral_prune import recovery
 
     seen = []
-    hold_out = recovery._rows
-    monkeypatch.setattr(recovery, "_rows", lambda source: seen.append(hold_out(source)) or seen[-1])
+    rows_of = recovery.training_rows
+    monkeypatch.setattr(recovery, "training_rows", lambda source: seen.append(rows_of(source)) or seen[-1])
     training = '{"max_steps": 3, "learning_rate": 1e-3, "use_cpu": true}'
     assert main(["prune", *flags(folder, recovery=method, training_args=training)]) == 0
     report = json.loads((folder / "out" / "pruning_report.json").read_text())
