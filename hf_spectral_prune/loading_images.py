@@ -18,6 +18,7 @@ from .flops import is_vision
 from .loading import load_model as load_transformer
 from .loading import load_text, load_tokenizer, model_name, recovery_rows
 from .loading_networks import load_network, load_tensors, recovery_tensors
+from .training_rows import training_rows
 
 
 def load_model(run: RunArguments) -> PreTrainedModel:
@@ -104,7 +105,7 @@ def load_recovery_rows(
         label_column=run.label_column,
         name=f"{_name(run)}, to recover on",
     )
-    return [{name: value[row] for name, value in batch.items()} for batch in data for row in range(len(batch["pixel_values"]))]
+    return training_rows(data)
 
 
 def _sources(run: RunArguments, args: SpectralPruningArguments) -> tuple[Dataset, Dataset | None]:

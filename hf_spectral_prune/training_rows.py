@@ -21,7 +21,7 @@ _INPUTS = {"input_ids", "inputs_embeds", "pixel_values", "input_features", "inpu
 
 
 def training_rows(source: Any) -> Any:
-    """A map-style data set of rows; batches are taken apart, without their padding's labels.
+    """A map-style data set of rows; batches are taken apart.
 
     Raises:
         ValueError: raw text.
