@@ -5,7 +5,9 @@
 The weights are state dicts of the CIFAR ResNets (`resnet20-12fca82f.th`, ...), whose shortcuts take every second position and
 fill up with zero channels (option A of arXiv:1512.03385). The zeros tie the channels of a stage to places in the next, so only
 the channels inside the blocks are cut, by every criterion. The data folder holds lossless pictures, `lossless_batch_*.png`: the
-first 4,000 for training and 1,000 for test, a picture a row, and their labels in `labels_official_order.npz`.
+first 4,000 for training and 1,000 for test, a picture a row, and their labels in `labels_official_order.npz`; and all 10,000 test
+pictures as JPEG, `cifar10_jpeg_test.npz` (`jpeg`, `offsets`, `labels`), which cost every network points but tell networks apart
+with a third of the noise.
 
 Every cell starts from the same trained network. Beside the criteria of this package stands the group Taylor criterion of
 torch-pruning (arXiv:2301.12900) with that library's own pruner, on the same channels and pictures, down to the same MACs. All
@@ -17,12 +19,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import math
 import statistics
 import time
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +152,15 @@ def read_lossless(folder: Path, names: list[str], labels: str) -> Data:
     pictures = torch.from_numpy(rows.reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2).contiguous()
     known = np.load(folder / "labels_official_order.npz")[labels]
     return Data(pictures, torch.from_numpy(known[: len(pictures)]).long())
+
+
+def read_lossy(file: Path) -> Data:
+    """Pictures kept as JPEG files, one behind the other from the given offsets on."""
+    held = np.load(file)
+    offsets, files = held["offsets"], held["jpeg"].tobytes()
+    rows = [np.asarray(Image.open(io.BytesIO(files[start:end])).convert("RGB")) for start, end in pairwise(offsets)]
+    pictures = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
+    return Data(pictures, torch.from_numpy(held["labels"]).long())
 
 
 def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
@@ -296,7 +308,7 @@ def recover(network: CifarResNet, teacher: CifarResNet, data: Data, options: Any
 
 
 def run_cell(
-    dense: nn.Module, cell: dict[str, Any], calibration: CalibrationData, data: Data, test: Data, options: Any
+    dense: nn.Module, cell: dict[str, Any], calibration: CalibrationData, data: Data, tests: dict[str, Data], options: Any
 ) -> dict[str, Any]:
     """Prunes a copy of the dense network and recovers it; the figures of both."""
     began = time.process_time()
@@ -306,10 +318,11 @@ def run_cell(
     else:
         network = prune_ours(network, cell, calibration, options.allocation_samples)
     pruned_at = time.process_time()
-    figures: dict[str, Any] = {"macs": macs_of(network), "parameters": num_parameters(network), "before": accuracy(network, test)}
+    figures: dict[str, Any] = {"macs": macs_of(network), "parameters": num_parameters(network)}
+    figures["before"] = accuracy(network, tests["lossless"])
     if cell.get("criterion_args") is None:
         recover(network, dense, data, options, cell["seed"])
-        figures["after"] = accuracy(network, test)
+        figures |= {"after": accuracy(network, tests["lossless"]), "after_lossy": accuracy(network, tests["lossy"])}
     figures["widths"] = [block.conv1.out_channels for block in network.modules() if isinstance(block, Block)]
     seconds = {"prune": pruned_at - began, "all": time.process_time() - began}
     return figures | {"cpu_seconds": {name: round(value, 1) for name, value in seconds.items()}}
@@ -318,14 +331,14 @@ def run_cell(
 def print_table(results: dict[str, Any]) -> None:
     """Mean (and standard deviation over the seeds), in per cent."""
     for depth, dense in results["dense"].items():
-        print(f"ResNet-{depth}: dense {dense['accuracy']:.1f} %, {dense['macs'] / 1e6:.1f} M MACs")
+        print(f"ResNet-{depth}: dense {dense['accuracy']:.1f} %, lossy {dense['lossy']:.1f} %, {dense['macs'] / 1e6:.1f} M MACs")
         same: dict[str, list[dict[str, Any]]] = {}
         for cell in results["cells"]:
             if str(cell["depth"]) == depth:
                 same.setdefault(key_of(cell | {"seed": None}), []).append(cell)
         for found in sorted(same.values(), key=lambda cells: (cells[0]["reduction"], "criterion_args" in cells[0])):
             words = []
-            for side in ("before", "after"):
+            for side in ("before", "after", "after_lossy"):
                 values = [cell[side] for cell in found if side in cell]
                 spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
                 words += [f"{side} {statistics.mean(values):5.1f}{spread}"] if values else []
@@ -337,7 +350,7 @@ def print_table(results: dict[str, Any]) -> None:
 def cells_of(depth: int, options: Any) -> list[dict[str, Any]]:
     """The cells of one network, seed by seed so that a stopped run has whole comparisons."""
     seeds, reductions = options.seeds, options.reductions
-    methods = [(name, "loss_curves") for name in OURS] + [("spectral", "proportional")]
+    methods = [(name, "loss_curves") for name in OURS] + [("spectral", "proportional")] * (depth == 20)
     methods += [("group_taylor", "global"), ("group_taylor", "uniform")]
     cells: list[dict[str, Any]] = [
         {"depth": depth, "reduction": reduction, "criterion": criterion, "allocation": allocation, "seed": seed}
@@ -364,7 +377,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--reductions", type=float, nargs="+", default=list(REDUCTIONS), choices=REDUCTIONS)
     parser.add_argument("--criteria", nargs="+", default=[*OURS, "group_taylor"], choices=[*OURS, "group_taylor"])
-    parser.add_argument("--recovery_steps", type=int, default=200)
+    parser.add_argument("--recovery_steps", type=int, default=400)
     parser.add_argument("--recovery_rate", type=float, default=0.01)
     parser.add_argument("--allocation_samples", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
@@ -373,6 +386,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data = read_lossless(options.cifar10, ["0", "1", "2", "3"], "train")
     test = read_lossless(options.cifar10, ["50_test"], "test_first1000")
+    tests = {"lossless": test, "lossy": read_lossy(options.cifar10 / "cifar10_jpeg_test.npz")}
     if options.export is not None:
         export(options.export, data, test)
         return
@@ -386,20 +400,27 @@ def main() -> None:
         "recovery": "relative squared error of the outputs of all blocks to those of the dense network, "
         f"{options.recovery_steps} steps of {BATCH_SIZE} of the 4,000 pictures, moved and mirrored; Adam, rate up to "
         f"{options.recovery_rate} in a tenth of the steps, then down by a cosine; bfloat16 autocast",
-        "measured": "accuracy in per cent on the 1,000 lossless test pictures, float32",
-        "noise": "binomial standard error of 1,000 pictures: "
-        + ", ".join(f"{100 * math.sqrt(p * (1 - p) / 1000):.1f} points at {p:.0%}" for p in (0.9, 0.7)),
+        "measured": "accuracy in per cent on the first 1,000 test pictures, lossless, and on all 10,000 as JPEG (lossy); float32",
+        "noise": "binomial standard error: "
+        + ", ".join(
+            f"{100 * math.sqrt(p * (1 - p) / n):.1f} points of {n} at {p:.0%}"
+            for n, p in ((1000, 0.9), (1000, 0.7), (10000, 0.8))
+        ),
     }
     results["machine"], results["versions"] = machine(), library_versions()
     done = {key_of(cell) for cell in results["cells"]}
     for depth in options.depths:
         dense = trained(options.weights, depth)
-        results["dense"][str(depth)] = {"accuracy": accuracy(dense, test), "macs": macs_of(dense)}
+        results["dense"][str(depth)] = {
+            "accuracy": accuracy(dense, test),
+            "lossy": accuracy(dense, tests["lossy"]),
+            "macs": macs_of(dense),
+        }
         for cell in cells_of(depth, options):
             if key_of(cell) in done:
                 continue
             calibration = calibration_pictures(data, NUM_CALIBRATION, cell["seed"])
-            cell |= run_cell(dense, cell, calibration, data, test, options)
+            cell |= run_cell(dense, cell, calibration, data, tests, options)
             results["cells"].append(cell)
             temporary = options.output.with_suffix(".tmp")
             temporary.parent.mkdir(parents=True, exist_ok=True)

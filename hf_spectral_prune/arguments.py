@@ -105,7 +105,9 @@ class SpectralPruningArguments:
         "auto", "Class of a uniform result: the model's own, or `mistral` (any head count; Llama without biases only)."
     )
     max_moment_gib: float | None = _field(
-        None, "Most memory in GiB for calibration moments; above it the calibration runs in several passes over fewer layers."
+        None,
+        "Most memory in GiB for calibration moments, by default half of what is free on the model's device; above it the "
+        "calibration runs in several passes over fewer layers each, and no more than those are held at a time.",
     )
     stop_metric: str | None = _field(
         None,

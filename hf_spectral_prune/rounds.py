@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -12,8 +13,9 @@ from .ablation import loss_curves, score_damage
 from .architectures import UnitGroup, family_of, unit_groups
 from .arguments import SpectralPruningArguments
 from .calibration import CalibrationData, GroupMoments, collect_moments
-from .calibration.collect import Batch, num_rows, split_by_memory
-from .calibration.signals import Spatial
+from .calibration.collect import Batch, num_rows
+from .calibration.parts import MomentsByPart, moments_within
+from .calibration.signals import Side
 from .criteria import (
     Criterion,
     Diagnostics,
@@ -45,19 +47,21 @@ class Evidence:
     """What a calibration pass leaves behind.
 
     Attributes:
-        moments: by group, of the signals that the criterion reads.
+        moments: by group, of the signals that the criterion reads. Where they do not fit into memory, `MomentsByPart`.
         statistics: the criterion's own, mostly none.
         repair: moments of the activations, for compensation; mostly the same object as `moments`.
     """
 
-    moments: dict[str, GroupMoments]
+    moments: Mapping[str, GroupMoments]
     statistics: Statistics
-    repair: dict[str, GroupMoments]
+    repair: Mapping[str, GroupMoments]
 
     def select(self, groups: list[UnitGroup], kept: dict[str, Tensor]) -> Evidence:
         """What is left of it after a cut."""
 
-        def cut(moments: dict[str, GroupMoments]) -> dict[str, GroupMoments]:
+        def cut(moments: Mapping[str, GroupMoments]) -> Mapping[str, GroupMoments]:
+            if isinstance(moments, MomentsByPart):
+                return moments.anew()
             return {group.key: moments[group.key].select(group, kept[group.key]) for group in groups if group.key in moments}
 
         moments = cut(self.moments)
@@ -139,11 +143,12 @@ def calibrate(
     assert calibration is not None
     # Criteria that stream statistics of their own read no moments: no pass is spent on them.
     needed = criterion.needs_moments or repairs
-    moments = _collect(model, args, criterion.signals, criterion.positions, calibration) if needed else {}
+    sides = criterion.sides if criterion.needs_moments else ("after",)
+    moments = _collect(model, args, criterion, calibration, criterion.signals, sides) if needed else {}
     # A repair reproduces outputs, so it needs the moments of the activations themselves.
     repair = moments
-    if repairs and criterion.signals == "loss":
-        repair = _collect(model, args, "activations", criterion.positions, calibration)
+    if repairs and (criterion.signals == "loss" or isinstance(moments, MomentsByPart)):
+        repair = _collect(model, args, criterion, calibration, "activations", ("after",))
     statistics = collect_statistics(
         model,
         unit_groups(model, args.units),
@@ -157,16 +162,19 @@ def calibrate(
 
 
 def _collect(
-    model: PreTrainedModel, args: SpectralPruningArguments, signals: str, positions: Spatial, calibration: CalibrationData
-) -> dict[str, GroupMoments]:
-    spatial = replace(positions, seed=args.seed)
-    limit = None if args.max_moment_gib is None else int(args.max_moment_gib * 2**30)
-    moments: dict[str, GroupMoments] = {}
-    for part in split_by_memory(model, unit_groups(model, args.units), limit):
-        moments |= collect_moments(
-            model, part, calibration.batches, signals=signals, spatial=spatial, progress=not args.disable_tqdm
-        )
-    return moments
+    model: PreTrainedModel,
+    args: SpectralPruningArguments,
+    criterion: Criterion,
+    calibration: CalibrationData,
+    signals: str,
+    sides: tuple[Side, ...],
+) -> Mapping[str, GroupMoments]:
+    spatial, progress = replace(criterion.positions, seed=args.seed), not args.disable_tqdm
+
+    def collect(part: Sequence[UnitGroup]) -> dict[str, GroupMoments]:
+        return collect_moments(model, part, calibration.batches, sides=sides, signals=signals, spatial=spatial, progress=progress)
+
+    return moments_within(model, lambda: unit_groups(model, args.units), sides, collect, args.max_moment_gib)
 
 
 def score(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
@@ -21,7 +21,7 @@ from .moments import GroupMoments, Moments
 from .signals import ALL, Reader, Side, Spatial, num_signal_channels, readers
 
 Batch = dict[str, Tensor]
-_SIDES: tuple[Side, Side] = ("before", "after")
+SIDES: tuple[Side, ...] = ("before", "after")
 
 
 class _Pass:
@@ -60,31 +60,11 @@ class _Pass:
         return add
 
 
-def _moment_bytes(model: PreTrainedModel, group: UnitGroup) -> int:
-    return sum(8 * num_signal_channels(model, group, side) ** 2 for side in _SIDES)
-
-
-def split_by_memory(model: PreTrainedModel, groups: Sequence[UnitGroup], max_bytes: int | None) -> list[list[UnitGroup]]:
-    """Splits groups into runs whose moments fit `max_bytes` together; each run costs one pass over the data."""
-    if max_bytes is None:
-        return [list(groups)]
-    runs: list[list[UnitGroup]] = [[]]
-    used = 0
-    for group in groups:
-        size = _moment_bytes(model, group)
-        if runs[-1] and used + size > max_bytes:
-            runs.append([])
-            used = 0
-        runs[-1].append(group)
-        used += size
-    return runs
-
-
 def _check_finite(moments: dict[str, GroupMoments]) -> None:
     for key, sides in moments.items():
-        for name, side in zip(("before", "after"), sides, strict=True):
+        for name, side in sides._asdict().items():
             # One non-finite activation makes its channel's sum non-finite, so the sums alone tell.
-            if not math.isfinite(float(side.sum.sum())):
+            if side is not None and not math.isfinite(float(side.sum.sum())):
                 raise ValueError(
                     f"Non-finite activations in `{key}` ({name} the transformation). Load the model in a wider `dtype` "
                     "(float32 or bfloat16) or check its weights."
@@ -96,15 +76,17 @@ def collect_moments(
     groups: Sequence[UnitGroup],
     batches: Iterable[Batch],
     *,
+    sides: Collection[Side] = SIDES,
     signals: str = "activations",
     spatial: Spatial = ALL,
     progress: bool = True,
 ) -> dict[str, GroupMoments]:
-    """Fills both sides' moments of every group in one pass over the batches.
+    """Fills the moments of every group in one pass over the batches.
 
     Args:
         batches: dicts of tensors with `input_ids` (B, T) and `attention_mask` (B, T), or (B, C, T) for multiple choice,
             or with `pixel_values` (B, C, H, W); masked positions never count.
+        sides: both, or `("after",)` for those who do not read the input side: half the memory and time.
         signals: "activations" reads the hidden states; "loss" multiplies every output-side signal by its loss gradient,
             `m_i(t) = h_i(t) * dL/dh_i(t)` (one backward pass; the batch's `labels` make the loss, or for a causal language
             model without them the next token).
@@ -122,9 +104,9 @@ def collect_moments(
         stack.callback(model.train, was_training)
         for group in groups:
             device = consumers(model, group)[0].module.weight.device
-            totals = [Moments.zeros(num_signal_channels(model, group, side), device) for side in _SIDES]
-            moments[group.key] = GroupMoments(*totals)
-            for side, total in zip(_SIDES, totals, strict=True):
+            totals = {side: Moments.zeros(num_signal_channels(model, group, side), device) for side in sides}
+            moments[group.key] = GroupMoments(totals.get("before"), totals["after"])
+            for side, total in totals.items():
                 add = shared.adder(total)
                 for reader in readers(model, group, side, spatial):
                     sink = _as_rows(reader, add)
@@ -132,12 +114,11 @@ def collect_moments(
                         sink = _times_gradient(sink)
                     stack.enter_context(reader.reading(sink))
         _run_batches(model, batches, shared, signals, progress)
-    for sides in moments.values():
-        for total in sides:
-            total.symmetrise()
-            total.all_reduce()
+    for total in (side for found in moments.values() for side in found if side is not None):
+        total.symmetrise()
+        total.all_reduce()
     _check_finite(moments)
-    if any(sides.after.count == 0 for sides in moments.values()):
+    if any(found.after.count == 0 for found in moments.values()):
         raise ValueError("The calibration set has no unpadded position. Give text that is not empty.")
     return moments
 

@@ -96,14 +96,18 @@ class Moments:
 
 
 class GroupMoments(NamedTuple):
-    """Both sides of one unit group: before (input side) and after (output side) the transformation."""
+    """The sides of one unit group: after (output side) the transformation and, where it was asked for, before (input side)."""
 
-    before: Moments
+    before: Moments | None
     after: Moments
 
     def select(self, group: UnitGroup, kept: Tensor) -> GroupMoments:
         """Moments after a cut that leaves the units `kept` (indices) of `group`."""
-        return GroupMoments(*(side.select(unit_channels(kept, side.num_channels // group.size)) for side in self))
+
+        def cut(side: Moments) -> Moments:
+            return side.select(unit_channels(kept, side.num_channels // group.size))
+
+        return GroupMoments(None if self.before is None else cut(self.before), cut(self.after))
 
 
 def unit_channels(units: Tensor, channels_per_unit: int) -> Tensor:

@@ -17,6 +17,7 @@ class Activation(Criterion):
     """Root mean square of the unit's output, `sqrt(sum_c E[x_c^2])` over its channels c."""
 
     needs_moments = True
+    sides = ("after",)
 
     def score(self, data: GroupData) -> Tensor:
         """(n_units,) norms."""
@@ -35,6 +36,7 @@ class ActivationWeights(Criterion):
     """
 
     needs_moments = True
+    sides = ("after",)
 
     def score(self, data: GroupData) -> Tensor:
         """(n_units,)."""

@@ -20,6 +20,7 @@ class Energy(Criterion):
     """
 
     needs_moments = True
+    sides = ("after",)
 
     def score(self, data: GroupData) -> Tensor:
         """(n_units,) energies."""

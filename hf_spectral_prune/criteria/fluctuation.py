@@ -18,6 +18,7 @@ class Fluctuation(Criterion):
     """
 
     needs_moments = True
+    sides = ("after",)
 
     def score(self, data: GroupData) -> Tensor:
         """(n_units,) fluctuations."""

@@ -35,7 +35,10 @@ def channel_histograms(
     The bins' edges are the quantiles 1/B, 2/B, ... of the layer's standardised signals, all channels together. One pass
     finds them, one counts.
     """
-    standardise = {group.key: _standardiser(moments[group.key].after) for group in groups}
+    standardise, sizes = {}, {}
+    for group in groups:
+        after = moments[group.key].after
+        standardise[group.key], sizes[group.key] = _standardiser(after), after.num_channels
     fine = {group.key: torch.zeros(1, len(_GRID) + 1, dtype=torch.int64, device=model.device) for group in groups}
 
     def pooled(key: str) -> Callable[[Tensor], None]:
@@ -44,7 +47,6 @@ def channel_histograms(
     stream_signals(model, groups, batches, {key: pooled(key) for key in fine}, spatial=spatial, progress=progress)
     all_reduce(fine.values())
     edges = {key: grid_quantiles(counts[0], num_bins) for key, counts in fine.items()}
-    sizes = {group.key: moments[group.key].after.num_channels for group in groups}
     counts = {key: torch.zeros(size, num_bins, dtype=torch.int64, device=model.device) for key, size in sizes.items()}
 
     def single(key: str) -> Callable[[Tensor], None]:

@@ -71,6 +71,7 @@ class NeuralDifferentiation(Criterion):
     spatial: Literal["sampled", "pooled", "all"] = "pooled"
     num_positions: int = 16
     needs_moments = True
+    sides = ("after",)
     needs_statistics = True
     needs_loss = True
 

@@ -28,6 +28,7 @@ class OptimalBrainSurgeon(Criterion):
     ridge: float = 1e-2
     iterative: bool = False
     needs_moments = True
+    sides = ("after",)
 
     def __post_init__(self) -> None:
         if self.ridge <= 0:

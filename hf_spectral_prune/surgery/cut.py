@@ -110,31 +110,44 @@ def narrowings(
 
 
 @torch.no_grad()
-def cut_group(
+def repairs(
     model: PreTrainedModel,
-    group: UnitGroup,
-    kept: Tensor,
-    compensation: Compensation = "none",
-    moments: GroupMoments | None = None,
+    kept: Mapping[str, Tensor],
+    compensation: Compensation,
+    moments: Mapping[str, GroupMoments],
     ridge: float = 1e-2,
-) -> None:
-    """Narrows one group's producers and consumer to the kept units, in place."""
+) -> dict[str, Tensor]:
+    """What the consumers will hold once all groups are cut to the units `kept`: {group key: weight (out, n_kept) or bias (out,)}.
+
+    Worked out for all groups before any is cut, because moments may be collected on demand (`MomentsByPart`).
+    """
+    if compensation == "none":
+        return {}
+    found = {}
+    for group in unit_groups(model):
+        if group.key not in kept or len(kept[group.key]) == group.size:
+            continue
+        consumer, _, columns = narrowings(model, [group], {group.key: kept[group.key]})[-1]
+        assert columns is not None
+        after = moments[group.key].after
+        if compensation == "least_squares":
+            found[group.key] = least_squares(consumer.weight, after, columns, ridge).to(consumer.weight)
+        else:
+            found[group.key] = (consumer.bias.double() + bias_correction(consumer.weight, after, columns)).to(consumer.bias)
+    return found
+
+
+@torch.no_grad()
+def cut_group(model: PreTrainedModel, group: UnitGroup, kept: Tensor, repair: Tensor | None = None) -> None:
+    """Narrows one group's producers and consumer to the kept units, in place, and writes the consumer's repair into it."""
     if len(kept) == group.size:
         return
     cuts = narrowings(model, [group], {group.key: kept})
-    consumer, _, columns = cuts[-1]
-    assert columns is not None
-    repaired = None
-    if compensation != "none":
-        assert moments is not None
-        if compensation == "least_squares":
-            repaired = least_squares(consumer.weight, moments.after, columns, ridge)
-        else:
-            consumer.bias.add_(bias_correction(consumer.weight, moments.after, columns).to(consumer.bias))
     for module, outputs, inputs in cuts:
         narrow(module, outputs, inputs)
-    if repaired is not None:
-        consumer.weight.copy_(repaired)
+    if repair is not None:
+        consumer = cuts[-1][0]
+        (consumer.weight if repair.dim() == 2 else consumer.bias).copy_(repair)
 
 
 def apply_plan(
@@ -166,13 +179,14 @@ def apply_plan(
     if family.traced:
         _cut_channels(model, plan)
         return model
+    repaired = repairs(model, {key: plan.kept_index(key) for key in plan.kept}, compensation, moments or {}, ridge)
     sizes = {}
     for group in unit_groups(model):
         kept = plan.kept_index(group.key) if group.key in plan.kept else torch.arange(group.size)
         if group.kind == "heads" and len(kept) < group.size:
             # Stated, because a config without it derives the head size from the number of heads.
             model.config.head_dim = num_signal_channels(model, group, "before") // group.size
-        cut_group(model, group, kept, compensation, None if moments is None else moments.get(group.key), ridge)
+        cut_group(model, group, kept, repaired.get(group.key))
         sizes[group.key] = (group.size, len(kept))
     fields = {
         layer: {

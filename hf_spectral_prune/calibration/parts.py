@@ -1,0 +1,121 @@
+"""Moments within a memory limit: of as many groups at a time as fit, one pass over the data each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..architectures import UnitGroup
+from .moments import GroupMoments
+from .signals import Side, num_signal_channels
+
+logger = logging.get_logger(__name__)
+# Share of the free memory that moments may take where no limit is given: scoring needs some of it too.
+_SHARE = 0.5
+
+
+class MomentsByPart(Mapping[str, GroupMoments]):
+    """Moments of groups that do not fit into memory together, collected when one of a part is asked for.
+
+    At most one part is held, so that to go through the groups in order costs one pass over the data a part, and to go back
+    costs another. They are always those of the model as it stands: whoever changes it reads what it needs before.
+
+    Args:
+        split: the groups of the model as it stands, part by part.
+        collect: moments of one part.
+    """
+
+    def __init__(
+        self, split: Callable[[], list[list[UnitGroup]]], collect: Callable[[Sequence[UnitGroup]], dict[str, GroupMoments]]
+    ) -> None:
+        self._split, self._collect = split, collect
+        self._parts = {group.key: part for part in split() for group in part}
+        self._held: dict[str, GroupMoments] = {}
+
+    def __getitem__(self, key: str) -> GroupMoments:
+        if key not in self._held:
+            part = self._parts[key]
+            self._held = {}  # the old part goes before the new one is made
+            self._held = self._collect(part)
+        return self._held[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def anew(self) -> MomentsByPart:
+        """The same for a model that was cut since."""
+        return MomentsByPart(self._split, self._collect)
+
+
+def moment_bytes(model: PreTrainedModel, group: UnitGroup, sides: Collection[Side]) -> int:
+    """Memory that a group's moments take."""
+    return sum(8 * num_signal_channels(model, group, side) ** 2 for side in sides)
+
+
+def split_by_memory(
+    model: PreTrainedModel, groups: Sequence[UnitGroup], sides: Collection[Side], max_bytes: int
+) -> list[list[UnitGroup]]:
+    """Splits groups into parts whose moments fit `max_bytes` together; a group that does not is a part by itself."""
+    parts: list[list[UnitGroup]] = [[]]
+    used = 0
+    for group in groups:
+        size = moment_bytes(model, group, sides)
+        if parts[-1] and used + size > max_bytes:
+            parts.append([])
+            used = 0
+        parts[-1].append(group)
+        used += size
+    return parts
+
+
+def memory_limit(model: PreTrainedModel, max_gib: float | None) -> int:
+    """Bytes that moments may take: `max_gib`, or half of what is free now on the model's device."""
+    if max_gib is not None:
+        return int(max_gib * 2**30)
+    if model.device.type == "cuda":
+        cached = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        return int(_SHARE * (torch.cuda.mem_get_info(model.device)[0] + cached))
+    return int(_SHARE * psutil.virtual_memory().available)
+
+
+def moments_within(
+    model: PreTrainedModel,
+    groups: Callable[[], list[UnitGroup]],
+    sides: Collection[Side],
+    collect: Callable[[Sequence[UnitGroup]], dict[str, GroupMoments]],
+    max_gib: float | None,
+) -> Mapping[str, GroupMoments]:
+    """Moments of all groups: at once where they fit `memory_limit`, else by parts.
+
+    Args:
+        groups: gives the groups of the model as it stands.
+        sides: that `collect` fills.
+    """
+    limit = memory_limit(model, max_gib)
+
+    def split() -> list[list[UnitGroup]]:
+        return split_by_memory(model, groups(), sides, limit)
+
+    parts = split()
+    if len(parts) == 1:
+        return collect(parts[0])
+    needed = sum(moment_bytes(model, group, sides) for part in parts for group in part)
+    logger.warning_once(
+        f"The calibration moments would take {needed / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB "
+        f"{'are free for them' if max_gib is None else 'are allowed'}: they are collected in {len(parts)} passes over the data, "
+        "and never kept together (`max_moment_gib`)."
+    )
+    return MomentsByPart(split, collect)
+
+
+__all__ = ["MomentsByPart", "memory_limit", "moment_bytes", "moments_within", "split_by_memory"]
