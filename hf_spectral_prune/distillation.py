@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
@@ -14,7 +13,7 @@ from transformers.utils.generic import find_labels
 
 from .architectures import family_of
 from .arguments import RunArguments
-from .calibration.collect import predicts_next_token
+from .calibration.collect import moved_to, predicts_next_token
 from .feature_maps import captured, feature_loss, shared_parts
 
 logger = logging.get_logger(__name__)
@@ -114,7 +113,7 @@ class DistillationTrainer(Trainer):
 
     def _teach(self, inputs: dict[str, Any]) -> Any:
         with torch.no_grad():
-            return self.teacher(**send_to_device(self._unlabelled(inputs), self.teacher.device))
+            return self.teacher(**moved_to(self.teacher, self._unlabelled(inputs)))
 
     def _share(self, count: int, num_items_in_batch: Any) -> Any:
         """What a mean over this micro-batch weighs in the step, in Trainer's way of scaling the labels' loss."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, GenerationMixin, PreTrainedModel
@@ -19,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.utils.generic import find_labels
 
-from .calibration.collect import check_targets
+from .calibration.collect import check_targets, moved_to
 from .calibration.data import Batch, CalibrationData
 
 # Positions whose log-softmax is taken at once: with a vocabulary of 256k, 128 MiB in float32.
@@ -112,9 +111,10 @@ def task_metrics(
                 batch = batch | {"labels": _next_token_labels(batch)}
             given = [batch[name] for name in names if name in batch]
             with torch.inference_mode():
-                output = model(**send_to_device(batch, model.device))
+                output = model(**moved_to(model, batch))
             weight = int(given[0].ne(-100).sum())
-            total, count = total + float(output.loss) * weight, count + weight
+            if weight:  # the mean over no target is not a number
+                total, count = total + float(output.loss) * weight, count + weight
             if compute_metrics is not None:
                 logits = tuple(value for name, value in output.items() if name.endswith("logits"))
                 outputs = _joined(outputs, nested_numpify(logits[0] if len(logits) == 1 else logits))
@@ -252,9 +252,10 @@ def _time_once(model: PreTrainedModel, ids: Tensor, prefill_tokens: int) -> tupl
 
 
 def _now(device: torch.device) -> float:
-    # CUDA runs behind the program: without waiting for it, only the launching would be timed.
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    # An accelerator runs behind the program: without waiting for it, only the launching would be timed.
+    current = torch.accelerator.current_accelerator()
+    if current is not None and current.type == device.type:
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

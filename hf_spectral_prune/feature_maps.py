@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from .calibration.collect import moved_to
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Tensor
     model.eval()  # so that no running statistics move
     try:
         with captured(model, (name for name, _ in model.named_modules() if name)) as found:
-            outputs = model(**send_to_device(inputs, model.device))
+            outputs = model(**moved_to(model, inputs))
     finally:
         model.train(training)
     seen = {id(value) for value in outputs.values()}

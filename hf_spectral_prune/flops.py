@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architectures import family_of, layers_of, module_of, network_of
+from .calibration.collect import moved_to
 from .modeling.channels import MATRICES
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -48,7 +48,7 @@ def layer_macs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str,
     model.eval()
     try:
         with torch.no_grad():  # weights that FSDP shards cannot be gathered in inference mode
-            model(**send_to_device({name: value[:1] for name, value in batch.items() if name != "labels"}, model.device))
+            model(**moved_to(model, {name: value[:1] for name, value in batch.items() if name != "labels"}))
     finally:
         model.train(was_training)
         for handle in handles:

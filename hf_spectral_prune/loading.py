@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,33 @@ from .architectures import family_of
 from .arguments import ModelArguments, RunArguments, SpectralPruningArguments
 from .calibration import CalibrationData, build_calibration, default_texts, load_texts, self_generated
 from .calibration.collect import predicts_next_token
-from .calibration.labelled import load_labelled
-from .metrics import load_metric
+from .calibration.data import unpadded_row
+from .calibration.labelled import LabelledRows, load_labelled
+from .environment import accelerator
+from .metrics import load_metric, regression_figures
+from .modeling import AUTO_CLASSES
 from .saving import without_quantisation_marks
-from .selfcheck import AUTO_CLASSES
 
 # A file, or a data set with its configuration and split.
 Source = tuple[str | None, str | None, str | None, str]
 
 
 def choose_device(name: str) -> torch.device:
-    """The device by name; "auto" takes the accelerator if there is one.
+    """The device by name; "auto" takes the accelerator if there is one that has float64.
 
     Raises:
-        ValueError: the device does not exist here.
+        ValueError: the device does not exist here, or has no float64.
     """
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+        return accelerator() or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        if device.type != "mps":
+            torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`device` `{name}` cannot be used here: {str(error).splitlines()[0]}") from None
+    if device.type == "mps":
+        raise ValueError(f"`device` `{name}` has no float64, which scores are computed in. Set `device` to `cpu`.")
     return device
 
 
@@ -134,19 +138,16 @@ def load_text(
     Raises:
         ValueError: nothing to calibrate on is named, or the text is too short.
     """
-    shape: dict[str, Any] = {
-        "max_seq_length": run.max_seq_length,
-        "batch_size": run.calibration_batch_size,
-        "seed": args.seed,
-        "max_position_embeddings": getattr(model.config, "max_position_embeddings", None),
-    }
+    if run.calibration == "dataset" and not run.calibration_file and not run.dataset_name:
+        raise ValueError(
+            "There is nothing to calibrate on. Set `calibration_file` or `dataset_name`, or `calibration` to `self` or "
+            "`python_docs`."
+        )
+    held_out = load_held_out_text(run, args, model, tokenizer)
+    shape = _shape(run, args, model)
     if run.label_column is not None:
-        return _labelled_text(run, args, model, tokenizer, shape)
-    held_out = None
-    num_eval = (run.num_eval_samples or 0) if predicts_next_token(model) else 0  # perplexity is for causal language models
-    if names_eval(run) and num_eval:
-        texts = load_texts(*_eval_source(run), run.text_column)
-        held_out = build_calibration(texts, tokenizer, num_samples=num_eval, shuffle=False, name=_eval_name(run), **shape)
+        return _labelled_text(run, args, model, tokenizer, held_out)
+    num_eval = _num_eval(run, model)
     if run.calibration == "self":
         generated = self_generated(
             model,
@@ -164,11 +165,6 @@ def load_text(
             held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=f"{name}, held-out topics", **shape)
         calibration = build_calibration(texts, tokenizer, num_samples=run.num_calibration_samples, name=name, **shape)
         return calibration, held_out
-    if not run.calibration_file and not run.dataset_name:
-        raise ValueError(
-            "There is nothing to calibrate on. Set `calibration_file` or `dataset_name`, or `calibration` to `self` or "
-            "`python_docs`."
-        )
     source = load_texts(run.calibration_file, run.dataset_name, run.dataset_config_name, run.dataset_split, run.text_column)
     name = _source_name(run)
     extra = num_eval if held_out is None else 0
@@ -177,25 +173,53 @@ def load_text(
     return (both, held_out) if extra == 0 else _hold_out(both, run.num_calibration_samples, extra)
 
 
+def load_held_out_text(
+    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any
+) -> CalibrationData | None:
+    """Evaluation data of `eval_file` or `eval_split`; None where neither is named or there is nothing to measure.
+
+    Raises:
+        ValueError, FileNotFoundError: they cannot be read, or the text is too short.
+    """
+    number = _num_eval(run, model)
+    if not names_eval(run) or not number:
+        return None
+    shape = _shape(run, args, model)
+    if run.label_column is not None:
+        rows = _labelled_rows(run, model, tokenizer, _eval_source(run))
+        return build_calibration(rows, tokenizer, num_samples=number, name=_eval_name(run), **shape)
+    texts = load_texts(*_eval_source(run), run.text_column)
+    return build_calibration(texts, tokenizer, num_samples=number, shuffle=False, name=_eval_name(run), **shape)
+
+
+def _shape(run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel) -> dict[str, Any]:
+    return {
+        "max_seq_length": run.max_seq_length,
+        "batch_size": run.calibration_batch_size,
+        "seed": args.seed,
+        "max_position_embeddings": getattr(model.config, "max_position_embeddings", None),
+    }
+
+
+def _num_eval(run: RunArguments, model: PreTrainedModel) -> int:
+    # Perplexity is for causal language models.
+    return (run.num_eval_samples or 0) if run.label_column is not None or predicts_next_token(model) else 0
+
+
 def _labelled_text(
-    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any, shape: dict[str, Any]
+    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any, held_out: CalibrationData | None
 ) -> tuple[CalibrationData, CalibrationData | None]:
     rows = _labelled_rows(run, model, tokenizer)
+    shape = _shape(run, args, model)
     num_eval = run.num_eval_samples or 0
-    held_out = None
-    if names_eval(run) and num_eval:
-        others = _labelled_rows(run, model, tokenizer, _eval_source(run))
-        held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=_eval_name(run), **shape)
-    elif num_eval:
+    if held_out is None and num_eval:
         rows, others = _split_rows(rows, num_eval, args.seed)
         held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=f"{_source_name(run)}, rows held out", **shape)
     wanted = run.num_calibration_samples
     return build_calibration(rows, tokenizer, num_samples=wanted, name=_source_name(run), **shape), held_out
 
 
-def _labelled_rows(
-    run: RunArguments, model: PreTrainedModel, tokenizer: Any, source: Source | None = None
-) -> list[dict[str, Any]]:
+def _labelled_rows(run: RunArguments, model: PreTrainedModel, tokenizer: Any, source: Source | None = None) -> LabelledRows:
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ValueError(
             f"`label_column` is for models that classify texts, and this is a {type(model).__name__}. Leave it out, or load a "
@@ -214,13 +238,13 @@ def _labelled_rows(
     )
 
 
-def _split_rows(rows: list[Any], number: int, seed: int) -> tuple[list[Any], list[Any]]:
+def _split_rows(rows: LabelledRows, number: int, seed: int) -> tuple[LabelledRows, LabelledRows]:
     """Holds rows out at random, never more than a fifth of them."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     count = min(number, len(rows) // 5)
     if count == 0:
         raise ValueError(f"{len(rows)} labelled rows are too few to hold any out. Give more, or set `eval_file`.")
-    return [rows[index] for index in sorted(order[count:])], [rows[index] for index in sorted(order[:count])]
+    return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
 
 
 def names_eval(run: RunArguments) -> bool:
@@ -245,6 +269,9 @@ def _source_name(run: RunArguments) -> str:
 def metric_of(run: RunArguments) -> Callable[[EvalPrediction], dict[str, float]] | None:
     """`compute_metrics` for labelled texts by the name in `metric`; None where texts have no labels.
 
+    F1 is the mean over the classes where there are more than two. A regression gets its squared error and correlation instead
+    of accuracy or F1.
+
     Raises:
         ValueError: there is no such metric.
     """
@@ -254,8 +281,13 @@ def metric_of(run: RunArguments) -> Callable[[EvalPrediction], dict[str, float]]
 
     def compute(found: EvalPrediction) -> dict[str, float]:
         logits: Any = found.predictions  # (N, num_labels), or (N, 1) for a regression
-        values = logits[:, 0] if logits.shape[-1] == 1 else logits.argmax(-1)
-        return module.compute(predictions=values, references=found.label_ids)
+        references: Any = found.label_ids
+        if logits.shape[-1] == 1 and run.metric in ("accuracy", "f1"):  # those of classes would round the values
+            return regression_figures(logits[:, 0], references)
+        if logits.shape[-1] == 1:
+            return module.compute(predictions=logits[:, 0], references=references)
+        average = {"average": "macro"} if run.metric == "f1" and logits.shape[-1] > 2 else {}
+        return module.compute(predictions=logits.argmax(-1), references=references, **average)
 
     return compute
 
@@ -268,11 +300,12 @@ def recovery_rows(
         return None
     if run.label_column is not None:
         other = None if run.recovery_file is None else (run.recovery_file, None, None, "train")
-        rows = _labelled_rows(run, model, tokenizer, other)
+        labelled = _labelled_rows(run, model, tokenizer, other)
         if other is None and not names_eval(run) and run.num_eval_samples:
-            rows, _ = _split_rows(rows, run.num_eval_samples, args.seed)  # the same split as for calibration
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).tolist()
-        return [rows[index] for index in order[: run.num_recovery_samples]]
+            labelled, _ = _split_rows(labelled, run.num_eval_samples, args.seed)  # the same split as for calibration
+        order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(args.seed)).tolist()
+        drawn = (labelled[index] for index in order[: run.num_recovery_samples])
+        return [row for row in drawn if row["input_ids"]]  # an empty text has no tokens where none are special
     if run.recovery_file is not None:
         source, name = load_texts(run.recovery_file, text_column=run.text_column), Path(run.recovery_file).name
     elif run.calibration == "python_docs":
@@ -295,9 +328,15 @@ def recovery_rows(
             max_position_embeddings=getattr(model.config, "max_position_embeddings", None),
             name=f"{name}, to recover on",
         )
-    rows = [{key: value[i] for key, value in batch.items()} for batch in data for i in range(len(batch["input_ids"]))]
-    hidden = {tuple(ids.tolist()) for batch in held_out or () for ids in batch["input_ids"]}
-    return [row for row in rows if tuple(row["input_ids"].tolist()) not in hidden]
+    hidden = {tuple(row["input_ids"].tolist()) for row in _rows_of(held_out or ())}
+    return [row for row in _rows_of(data) if tuple(row["input_ids"].tolist()) not in hidden]
+
+
+def _rows_of(batches: Iterable[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+    """Single rows without padding, whose width is another in every batch."""
+    for batch in batches:
+        for index in range(len(batch["input_ids"])):
+            yield unpadded_row({name: value[index] for name, value in batch.items()})
 
 
 def _hold_out(data: CalibrationData, wanted: int, extra: int) -> tuple[CalibrationData, CalibrationData | None]:

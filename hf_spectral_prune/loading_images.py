@@ -14,10 +14,12 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from .arguments import ModelArguments, RunArguments, SpectralPruningArguments
 from .calibration import CalibrationData, build_images, load_images
 from .calibration.sources import load_table
+from .criteria import make_criterion
 from .flops import is_vision
+from .loading import load_held_out_text, load_text, load_tokenizer, model_name, recovery_rows
 from .loading import load_model as load_transformer
-from .loading import load_text, load_tokenizer, model_name, recovery_rows
 from .loading_networks import load_network, load_tensors, recovery_tensors
+from .surgery import has_batch_norms
 from .training_rows import training_rows
 
 
@@ -53,37 +55,89 @@ def _reads_pictures(run: ModelArguments) -> bool:
 
 def load_data(
     run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, processing_class: Any
-) -> tuple[CalibrationData, CalibrationData | None]:
+) -> tuple[CalibrationData | None, CalibrationData | None]:
     """Calibration and held-out data for a model of text (see `load_text`), of pictures, or a plain network (`load_tensors`).
 
     Without `eval_image_dir` and `eval_split`, pictures are held out of the calibration source at random, a fifth at most.
-    Pictures without labels cannot be evaluated on, so nothing is held out of them.
+    Pictures without labels cannot be evaluated on, so nothing is held out of them. Where no source is named and nothing in
+    `args` needs one, there is no calibration data.
 
     Raises:
         ValueError: nothing to calibrate on is named, or it does not fit the model.
     """
     if run.network_class is not None:
         return load_tensors(run, args.seed)
+    if not _names_source(run) and not _needs_data(run, args, model):
+        return None, load_held_out(run, args, model, processing_class)
     if not is_vision(model):
-        if run.image_dir or run.eval_image_dir:
-            raise ValueError(f"`image_dir` is for models that read pictures, and this is a {type(model).__name__}. Give text.")
+        _check_text_only(run, model)
         return load_text(run, args, model, processing_class)
     source, others = _sources(run, args)
-    options: dict[str, Any] = {
+    held_out = _held_out_images(others, run, args, model, processing_class)
+    calibration = build_images(
+        source,
+        processing_class,
+        model.config,
+        num_samples=run.num_calibration_samples,
+        name=_name(run),
+        **_image_options(run, args),
+    )
+    return calibration, held_out
+
+
+def load_held_out(
+    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, processing_class: Any
+) -> CalibrationData | None:
+    """Held-out data of `eval_file`, `eval_split` or `eval_image_dir` alone; None where none of them is named.
+
+    Raises:
+        ValueError, FileNotFoundError: they cannot be read, or do not fit the model.
+    """
+    if is_vision(model):
+        return _held_out_images(_eval_source(run), run, args, model, processing_class)
+    _check_text_only(run, model)
+    return load_held_out_text(run, args, model, processing_class)
+
+
+def _check_text_only(run: RunArguments, model: PreTrainedModel) -> None:
+    if run.image_dir or run.eval_image_dir:
+        raise ValueError(f"`image_dir` is for models that read pictures, and this is a {type(model).__name__}. Give text.")
+
+
+def _names_source(run: RunArguments) -> bool:
+    return run.calibration != "dataset" or bool(run.calibration_file or run.dataset_name or run.image_dir)
+
+
+def _needs_data(run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel) -> bool:
+    """Whether anything in a run reads calibration data: also batch norms after a cut, and the size of the pictures for FLOPs."""
+    return (
+        make_criterion(args.criterion, args.criterion_options).needs_data
+        or args.compensation != "none"
+        or args.allocation == "loss_curves"
+        or args.target_scope == "flops"
+        or has_batch_norms(model)
+        or (args.recovery != "none" and run.recovery_file is None)
+    )
+
+
+def _held_out_images(
+    source: Dataset | None, run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, processing_class: Any
+) -> CalibrationData | None:
+    if source is None or not run.num_eval_samples:
+        return None
+    number = min(run.num_eval_samples, len(source))
+    options = _image_options(run, args)
+    held_out = build_images(source, processing_class, model.config, num_samples=number, name=_eval_name(run), **options)
+    return held_out if held_out.protocol["labels"] else None
+
+
+def _image_options(run: RunArguments, args: SpectralPruningArguments) -> dict[str, Any]:
+    return {
         "batch_size": run.calibration_batch_size,
         "seed": args.seed,
         "image_column": run.image_column,
         "label_column": run.label_column,
     }
-    held_out = None
-    if others is not None and run.num_eval_samples:
-        number = min(run.num_eval_samples, len(others))
-        held_out = build_images(others, processing_class, model.config, num_samples=number, name=_eval_name(run), **options)
-        held_out = held_out if held_out.protocol["labels"] else None
-    calibration = build_images(
-        source, processing_class, model.config, num_samples=run.num_calibration_samples, name=_name(run), **options
-    )
-    return calibration, held_out
 
 
 def load_recovery_rows(
@@ -116,16 +170,24 @@ def _sources(run: RunArguments, args: SpectralPruningArguments) -> tuple[Dataset
         source = load_table(None, run.dataset_name, run.dataset_config_name, run.dataset_split)
     else:
         raise ValueError("There are no pictures to calibrate on. Set `image_dir` or `dataset_name`.")
-    if run.eval_image_dir:
-        return source, load_images(run.eval_image_dir, "eval_image_dir")
-    if run.eval_split is not None:
-        return source, load_table(None, run.dataset_name, run.dataset_config_name, run.eval_split)
+    others = _eval_source(run)
+    if others is not None:
+        return source, others
     number = min(run.num_eval_samples or 0, len(source) // 5)
     labelled = run.label_column is not None or {"label", "labels"} & set(source.column_names)
     if number == 0 or not labelled:
         return source, None
     parts = source.train_test_split(test_size=number, seed=args.seed)
     return parts["train"], parts["test"]
+
+
+def _eval_source(run: RunArguments) -> Dataset | None:
+    """Pictures that are named to measure on."""
+    if run.eval_image_dir:
+        return load_images(run.eval_image_dir, "eval_image_dir")
+    if run.eval_split is not None:
+        return load_table(None, run.dataset_name, run.dataset_config_name, run.eval_split)
+    return None
 
 
 def _name(run: RunArguments) -> str:

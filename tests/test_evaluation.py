@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from hf_spectral_prune import evaluation
+from hf_spectral_prune.calibration.collect import loss_of
 from hf_spectral_prune.calibration.data import build_calibration
 from hf_spectral_prune.evaluation import (
     latency,
@@ -31,6 +32,7 @@ from hf_spectral_prune.evaluation import (
     paired_latency,
     perplexity,
     size_on_disk,
+    task_metrics,
 )
 
 SIZES: dict[str, Any] = {
@@ -253,3 +255,17 @@ def test_size_on_disk_counts_the_weight_files(tmp_path: Path) -> None:
     assert size_on_disk(str(tmp_path)) > 4 * num_parameters(model)
     with pytest.raises(FileNotFoundError, match=r"no \.safetensors file"):
         size_on_disk(tmp_path / "nowhere")
+
+
+def test_batches_without_a_target_add_nothing() -> None:
+    """The model's mean loss over no target is not a number; truncated prompts make such rows."""
+    model = make_llama()
+    batch = pad(make_rows(9, 7), "right")
+    real, empty = (batch | {"labels": labels} for labels in (batch["input_ids"], torch.full_like(batch["input_ids"], -100)))
+    alone, both = (task_metrics(model, data, progress=False)["loss"] for data in ([real], [real, empty]))
+    assert both == alone
+    with torch.enable_grad():
+        loss = loss_of(model, empty)
+        loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)

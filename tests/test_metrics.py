@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_batch, tiny_model
+from transformers import EvalPrediction
 
 import hf_spectral_prune.metrics as metrics
+from hf_spectral_prune.arguments import RunArguments
 from hf_spectral_prune.evaluation import perplexity
-from hf_spectral_prune.metrics import SHIPPED, load_metric, token_losses
+from hf_spectral_prune.loading import metric_of
+from hf_spectral_prune.metrics import SHIPPED, load_metric, regression_figures, token_losses
 
 TRUE = [0, 1, 2, 1, 0, 2, 2, 1]
 SAID = [0, 1, 1, 1, 2, 2, 0, 1]
@@ -90,3 +93,26 @@ def test_what_cannot_work_is_told():
         load_metric("f1").compute(predictions=SAID, references=TRUE)
     with pytest.raises(ValueError, match="no predicted token"):
         load_metric("perplexity").compute(predictions=[0.0], references=[0])
+
+
+def test_a_regression_has_an_error_and_a_correlation():
+    figures = regression_figures(np.array([0.0, 1.0, 2.5]), np.array([0.0, 1.0, 2.0]))
+    assert figures["mse"] == pytest.approx(0.25 / 3)
+    assert figures["pearsonr"] == pytest.approx(np.corrcoef([0, 1, 2.5], [0, 1, 2])[0, 1])
+    assert regression_figures(np.ones(3), np.arange(3)) == {"mse": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("metric", "logits", "labels", "expected"),
+    [
+        ("accuracy", [[0.3], [1.2], [2.9]], [0.0, 1.1, 2.0], {"mse": 0.91 / 3}),
+        ("accuracy", [[2.0, 1.0], [0.0, 1.0]], [0, 0], {"accuracy": 0.5}),
+        ("f1", [[2.0, 1.0], [0.0, 1.0]], [0, 1], {"f1": 1.0}),
+        ("f1", [[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]], [0, 1, 2], {"f1": (1 + 2 / 3 + 0) / 3}),
+    ],
+)
+def test_the_command_lines_metric_fits_the_task(metric, logits, labels, expected):
+    """Values are not rounded to classes, and F1 of many classes is their mean."""
+    compute = metric_of(RunArguments(label_column="label", metric=metric, calibration_file="rows.csv"))
+    figures = compute(EvalPrediction(np.array(logits), np.array(labels)))
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)

@@ -24,6 +24,14 @@ Batch = dict[str, Tensor]
 SIDES: tuple[Side, ...] = ("before", "after")
 
 
+def moved_to(model: PreTrainedModel, batch: Batch) -> Batch:
+    """A batch on the model's device, its pictures in the model's dtype: convolutions do not take another."""
+    moved: Batch = send_to_device(batch, model.device)
+    if "pixel_values" in moved and moved["pixel_values"].is_floating_point():
+        moved = {**moved, "pixel_values": moved["pixel_values"].to(model.dtype)}
+    return moved
+
+
 class _Pass:
     """What the hooks of one pass share: the padding mask of the batch that is running, and scratch memory."""
 
@@ -159,7 +167,7 @@ def _run_batches(model: PreTrainedModel, batches: Iterable[Batch], shared: _Pass
             stack.enter_context(frozen(model))
         for batch in tqdm(batches, desc="Calibrating", disable=not progress, leave=False):
             shared.start(batch)
-            run(model, send_to_device(batch, model.device))
+            run(model, moved_to(model, batch))
 
 
 def _as_rows(reader: Reader, sink: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
@@ -218,6 +226,12 @@ def check_targets(model: PreTrainedModel, batch: Batch) -> None:
         )
 
 
+def has_targets(model: PreTrainedModel, batch: Batch) -> bool:
+    """Whether a batch holds the targets that its model's loss needs."""
+    names = find_labels(type(model))
+    return predicts_next_token(model) or (bool(names) and all(name in batch for name in names))
+
+
 def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Sum over targets of the loss of one batch: its `labels` where given, else the next token (padding ignored).
 
@@ -227,7 +241,9 @@ def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
     check_targets(model, batch)
     given = [name for name in find_labels(type(model)) if name in batch]
     if given:
-        return model(**batch).loss * batch[given[0]].ne(-100).sum()
+        output, count = model(**batch), batch[given[0]].ne(-100).sum()
+        # The mean over no target is not a number: such a batch (a truncated prompt, say) adds nothing, also to gradients.
+        return output.loss * count if count else 0 * sum(value.sum() for name, value in output.items() if name.endswith("logits"))
     logits = model(**batch, use_cache=False).logits[:, :-1].float()
     targets = batch["input_ids"][:, 1:]
     if "attention_mask" in batch:
@@ -255,7 +271,7 @@ def sequence_losses(
         sequences = islice(single_sequences(batches), limit)
         for batch in tqdm(sequences, desc="Differentiating", disable=not progress, leave=False):
             with torch.enable_grad():
-                loss = loss_of(model, send_to_device(batch, model.device))
+                loss = loss_of(model, moved_to(model, batch))
             yield loss, num_positions(batch)
     finally:
         model.train(was_training)

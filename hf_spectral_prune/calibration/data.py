@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import pyarrow.compute
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -25,6 +26,12 @@ _PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "position_
 # Long text is tokenised in pieces of this size: a tokenizer keeps some hundred bytes a token while it works.
 _PIECE_CHARACTERS = 2**16
 _PIECES_AT_ONCE = 8
+# A draw of blocks from up to this much text is made of all its blocks; of more text, only passages drawn at random are tokenised.
+# The limit does not hang on how many blocks are wanted, so that a larger draw (to recover on) has blocks of the same bounds.
+_WHOLE_CHARACTERS = 2**24
+# A passage has about eight blocks, and eight times the blocks that are wanted are tokenised: about a passage for every block.
+_PASSAGE_CHARACTERS_PER_TOKEN = 32
+_SPARE_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,8 @@ def build_calibration(
             tokenizer's special tokens. The stream is tokenised in pieces of 65,536 characters, cut at line breaks if
             there are any: at a cut, and only there, a token may differ from tokenising all at once.
         shuffle: True takes `num_samples` rows at random by `seed`, without replacement and in the order of the text;
-            False takes the first ones, and then tokenises no more text than it needs.
+            False takes the first ones, and then tokenises no more text than it needs. Of text with more than 16 million
+            characters, packed blocks are drawn from passages drawn at random, and eight times what is needed is tokenised.
         max_position_embeddings: the model's limit; a longer `max_seq_length` is an error.
         name: what the protocol calls the source.
 
@@ -121,7 +129,7 @@ def build_calibration(
     elif processing_class is None:
         raise ValueError("`processing_class` is missing: raw text needs a tokenizer. Give one, or tokenised data.")
     else:
-        texts = _column(items, text_column) if isinstance(items, Dataset) else _checked(items)
+        texts = _Texts(items, text_column)
         if packing:
             rows = _blocks(texts, processing_class, joiner, choice)
         else:
@@ -130,7 +138,7 @@ def build_calibration(
     if not rows:
         raise ValueError("The calibration source has no tokens at all. Give text that is not empty.")
     if len(rows) < num_samples:
-        logger.warning(f"Calibrating on {len(rows)} sequences, not `num_samples`={num_samples}: {name} has no more.")
+        logger.warning(f"`{name}` gives {len(rows)} sequences, which is less than `num_samples` ({num_samples}): all are used.")
     batches = [collate_rows(rows[at : at + batch_size], processing_class) for at in range(0, len(rows), batch_size)]
     protocol = {
         "source": name,
@@ -167,7 +175,7 @@ def with_sizes(batches: Sequence[Batch], protocol: dict[str, Any]) -> Calibratio
     return CalibrationData(bare.batches, protocol | sizes)
 
 
-def _ready(items: list[Any], name: str, max_position_embeddings: int | None) -> CalibrationData:
+def _ready(items: Sequence[Any], name: str, max_position_embeddings: int | None) -> CalibrationData:
     batches = [_ready_batch(item) for item in items]
     widest = max((batch["input_ids"].shape[-1] for batch in batches if "input_ids" in batch), default=0)
     check_positions(widest, max_position_embeddings)
@@ -175,12 +183,13 @@ def _ready(items: list[Any], name: str, max_position_embeddings: int | None) -> 
     return with_sizes(batches, {"source": name, "max_seq_length": widest} | dict.fromkeys(unknown))
 
 
-def _as_list(source: Iterable[Any]) -> list[Any]:
+def _as_list(source: Iterable[Any]) -> Sequence[Any]:
     if isinstance(source, str):
         raise ValueError("`source` is one string. Give a list of texts, or read a file with `load_texts`.")
     if isinstance(source, Mapping):
         raise ValueError(f"`source` is a dict with {sorted(source)}. Give one split of the data set, or a list of batches.")
-    return list(source)
+    # Rows that are made when they are asked for stay so: most of them are not drawn.
+    return source if isinstance(source, Sequence) else list(source)
 
 
 def check_positions(length: int, max_position_embeddings: int | None) -> None:
@@ -207,18 +216,44 @@ def _ready_batch(item: Any) -> Batch:
     )
 
 
-def _column(dataset: Dataset, text_column: str | None) -> Iterator[str]:
-    column = text_column_of(dataset, text_column)
-    for rows in dataset.select_columns([column]).iter(batch_size=1000):
-        # Tables read from JSON and CSV have nulls where a field was empty.
-        yield from (text or "" for text in rows[column])
+class _Texts:
+    """The texts of a list or of a data set's column, in their order or by their places."""
 
+    def __init__(self, items: Any, text_column: str | None) -> None:
+        self.items = items
+        self.column: str | None = None
+        if isinstance(items, Dataset):
+            self.column = text_column_of(items, text_column)
+            self.items = items.select_columns([self.column])
 
-def _checked(items: list[Any]) -> Iterator[str]:
-    for index, item in enumerate(items):
-        if not isinstance(item, str):
-            raise ValueError(f"Item {index} of the calibration texts is a {type(item).__name__}. Give strings only.")
-        yield item
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[str]:
+        if self.column is None:
+            for index, item in enumerate(self.items):
+                if not isinstance(item, str):
+                    raise ValueError(f"Item {index} of the calibration texts is a {type(item).__name__}. Give strings only.")
+                yield item
+            return
+        for rows in self.items.iter(batch_size=1000):
+            # Tables read from JSON and CSV have nulls where a field was empty.
+            yield from (text or "" for text in rows[self.column])
+
+    def part(self, first: int, end: int) -> list[str]:
+        """The texts from place `first` to before `end`."""
+        if self.column is None:
+            return list(self.items[first:end])
+        return [text or "" for text in self.items[first:end][self.column]]
+
+    def lengths(self) -> Tensor:
+        """Characters of every text (N,)."""
+        if self.column is None:
+            return torch.tensor([len(text) for text in self])
+        # Arrow counts without making a Python string of every text.
+        tables = self.items.with_format("arrow").iter(batch_size=10_000)
+        counts = (pyarrow.compute.utf8_length(table[self.column]).fill_null(0) for table in tables)
+        return torch.cat([torch.tensor(count.to_numpy(), dtype=torch.int64) for count in counts])
 
 
 def _pieces(texts: Iterable[str], joiner: str) -> Iterator[str]:
@@ -253,9 +288,16 @@ def _tokenise_stream(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, j
     return torch.cat(parts)
 
 
-def _blocks(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, joiner: str, choice: _Choice) -> list[Batch]:
+def _blocks(texts: _Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, choice: _Choice) -> list[Batch]:
     length = choice.max_seq_length
-    stream = _tokenise_stream(texts, tokenizer, joiner, None if choice.shuffle else choice.num_samples * length)
+    needed = choice.num_samples * length
+    if not choice.shuffle:
+        stream = _tokenise_stream(texts, tokenizer, joiner, needed)
+    elif int((lengths := texts.lengths()).sum()) <= _WHOLE_CHARACTERS:
+        stream = _tokenise_stream(texts, tokenizer, joiner, None)
+    else:
+        passages = _drawn_passages(texts, lengths, joiner, _PASSAGE_CHARACTERS_PER_TOKEN * length, choice.seed)
+        stream = _tokenise_stream(passages, tokenizer, joiner, _SPARE_BLOCKS * needed)
     available = len(stream) // length
     if available == 0:
         raise ValueError(
@@ -265,11 +307,44 @@ def _blocks(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, joiner: st
     return [{"input_ids": stream[index * length : (index + 1) * length]} for index in choice.indices(available)]
 
 
-def _text_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, choice: _Choice) -> list[Batch]:
-    filled = [text for text in texts if text.strip()]
-    chosen = [filled[index] for index in choice.indices(len(filled))]
-    bar = tqdm(chosen, desc="Tokenising", unit=" texts", delay=1, leave=False)
-    encoded = (tokenizer(text, truncation=True, max_length=choice.max_seq_length) for text in bar)
+def _drawn_passages(texts: _Texts, lengths: Tensor, joiner: str, width: int, seed: int) -> Iterator[str]:
+    """All of the texts, in passages in an order that the seed draws. A larger draw begins like a smaller one."""
+    ends = lengths.cumsum(0)
+    number = -(-int(ends[-1]) // width)
+    for index in torch.randperm(number, generator=torch.Generator().manual_seed(seed)).tolist():
+        if passage := _passage(texts, ends, joiner, width, index):
+            yield passage
+
+
+def _passage(texts: _Texts, ends: Tensor, joiner: str, width: int, index: int) -> str:
+    """Passage `index` of about `width` characters; neighbouring texts stay together, as they may be parts of one."""
+    first, start = _passage_bound(texts, ends, width, index)
+    last, end = _passage_bound(texts, ends, width, index + 1)
+    parts = texts.part(first, last + 1 if end else last)
+    if end:
+        parts[-1] = parts[-1][:end]
+    if parts:
+        parts[0] = parts[0][start:]
+    return joiner.join(parts)
+
+
+def _passage_bound(texts: _Texts, ends: Tensor, width: int, index: int) -> tuple[int, int]:
+    """Where passage `index` begins: the place of a text, and a character in it, moved back to a line break or its start."""
+    at = index * width
+    if at >= int(ends[-1]):
+        return len(texts), 0
+    row = int(torch.searchsorted(ends, at, right=True))
+    [text] = texts.part(row, row + 1)
+    within = at - (int(ends[row]) - len(text))
+    start = text.rfind("\n", max(0, within - width), within) + 1
+    return row, start or (within if within > width else 0)
+
+
+def _text_rows(texts: _Texts, tokenizer: PreTrainedTokenizerBase, choice: _Choice) -> list[Batch]:
+    filled = [index for index, text in enumerate(texts) if text.strip()]
+    bar = tqdm(choice.indices(len(filled)), desc="Tokenising", unit=" texts", delay=1, leave=False)
+    chosen = (texts.part(filled[index], filled[index] + 1)[0] for index in bar)
+    encoded = (tokenizer(text, truncation=True, max_length=choice.max_seq_length) for text in chosen)
     return [tokenised_row(row, choice.max_seq_length) for row in encoded]
 
 
@@ -309,3 +384,11 @@ def collate_rows(rows: list[Batch], tokenizer: PreTrainedTokenizerBase | None = 
 def _pad(value: Tensor, width: int, padding: int, left: bool) -> Tensor:
     missing = width - len(value)
     return torch.nn.functional.pad(value, (missing, 0) if left else (0, missing), value=padding)
+
+
+def unpadded_row(row: Batch) -> Batch:
+    """A row of a batch without its padding, so that rows of differently padded batches can be compared."""
+    if "attention_mask" not in row:
+        return row
+    real = row["attention_mask"].bool()
+    return {key: value[real] if _is_per_token(value, len(real)) else value for key, value in row.items()}

@@ -42,7 +42,7 @@ def build_images(
             tensor, an array or a list of pictures; a map-style data set of pairs (image, label) or of rows with
             `pixel_values`; or ready batches (a `DataLoader`, a list of dicts of tensors), which are all used, unchanged.
             Floating-point tensors and arrays are taken as they are, in the shape of the model's inputs; pictures and uint8
-            arrays (H, W, C) go through the processor.
+            arrays (H, W, C) go through the processor. Pictures are converted to RGB, or to grey for a model of 1 channel.
         processing_class: the model's image processor.
         config: the model's; what it says of channels, sizes and labels is checked.
         num_samples: how many pictures; None takes all.
@@ -204,7 +204,8 @@ def _named(labels: list[Any], names: list[str] | None, config: PreTrainedConfig 
     if names is None:
         return labels
     if set(names) <= set(getattr(config, "label2id", None) or {}):
-        return [names[label] for label in labels]
+        # A hidden label (-1) has no name, and must not become the last one.
+        return [label if label is None or label < 0 else names[label] for label in labels]
     logger.warning(f"The labels are taken by number: the model does not know the data set's names (`{names[0]}`, ...).")
     return labels
 
@@ -247,6 +248,7 @@ def _pixels(images: list[Any], processing_class: Any, config: PreTrainedConfig |
             "The pictures are not yet the model's inputs, and there is no image processor to make them so. Pass "
             "`processing_class`, or floating-point tensors as the model takes them."
         )
+    images = [_converted(image, config) for image in images]
     for image in images:
         _check_channels(image, config)
     return processing_class(images=images, return_tensors="pt")["pixel_values"]
@@ -256,6 +258,15 @@ def _is_picture(value: Any) -> bool:
     """Whether it is a picture of PIL, asked without importing it, because work on text does without."""
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(value, pil.Image)
+
+
+def _converted(image: Any, config: PreTrainedConfig | None) -> Any:
+    """A picture of PIL with as many channels as the model reads: most folders have a grey, transparent or CMYK one somewhere."""
+    mode = {1: "L", 3: "RGB"}.get(getattr(config, "num_channels", None) or 0)
+    # Integers of more than 8 bits and fractions ("I", "I;16", "F") would be clipped: how to scale them is the user's to say.
+    if mode is None or not _is_picture(image) or image.mode == mode or image.mode.startswith(("I", "F")):
+        return image
+    return image.convert(mode)
 
 
 def _is_raw(image: Tensor | np.ndarray) -> bool:
@@ -276,6 +287,8 @@ def _check_channels(image: Any, config: PreTrainedConfig | None) -> None:
 
 
 def _label_id(label: Any, config: PreTrainedConfig | None) -> int:
+    if label is None:
+        raise ValueError("A picture has no label. Give every picture one, or leave those without out.")
     if isinstance(label, str):
         known: dict[str, int] = getattr(config, "label2id", None) or {}
         if label not in known:
@@ -290,8 +303,14 @@ def _check(batch: Batch, config: PreTrainedConfig | None) -> None:
     """Checks a batch against what the model's config says.
 
     Raises:
-        ValueError: wrong number of channels, wrong size, or a label that the model does not have.
+        ValueError: wrong number of channels, wrong size, hidden labels, or a label that the model does not have.
     """
+    labels = batch.get("labels")
+    if labels is not None and bool(((labels < 0) & (labels != -100)).any()):  # -100 says that a row has no target
+        raise ValueError(
+            f"A label is {int(labels.min())}: the labels of this split are hidden, as those of test splits often are. Name a "
+            "split with labels."
+        )
     if config is None:
         return
     pixels = batch["pixel_values"]
@@ -308,6 +327,6 @@ def _check(batch: Batch, config: PreTrainedConfig | None) -> None:
                 f"The pictures are {pixels.shape[2]} x {pixels.shape[3]}, and the model takes {wanted[0]} x {wanted[1]}. Resize "
                 "them, or give pictures and the model's image processor."
             )
-    labels, count = batch.get("labels"), getattr(config, "num_labels", None)
+    count = getattr(config, "num_labels", None)
     if labels is not None and count and config.model_type != "torch" and int(labels.max()) >= count:
         raise ValueError(f"A label is {int(labels.max())}, and the model has {count} classes (0 to {count - 1}).")

@@ -6,11 +6,31 @@ import csv
 import gzip
 import hashlib
 from pathlib import Path
+from typing import Any
 
+import pandas
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+# What pandas takes for a missing value in a column of any kind.
+_MISSING = [
+    "",
+    "#N/A",
+    "#N/A N/A",
+    "#NA",
+    "-1.#IND",
+    "-1.#QNAN",
+    "-NaN",
+    "-nan",
+    "1.#IND",
+    "1.#QNAN",
+    "<NA>",
+    "N/A",
+    "NA",
+    "NULL",
+]
+_MISSING += ["NaN", "None", "n/a", "nan", "null"]
 _ONE_SOURCE = "Give exactly one of `calibration_file` and `dataset_name`."
 
 
@@ -97,11 +117,23 @@ def _read_table(path: Path) -> Dataset:
         raise ValueError(f"The calibration file {path} is empty. Give a file with text.")
     try:
         # Quotation marks in tab-separated text are text.
-        options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+        options: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+        if _READERS[suffix] == "csv":
+            options |= {"na_values": _missing_values(path, options), "keep_default_na": False}
         return load_dataset(_READERS[suffix], data_files=str(path), split="train", **options)
     except (DatasetGenerationError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"{path} cannot be read as {suffix[1:]}: {reason}") from error
+
+
+def _missing_values(path: Path, options: dict[str, Any]) -> dict[str, list[str]]:
+    """By column, the words that stand for a missing value: none in text, where `NA` and `null` are words like others.
+
+    As `datasets` does, the first 10,000 rows tell which columns are text.
+    """
+    head = pandas.read_csv(path, nrows=10_000, **options)
+    kinds = {name: pandas.api.types.infer_dtype(head[name], skipna=True) for name in head.columns}
+    return {name: _MISSING for name, kind in kinds.items() if kind != "string"}
 
 
 def _read_dataset(name: str, config_name: str | None, split: str) -> Dataset:
@@ -116,7 +148,7 @@ def _read_dataset(name: str, config_name: str | None, split: str) -> Dataset:
     return saved[split]
 
 
-def text_column_of(dataset: Dataset, text_column: str | None) -> str:
+def text_column_of(dataset: Dataset, text_column: str | None, setting: str = "text_column") -> str:
     strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
     chosen = text_column or ("text" if "text" in strings else None)
     if chosen is None and len(strings) == 1:
@@ -124,7 +156,7 @@ def text_column_of(dataset: Dataset, text_column: str | None) -> str:
     if chosen is None:
         raise ValueError(f"Which column holds the text? The data set has {dataset.column_names}. Set `text_column`.")
     if chosen not in strings:
-        raise ValueError(f"`text_column` is {chosen!r}, but the data set has no such column of strings: {dataset.column_names}.")
+        raise ValueError(f"`{setting}` is {chosen!r}, but the data set has no such column of strings: {dataset.column_names}.")
     return chosen
 
 

@@ -17,15 +17,18 @@ def main(argv: Sequence[str]) -> None:
     """
     from ..evaluation import default_metrics, num_parameters, perplexity, task_metrics
     from ..flops import is_vision
-    from ..loading import metric_of
-    from ..loading_images import load_data, load_model, load_processing_class
+    from ..loading import metric_of, names_eval
+    from ..loading_images import load_data, load_held_out, load_model, load_processing_class
 
     (run,) = parse([RunArguments], "evaluate", main.__doc__ or "", argv)
     _check_source(run)
     metric = metric_of(run)
     model = load_model(run)
-    _read_only_held_out(run, labelled=metric is not None)
-    _, held_out = load_data(run, SpectralPruningArguments(), model, load_processing_class(run))
+    options, processing_class = SpectralPruningArguments(), load_processing_class(run)
+    if names_eval(run) or run.eval_image_dir is not None:
+        held_out = load_held_out(run, options, model, processing_class)
+    else:  # what `cria prune` holds out of its calibration source
+        _, held_out = load_data(run, options, model, processing_class)
     if held_out is None:
         raise ValueError(
             "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file` "
@@ -48,16 +51,6 @@ def _check_source(run: RunArguments) -> None:
             "There is nothing to evaluate on. Set `--eval_file`, `--dataset_name` or `--calibration python_docs` (pictures: "
             "`--eval_image_dir`)."
         )
-
-
-def _read_only_held_out(run: RunArguments, labelled: bool) -> None:
-    """Where the held-out data are named, next to nothing else is read: a source to calibrate on would have to be named too."""
-    if run.eval_file is not None or run.eval_image_dir is not None:
-        run.num_calibration_samples = 1
-    if run.eval_file is not None:
-        run.calibration, run.calibration_file = ("dataset", run.eval_file) if labelled else ("python_docs", None)
-    if run.eval_image_dir is not None and run.dataset_name is None:
-        run.image_dir = run.eval_image_dir
 
 
 def _macs(model: Any, held_out: Any) -> dict[str, int]:

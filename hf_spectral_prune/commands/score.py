@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
         {
             "criterion": args.criterion,
             "criterion_args": args.criterion_args,
-            "calibration": calibration.protocol,
+            "calibration": None if calibration is None else calibration.protocol,
             "scores": scores,
         }
     )

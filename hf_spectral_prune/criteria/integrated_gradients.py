@@ -8,7 +8,6 @@ from functools import partial
 from itertools import islice
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -16,7 +15,16 @@ from transformers.utils import logging
 
 from ..architectures import UnitGroup
 from ..calibration import GroupMoments
-from ..calibration.collect import Batch, check_gradients, check_targets, frozen, loss_of, num_positions, single_sequences
+from ..calibration.collect import (
+    Batch,
+    check_gradients,
+    check_targets,
+    frozen,
+    loss_of,
+    moved_to,
+    num_positions,
+    single_sequences,
+)
 from ..suffix import walk
 from .base import Criterion, GroupData, Statistics, register
 from .interpolation import Integral, integrate, path_slopes, without_group
@@ -74,6 +82,11 @@ class IntegratedGradients(Criterion):
     ) -> Statistics:
         """`attribution` (n_units,) of every group, of the mean loss of a position, one sequence at a time."""
         check_gradients(model)
+        if any(group.kind == "channels" for group in groups):
+            raise ValueError(
+                "`integrated_gradients` follows the gate of a transformer's FFN neurons and heads, and these units are channels. "
+                "Choose another criterion, e.g. `spectral` or `taylor`."
+            )
         sums = {group.key: torch.zeros(group.size, dtype=torch.float64, device=model.device) for group in groups}
         # A row a group: the error of completeness, and the change that it is a share of. Then the number of positions.
         gaps = torch.zeros(len(groups), 2, dtype=torch.float64, device=model.device)
@@ -84,7 +97,7 @@ class IntegratedGradients(Criterion):
             with frozen(model):
                 sequences = list(islice(single_sequences(batches), self.num_sequences))
                 for batch in tqdm(sequences, desc="Integrating gradients", disable=not progress, leave=False):
-                    moved = send_to_device(batch, model.device)
+                    moved = moved_to(model, batch)
                     for row, (group, integral, change) in enumerate(self._integrals(model, groups, moved)):
                         sums[group.key] += integral.values.to(model.device)
                         gaps[row] += torch.tensor([integral.error, abs(change)], dtype=torch.float64, device=model.device)

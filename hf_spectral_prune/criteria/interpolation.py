@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,11 @@ def integrate(
     while True:
         attributions = widths @ slopes
         error = abs(float(attributions.sum()) - (ends[1] - ends[0]))
+        if not math.isfinite(error):
+            raise ValueError(
+                "A loss or gradient along the way from zero to the signal is not finite. Load the model in a wider `dtype`, or "
+                "leave out calibration rows without a target."
+            )
         room = (max_steps - len(alphas)) // 2
         if error <= tolerance or room < 1:
             return Integral(attributions, len(alphas), error)

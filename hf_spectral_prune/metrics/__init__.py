@@ -39,6 +39,15 @@ def load_metric(name_or_path: str, config_name: str | None = None, **options: An
         ) from None
 
 
+def regression_figures(predictions: Any, references: Any) -> dict[str, float]:
+    """Mean squared error, and Pearson's correlation where both vary, of a regression: (N,) each."""
+    predictions, references = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
+    figures = {"mse": float(np.square(predictions - references).mean())}
+    if predictions.std() > 0 and references.std() > 0:
+        figures["pearsonr"] = float(np.corrcoef(predictions, references)[0, 1])
+    return figures
+
+
 def token_losses(logits: Any, labels: Any) -> tuple[list[float], list[int]]:
     """What the shipped `perplexity` computes from, for a causal language model's predictions.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
-from ..calibration.collect import Batch, num_rows
+from ..calibration.collect import Batch, moved_to, num_rows
 
 
 def has_batch_norms(model: nn.Module) -> bool:
@@ -38,7 +37,7 @@ def recalibrate_norms(model: PreTrainedModel, batches: Iterable[Batch]) -> None:
             norm.momentum = None  # a plain mean over the batches
             norm.train()
         for batch in usable:
-            model(**send_to_device({name: value for name, value in batch.items() if name != "labels"}, model.device))
+            model(**moved_to(model, {name: value for name, value in batch.items() if name != "labels"}))
     finally:
         for norm, momentum in held:
             norm.momentum = momentum

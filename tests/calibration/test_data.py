@@ -25,6 +25,7 @@ from hf_spectral_prune.calibration import (
     self_generated,
 )
 from hf_spectral_prune.calibration import data as data_module
+from hf_spectral_prune.calibration.sources import load_table
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz \n"
 
@@ -103,6 +104,18 @@ def test_table_files_give_their_only_string_column(tmp_path: Path, name: str) ->
     write_table(tmp_path / name, ["first", "second\nline"])
     loaded = table(calibration_file=tmp_path / name)
     assert loaded.column_names == ["body"] and loaded["body"][:] == ["first", "second\nline"]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("t.csv", ","), ("t.tsv", "\t"), ("t.csv.gz", ",")])
+def test_words_for_missing_values_stay_text_and_are_gaps_among_numbers(tmp_path: Path, name: str, separator: str) -> None:
+    texts, numbers = ["NA", "null", "", "None", "plain"], ["NA", "1.5", "", "nan", "2"]
+    lines = [separator.join(fields) for fields in [("text", "number"), *zip(texts, numbers, strict=True)]]
+    content = "\n".join([*lines, ""]).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    loaded = load_table(tmp_path / name)
+    assert loaded["text"][:] == texts
+    assert loaded["number"][:] == [None, 1.5, None, None, 2.0]
+    assert table(calibration_file=tmp_path / name).column_names == ["text"]
 
 
 def test_text_column_is_preferred_and_can_be_chosen(tmp_path: Path) -> None:
@@ -272,12 +285,77 @@ def test_without_shuffling_no_more_text_is_tokenised_than_needed(monkeypatch: py
     assert sum(map(len, seen)) < 200
 
 
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.text(LETTERS, max_size=40), min_size=1, max_size=8), width=st.integers(1, 50))
+def test_passages_are_the_whole_text_and_no_longer_than_twice_their_width(texts: list[str], width: int) -> None:
+    for source in (texts, Dataset.from_dict({"text": texts})):
+        held = data_module._Texts(source, None)
+        lengths = held.lengths()
+        assert lengths.tolist() == [len(text) for text in texts]
+        ends = lengths.cumsum(0)
+        number = -(-int(ends[-1]) // width)
+        passages = [data_module._passage(held, ends, "", width, index) for index in range(number)]
+        assert "".join(passages) == "".join(texts)
+        assert all(len(passage) <= 2 * width for passage in passages)
+        drawn = list(data_module._drawn_passages(held, lengths, "", width, seed=3))
+        assert sorted(drawn) == sorted(passage for passage in passages if passage)
+
+
+def long_source(kind: str) -> tuple[Any, str]:
+    """A text of 100,000 characters (one, many, or a data set) and how its texts are joined."""
+    generator = torch.Generator().manual_seed(0)
+    letters = "".join(LETTERS[index] for index in torch.randint(26, (100_000,), generator=generator).tolist())
+    if kind == "one text":
+        return [letters], ""
+    rows = [letters[at : at + 7] for at in range(0, len(letters), 7)]
+    return (rows, "") if kind == "many texts" else (Dataset.from_dict({"text": rows}), "")
+
+
+@pytest.mark.parametrize("kind", ["one text", "many texts", "data set"])
+def test_of_long_text_only_a_multiple_of_what_is_drawn_is_tokenised(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Counting(PreTrainedTokenizerFast):
+        def __call__(self, text, **kwargs):
+            seen.extend(text)
+            return super().__call__(text, **kwargs)
+
+    monkeypatch.setattr(data_module, "_PIECE_CHARACTERS", 500)
+    monkeypatch.setattr(data_module, "_WHOLE_CHARACTERS", 50_000)
+    source, joiner = long_source(kind)
+    tokenizer = Counting(tokenizer_object=TOKENIZER.backend_tokenizer, pad_token="<pad>")
+    options: dict[str, Any] = {"num_samples": 40, "max_seq_length": 10, "joiner": joiner}
+    first = build_calibration(source, tokenizer, seed=1, **options)
+    assert 8 * 400 <= sum(map(len, seen)) < 8 * 400 + 9 * 500
+    again, other = (build_calibration(source, tokenizer, seed=seed, **options) for seed in (1, 2))
+    assert rows_of(first) == rows_of(again) != rows_of(other) and first.num_sequences == 40
+    # The blocks are the source's, apart from the few over a seam, and come from all of it.
+    stream = "".join(long_source("one text")[0])
+    places = [stream.find("".join(LETTERS[number - 4] for number in row)) for row in rows_of(first)]
+    found = [place for place in places if place >= 0]
+    assert len(found) >= 34 and len(set(found)) == len(found)
+    assert min(found) < 25_000 and max(found) > 75_000
+    # A larger draw has blocks of the same bounds, so that what is held out can be told in it.
+    every = {tuple(row) for row in rows_of(build_calibration(source, tokenizer, seed=1, **(options | {"num_samples": 11_000})))}
+    assert all(tuple(row) in every for row in rows_of(first))
+
+
+def test_unpadded_rows_are_what_they_were_before_padding() -> None:
+    for side in ("left", "right"):
+        tokenizer = make_tokenizer(padding_side=side, pad_token="<pad>")
+        data = build_calibration(["ab", "cdef", "g"], tokenizer, packing=False, num_samples=3, batch_size=3)
+        [batch] = data
+        rows = [data_module.unpadded_row({name: value[index] for name, value in batch.items()}) for index in range(3)]
+        assert [row["input_ids"].tolist() for row in rows] == [ids_of("ab"), ids_of("cdef"), ids_of("g")]
+        assert all(row["attention_mask"].all() for row in rows)
+
+
 def test_fewer_blocks_than_asked_are_all_used_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(data_module.logger, "warning", warnings.append)
     data = build_calibration(["abcdefghij"], TOKENIZER, num_samples=8, max_seq_length=3, name="my text")
     assert rows_of(data) == [ids_of("abc"), ids_of("def"), ids_of("ghi")]
-    assert warnings == ["Calibrating on 3 sequences, not `num_samples`=8: my text has no more."]
+    assert warnings == ["`my text` gives 3 sequences, which is less than `num_samples` (8): all are used."]
     build_calibration(["abcdefghij"], TOKENIZER, num_samples=3, max_seq_length=3)
     assert len(warnings) == 1
 

@@ -80,14 +80,39 @@ def test_the_draw_follows_the_seed():
     assert first.tolist() == list(range(10))
 
 
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "YCbCr"])
+def test_pictures_of_any_mode_are_read_in_the_models_channels(mode):
+    first, second = random_pictures(2)
+    odd = second.convert(mode)
+    data = build_images([first, odd], processor_of("vit"), VIT)
+    assert torch.equal(joined(data), processed([first, odd.convert("RGB")]))
+    grey = tiny_vision("vit", num_channels=1).config
+    # The processor's mean and deviation are of three channels.
+    processor = type(processor_of("vit"))(size={"height": 16, "width": 16}, image_mean=[0.5], image_std=[0.5])
+    data = build_images([first, odd], processor, grey)
+    assert joined(data).shape == (2, 1, 16, 16)
+
+
+def named_pictures(labels: list[int | None]) -> datasets.Dataset:
+    """Pictures whose labels have names that the model knows; a hidden label is -1."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    return datasets.Dataset.from_dict({"image": random_pictures(len(labels)), "label": labels}, features=features)
+
+
+def test_hidden_labels_of_a_plain_network_are_refused_and_ignored_targets_are_not():
+    with pytest.raises(ValueError, match="hidden"):
+        build_images((torch.randn(2, 5), [0, -1]))
+    assert build_images((torch.randn(2, 5), [0, -100])).batches[0]["labels"].tolist() == [0, -100]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         (lambda: torch.randn(4, 3, 20, 20), "20 x 20, and the model takes 16 x 16"),
         (lambda: torch.randn(4, 1, 16, 16), r"\(1, 16, 16\), and the model takes \(3, height, width\)"),
         (lambda: torch.randn(4, 16), "the model takes"),
-        (lambda: [picture.convert("L") for picture in random_pictures(2)], r'1 channel \(mode L\).*convert\("RGB"\)'),
-        (lambda: [picture.convert("RGBA") for picture in random_pictures(2)], r"4 channels \(mode RGBA\)"),
+        (lambda: [picture.convert("F") for picture in random_pictures(2)], r'1 channel \(mode F\).*convert\("RGB"\)'),
+        (lambda: [np.zeros((20, 20, 4), np.uint8)], r"4 channels \(shape \(20, 20, 4\)\)"),
         (lambda: [np.zeros((20, 20), np.uint8)], "1 channel"),
         (lambda: ["a.png"], "A picture is a str"),
         (lambda: [], "empty"),
@@ -95,6 +120,9 @@ def test_the_draw_follows_the_seed():
         (lambda: 7, "A int is no source of pictures"),
         (lambda: (torch.randn(4, 3, 16, 16), [0, 1]), "4 pictures and 2 labels"),
         (lambda: (torch.randn(4, 3, 16, 16), [0, 1, 2, 4]), r"A label is 4, and the model has 4 classes \(0 to 3\)"),
+        (lambda: (torch.randn(4, 3, 16, 16), [0, 1, 2, -1]), r"A label is -1: .* hidden.*Name a split with labels"),
+        (lambda: named_pictures([0, -1, 2]), r"A label is -1: .* hidden.*Name a split with labels"),
+        (lambda: named_pictures([0, None, 2]), "A picture has no label"),
         (lambda: (torch.randn(1, 3, 16, 16), ["bird"]), "`bird` is none of the model's"),
         (lambda: [torch.randn(3, 16, 16), torch.randn(3, 8, 8)], "different shapes"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pictures import picture_batch, picture_folder, processor_of, random_pictures, tiny_vision
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
@@ -116,6 +117,28 @@ def test_a_folder_without_image_processor_is_told(folder, capsys):
     (folder / "model" / "preprocessor_config.json").unlink()
     assert main(["prune", *flags(folder)]) == 2
     assert "no image processor that loads" in capsys.readouterr().err
+
+
+def test_weights_alone_need_no_pictures_unless_batch_norms_or_flops_do(folder, capsys):
+    tiny_vision("vit").save_pretrained(folder / "vit")
+    processor_of("vit").save_pretrained(folder / "vit")
+    words = {"image_dir": None, "criterion": "magnitude", "units": "ffn", "min_ffn_units": 4, "target_scope": "prunable"}
+    words["model_name_or_path"] = folder / "vit"
+    assert main(["prune", *flags(folder, **words, eval_image_dir=folder / "pictures")]) == 0
+    report = json.loads((folder / "out" / "pruning_report.json").read_text())
+    assert report["calibration"] is None and report["evaluation"]["num_sequences"] == 32
+    for more in ({"target_scope": "flops"}, {"model_name_or_path": folder / "model", "units": "channels"}):
+        assert main(["prune", *flags(folder, output_dir=folder / "other", **(words | more))]) == 2
+        assert "no pictures to calibrate on" in capsys.readouterr().err
+
+
+def test_one_grey_and_one_transparent_picture_stop_no_run(folder):
+    first, second = sorted((folder / "pictures").rglob("*.png"))[:2]
+    for path, mode in ((first, "L"), (second, "RGBA")):
+        with Image.open(path) as picture:
+            converted = picture.convert(mode)
+        converted.save(path)
+    assert main(["prune", *flags(folder, num_calibration_samples=32)]) == 0
 
 
 @pytest.mark.parametrize("recovery", ["full", "distill"])

@@ -190,3 +190,8 @@ def test_pictures_of_the_wrong_size_are_refused_by_the_pruner():
 def test_example_follows_the_config():
     assert example_input(tiny_vision("vit")).shape == (1, 3, 16, 16)
     assert example_input(tiny_vision("resnet-basic", num_channels=1)).shape == (1, 1, 64, 64)
+
+
+def test_integrated_gradients_is_not_for_channels():
+    with pytest.raises(ValueError, match="these units are channels"):
+        prune(tiny_vision("resnet-basic"), criterion="integrated_gradients")
