@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from argparse import ArgumentTypeError
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_type_hints
+from enum import Enum
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from transformers.hf_argparser import string_to_bool
 
 
 def _masked(values: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +55,82 @@ def _read_json(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
     return dict(value or {})  # type: ignore[arg-type]
 
 
+# ---- values from YAML and JSON, by the type hints of the dataclass that they are for
+
+_TYPES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a table of `name: value`",
+    NoneType: "null",
+}
+_LISTS = {str: "a list, like `[a, b]`", int: "a list, like `[1, 2]`", float: "a list, like `[0.1, 0.2]`"}
+
+
+def fitted(name: str, value: Any, hint: Any) -> Any:
+    """A value as the type hint of its option wants it: `"1e-4"` is taken for a number, and 8.0 for 8.
+
+    Args:
+        name: what the error calls it.
+        hint: as `get_type_hints` gives it. Types that YAML and JSON do not have are not checked.
+
+    Raises:
+        ValueError: it is of another type; says what is wanted.
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    # Text first: what may be text is not taken for a number.
+    for kind in sorted(kinds, key=lambda kind: kind is not str):
+        with suppress(TypeError, ValueError, OverflowError, ArgumentTypeError):
+            return _fitted(value, kind)
+    given = f"a {type(value).__name__}" if name.endswith("_token") else repr(value)
+    raise ValueError(f"`{name}` is {given}; it must be {' or '.join(map(_type_words, kinds))}.")
+
+
+def _fitted(value: Any, kind: Any) -> Any:
+    choices, origin = _choices(kind), get_origin(kind) or kind
+    if choices and value is False and "no" in choices:
+        return "no"  # as YAML reads a bare `no`
+    if origin is float and isinstance(value, str):
+        return float(value)
+    if origin is int:
+        number = value if isinstance(value, Integral) else float(value)
+        if not isinstance(value, bool) and number == int(number):
+            return int(number)
+    elif origin is bool and isinstance(value, str):
+        return string_to_bool(value)
+    elif origin is bool and value in (0, 1):
+        return bool(value)
+    elif origin is list and isinstance(value, (list, tuple)):
+        return [_fitted(entry, inner) for entry in value for inner in get_args(kind)]
+    elif _is_of(value, origin, choices):
+        return value
+    raise TypeError
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(entry.value for entry in kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
+
+
+def _is_of(value: Any, kind: Any, choices: tuple[Any, ...]) -> bool:
+    if choices:
+        return value in choices
+    if kind is float:
+        return isinstance(value, Real) and not isinstance(value, bool)
+    accepted: dict[Any, Any] = {str: (str, os.PathLike), dict: Mapping, NoneType: NoneType, list: (), bool: ()}
+    return isinstance(value, accepted.get(kind, object))
+
+
+def _type_words(kind: Any) -> str:
+    if choices := _choices(kind):
+        return f"one of {', '.join(f'`{choice}`' for choice in choices)}"
+    if get_origin(kind) is list:
+        return _LISTS.get(get_args(kind)[0], "a list")
+    return _TYPES.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
+
+
 @dataclass
 class SpectralPruningArguments:
     """Options of a pruning run. `cria prune --help` prints each with its default.
@@ -74,8 +160,8 @@ class SpectralPruningArguments:
     )
     criterion: str = _field(
         "spectral",
-        "Importance criterion: spectral, energy, activation, fluctuation, magnitude, taylor, fisher, obs, ndi, "
-        "integrated_gradients or random.",
+        "Importance criterion: spectral, energy, activation, activation_weights, fluctuation, magnitude, taylor, fisher, obs, "
+        "ndi, integrated_gradients or random; or one that an installed package offers.",
     )
     criterion_args: dict[str, Any] | str | None = _field(
         None, "Options of the criterion as JSON, e.g. '{\"num_neighbors\": 30}'."
@@ -83,10 +169,14 @@ class SpectralPruningArguments:
     allocation: Literal["auto", "proportional", "scores", "loss_curves"] = _field(
         "auto",
         "How much goes from which group: equal shares; by ranking scores over all groups (scores must compare across layers, as "
-        "loss-aware ones do); or by the measured loss of cutting each group alone. `auto`: equal shares for `uniform`, "
-        "measured loss for `per_layer`.",
+        "loss-aware ones do); or by measured loss (`per_layer`: of cutting each group alone, `uniform`: of cutting a kind in all "
+        "layers). `auto`: measured loss; for `uniform` equal shares where the calibration data give no loss.",
     )
-    num_allocation_samples: int = _field(4, "Calibration sequences on which loss curves are measured.")
+    num_allocation_samples: int | None = _field(
+        None,
+        "Calibration sequences on which loss curves are measured, by default as many as give 2,000 targets (4 of 512 tokens; 256 "
+        "where a sequence has one label).",
+    )
     num_rounds: int = _field(1, "Rounds of score, choose and cut; each removes an equal share.")
     recalibrate_every: int = _field(
         1, "Rounds between new calibration passes; rounds in between re-score from the remaining moments without a forward pass."
@@ -149,7 +239,7 @@ class SpectralPruningArguments:
     metric_for_best_model: str | None = _field(None, "Metric that callbacks such as early stopping watch.")
     greater_is_better: bool | None = _field(None, "Whether that metric should rise.")
     load_best_model_at_end: bool = _field(False, "Unused by pruning itself; read by callbacks that check it.")
-    report_to: list[str] = _field(["none"], "Loggers, as in TrainingArguments: tensorboard, wandb, trackio, ... or none.")
+    report_to: list[str] | str = _field(["none"], "Loggers, as in TrainingArguments: tensorboard, wandb, trackio, ... or none.")
     run_name: str | None = _field(None, "Name of the run for the loggers.")
     disable_tqdm: bool = _field(False, "No progress bars.")
 
@@ -167,12 +257,16 @@ class SpectralPruningArguments:
             "logging_steps",
         ):
             self._check_range(name, 1)
-        for name in ("eval_steps", "save_steps", "num_allocation_samples"):
+        for name in ("eval_steps", "save_steps"):
             self._check_range(name, 1)
+        if self.num_allocation_samples is not None:
+            self._check_range("num_allocation_samples", 1)
         for name in ("ridge", "stop_drop"):
             self._check_range(name, 0)
         for name in ("target_scope", "layout", "allocation", "compensation", "stock_class", "recovery"):
             self._check_choice(name)
+        for name in ("logging_strategy", "eval_strategy", "save_strategy"):
+            self._check_choice(name, " A step is a round, so `steps` takes the place of `epoch`.")
         if not self.units or len(set(self.units)) != len(self.units):
             raise ValueError(f"`units` is {self.units}; give each kind once, e.g. `ffn heads`.")
         if self.stock_class == "mistral" and self.layout == "per_layer":
@@ -181,8 +275,8 @@ class SpectralPruningArguments:
             raise ValueError(
                 '`allocation="proportional"` gives all layers one width. Use `layout="uniform"` or another allocation.'
             )
-        if self.allocation == "auto":
-            self.allocation = "proportional" if self.layout == "uniform" else "loss_curves"
+        if self.allocation == "auto" and self.layout == "per_layer":
+            self.allocation = "loss_curves"
         if self.push_to_hub and not (self.hub_model_id and self.output_dir):
             name = "output_dir" if self.hub_model_id else "hub_model_id"
             raise ValueError(f"`push_to_hub` is set, but `{name}` is not. Set it too.")
@@ -202,10 +296,11 @@ class SpectralPruningArguments:
             words = f"between {low} and {high}, both excluded" if open_ends else f"at least {low}"
             raise ValueError(f"`{name}` is {value}; it must be {words}.")
 
-    def _check_choice(self, name: str) -> None:
-        allowed = get_type_hints(type(self))[name].__args__
-        if getattr(self, name) not in allowed:
-            raise ValueError(f"`{name}` is `{getattr(self, name)}`; choose from {', '.join(f'`{value}`' for value in allowed)}.")
+    def _check_choice(self, name: str, hint: str = "") -> None:
+        allowed, given = get_type_hints(type(self))[name].__args__, getattr(self, name)
+        if given not in allowed:  # an enum of transformers is equal to its text
+            words = ", ".join(f"`{value}`" for value in allowed)
+            raise ValueError(f"`{name}` is `{getattr(given, 'value', given)}`; choose from {words}.{hint}")
 
     def to_dict(self) -> dict[str, Any]:
         """All options as plain values, tokens masked as in `TrainingArguments`."""
@@ -222,6 +317,11 @@ class SpectralPruningArguments:
         }
 
 
+def _is_inner_folder(name: str) -> bool:
+    """Whether it is a folder here, and not written like a path already."""
+    return not name.startswith((".", "~")) and not Path(name).is_absolute() and Path(name).is_dir()
+
+
 @dataclass
 class ModelArguments:
     """Which model to load, and how."""
@@ -231,7 +331,11 @@ class ModelArguments:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _field(
         "auto", "Type to load the weights in; `auto` takes the checkpoint's (float32 for GGUF)."
     )
-    device: str = _field("auto", "Device: cpu, cuda, cuda:1, mps, or `auto` for the accelerator if there is one.")
+    device: str = _field(
+        "auto",
+        "Device: cpu, cuda, cuda:1, xpu, or `auto` for the accelerator if there is one. Apple's MPS has no float64, which scores "
+        "are computed in, so `auto` takes the CPU there.",
+    )
     trust_remote_code: bool = _field(False, "Run the modelling code that comes with the model.")
 
 
@@ -295,6 +399,9 @@ class RunArguments(ModelArguments):
     resume_from_checkpoint: str | None = _field(None, "`latest`, or a checkpoint folder of an interrupted run.")
 
     def __post_init__(self) -> None:
+        if self.dataset_name is not None and _is_inner_folder(self.dataset_name):
+            # The reports name the data so, and a folder `a/b` would read like a data set of the Hub.
+            self.dataset_name = f"./{self.dataset_name}"
         for name in ("num_calibration_samples", "num_recovery_samples", "calibration_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")

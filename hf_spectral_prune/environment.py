@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 _LIBRARIES = ("hf_spectral_prune", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy", "scipy")
 
@@ -25,14 +30,20 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+def accelerator() -> torch.device | None:
+    """The accelerator that pruning can use; None without one, and for Apple's MPS, which has no float64."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return None if found is None or found.type == "mps" else found
+
+
 def machine() -> dict[str, str | int]:
     """The machine in words: processor count, threads used by torch, and the accelerator if there is one."""
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    device_name = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count() or 1,
         "torch_threads": torch.get_num_threads(),
-        "accelerator": accelerator,
+        "accelerator": device_name,
     }
 
 
@@ -43,9 +54,11 @@ def peak_memory() -> dict[str, int]:
 
 def _peak_resident() -> int:
     status = Path("/proc/self/status")
-    if status.is_file():
-        # Not `getrusage`: on Linux its figure is handed down from the process that started this one.
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) * 1024
+    # Not `getrusage` at once: on Linux its figure is handed down from the process that started this one.
+    for line in status.read_text(encoding="utf-8").splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM"):  # not in every container
+            return int(line.split()[1]) * 1024
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -8,22 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
-import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from .architectures import family_of
-from .arguments import SpectralPruningArguments
+from .arguments import SpectralPruningArguments, fitted
 from .distillation import DistillationTrainer, check_teacher, load_teacher
 from .distributed import is_sharded, of_first_process
+from .environment import accelerator
 from .naming import did_you_mean
 from .training_rows import default_collator, hold_out, training_rows
 
 logger = logging.get_logger(__name__)
+
+# Where the Trainer takes more than the type hints of `TrainingArguments` say.
+_WIDER_HINTS: dict[str, Any] = {"resume_from_checkpoint": str | bool | None, "fsdp": Any, "accelerator_config": Any}
 
 
 @dataclass
@@ -101,16 +104,12 @@ def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArgument
     """The recovery's options, and the keywords of its `TrainingArguments`, as the arguments of a pruning run give them.
 
     Raises:
-        ValueError: an unknown name (with the nearest), or a value that cannot work.
+        ValueError: an unknown name (with the nearest), or a value of another type or that cannot work.
     """
-    for field_name, kind in (("recovery_args", RecoveryArguments), ("training_args", TrainingArguments)):
-        known = [entry.name for entry in dataclasses.fields(kind) if entry.name != "method"]
-        for name in getattr(args, field_name):
-            if name not in known:
-                hint = did_you_mean(name, known)
-                raise ValueError(f"`{field_name}` has `{name}`, which `{kind.__name__}` does not take.{hint}")
+    options = _fitted_options("recovery_args", args.recovery_args, RecoveryArguments)
+    training = _fitted_options("training_args", args.training_args, TrainingArguments)
     method: Any = args.recovery if args.recovery != "none" else "full"
-    recovery = RecoveryArguments(method=method, **args.recovery_args)  # type: ignore[arg-type]
+    recovery = RecoveryArguments(method=method, **options)
     defaults = {
         "output_dir": f"{args.output_dir or 'cria'}-recovery",
         "save_strategy": "no",
@@ -120,9 +119,22 @@ def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArgument
         "run_name": args.run_name,
         "seed": args.seed,
         "disable_tqdm": args.disable_tqdm,
-        "use_cpu": not torch.accelerator.is_available(),  # without this, TrainingArguments refuses bf16 there
+        "use_cpu": accelerator() is None,  # without this, TrainingArguments refuses bf16 there
     }
-    return recovery, defaults | args.training_args  # type: ignore[operator]
+    return recovery, defaults | training
+
+
+def _fitted_options(field_name: str, options: Any, kind: Any) -> dict[str, Any]:
+    known = [entry.name for entry in dataclasses.fields(kind) if entry.name != "method"]
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(f"`{field_name}` has `{name}`, which `{kind.__name__}` does not take.{hint}")
+    hints = get_type_hints(kind) | _WIDER_HINTS
+    try:
+        return {name: fitted(name, value, hints[name]) for name, value in options.items()}
+    except ValueError as error:
+        raise ValueError(f"`{field_name}`: {error}") from None
 
 
 def recover(

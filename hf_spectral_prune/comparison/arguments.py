@@ -88,7 +88,7 @@ class ComparisonArguments:
     units: list[str] = _as_in_prune("units")
     layout: Literal["uniform", "per_layer"] = _as_in_prune("layout")
     allocation: Literal["auto", "proportional", "scores", "loss_curves"] = _as_in_prune("allocation")
-    num_allocation_samples: int = _as_in_prune("num_allocation_samples")
+    num_allocation_samples: int | None = _as_in_prune("num_allocation_samples")
     ridge: float = _as_in_prune("ridge")
     round_to: int = _as_in_prune("round_to")
     min_ffn_units: int = _as_in_prune("min_ffn_units")
@@ -126,6 +126,8 @@ class ComparisonArguments:
         known = {entry.name for entry in dataclasses.fields(SpectralPruningArguments)} - {"output_dir", "overwrite_output_dir"}
         # Lists and dicts are copied: each run checks and completes its own.
         shared = {name: copy.copy(value) for name, value in vars(self).items() if name in known}
+        if self.allocation == "auto" and self.layout == "uniform":
+            shared["allocation"] = "proportional"  # one shape for all criteria, so that only their choice of units differs
         return SpectralPruningArguments(**shared | {"seed": self.seeds[0]} | fields)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def read_cell(folder: str | Path, key: str) -> Record | None:
 
 def write_cell(folder: str | Path, key: str, record: Record) -> Record:
     """Writes a cell's record, with the time, whole or not at all; returns it as it will be read."""
-    record = plain(record | {"finished_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds")})
+    record = plain(record | {"finished_at": datetime.now(UTC).isoformat(timespec="milliseconds")})
     write_text(Path(folder) / _CELLS / f"{key}.json", json.dumps(record, indent=1) + "\n")
     return record
 

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
     return plain(
         {
             "format_version": FORMAT_VERSION,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "metric": comparison.metric,
             "protocol": comparison.protocol,
             "arguments": comparison.arguments,

@@ -180,9 +180,10 @@ def _metadata(saved: SavedFolder, name: str, facts: dict[str, Any]) -> dict[str,
 
 
 def _hub_dataset(protocol: dict[str, Any] | None) -> str | None:
-    """The id of a data set on the Hub that a protocol names, `OWNER/NAME:SPLIT`; local files and folders have no owner."""
-    found = re.fullmatch(r"([\w.-]+/[\w.-]+):[\w.\[\]:%+-]+", (protocol or {}).get("source") or "")
-    return found[1] if found else None
+    """The id of a data set on the Hub that a protocol names, `OWNER/NAME:SPLIT`. Files have no owner, and of folders the
+    commands write `./a/b`; a folder that was named otherwise is told by lying here."""
+    found = re.fullmatch(r"(\w[\w.-]*/[\w.-]+):[\w.\[\]:%+-]+", (protocol or {}).get("source") or "")
+    return found[1] if found and not Path(found[1]).is_dir() else None
 
 
 def _results(saved: SavedFolder) -> list[EvalResult]:
@@ -261,7 +262,7 @@ def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
         "width_rows": width_rows,
         "plots": _plots(saved.path),
         "method": words.method_lines(saved),
-        "calibration": words.protocol_words(saved, "calibration") or "none; the criterion reads weights only",
+        "calibration": words.calibration_words(saved),
         "cost": words.cost_words(saved),
         "metric_rows": words.metric_rows(saved),
         "evaluation": words.protocol_words(saved, "evaluation") or "the evaluation data of the run",

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from ..criteria import CRITERIA
-from ..selfcheck import AUTO_CLASSES
+from ..modeling import AUTO_CLASSES
 from .folder import REPORT, SavedFolder
 
 Row = tuple[str, ...]
@@ -30,14 +30,23 @@ _PIPELINES = {
 }
 _REPAIRS = {
     "none": "No repair: the remaining weights are those of the base model.",
+    "recovered": "No repair: until the recovery, the remaining weights were those of the base model.",
     "bias": "Repair: the mean of what was removed was added to the consumers' biases.",
     "least_squares": "Repair: the consumers' remaining columns were refitted to the dense layers' outputs in closed form "
     "(least squares, ridge {ridge}).",
 }
 _SHARES = {
-    "proportional": "Every layer gave the same share.",
-    "scores": "Scores were ranked over all layers together.",
-    "loss_curves": "The share of each layer follows the measured loss of cutting it alone ({num_allocation_samples} sequences).",
+    "uniform": {
+        "auto": "Every layer gave the same share of a kind of unit.",
+        "proportional": "Every layer gave the same share.",
+        "scores": "Every layer gave the same share of a kind of unit; what a kind gave follows its scores.",
+        "loss_curves": "Every layer gave the same share of a kind of unit; what a kind gave follows the measured loss of cutting "
+        "it in all layers{on}.",
+    },
+    "per_layer": {
+        "scores": "Scores were ranked over all layers together.",
+        "loss_curves": "The share of each layer follows the measured loss of cutting it alone{on}.",
+    },
 }
 _SCOPES = {
     "all": "all parameters",
@@ -150,20 +159,53 @@ def method_lines(saved: SavedFolder) -> list[str]:
     if "method" in saved.report:
         return [*saved.figure("method"), *saved.plan.notes, f"Seed {saved.plan.seed}."]
     arguments = saved.figure("arguments")
-    allocation, compensation = saved.figure("arguments", "allocation"), saved.figure("arguments", "compensation")
+    compensation = saved.figure("arguments", "compensation")
     options = f" with {_options(saved.plan.criterion_args)}" if saved.plan.criterion_args else ""
     lines = [f"Criterion `{saved.plan.criterion}`{options}. {criterion_words(saved.plan.criterion)}".strip()]
-    rounds = [entry["parameters"] for entry in saved.state.get("log_history", []) if "parameters" in entry]
-    share = _SHARES.get(allocation, "").format(**arguments)
     lines.append(
         f"Layout `{saved.figure('layout')}`; target: {percent(saved.figure('target_reduction'))} of "
-        f"{_SCOPES[saved.figure('target_scope')]}. {share}"
+        f"{_SCOPES[saved.figure('target_scope')]}. {_share_words(saved)}".strip()
     )
-    if len(rounds) > 1:
-        lines.append(f"{len(rounds)} rounds; parameters after each: {', '.join(f'{count:,}' for count in rounds)}.")
-    lines.append(_REPAIRS[compensation].format(**arguments))
+    lines += _round_lines(saved)
+    repair = "recovered" if compensation == "none" and _is_recovered(saved) else compensation
+    lines.append(_REPAIRS[repair].format(**arguments))
     lines.append(_recovery_line(saved))
     return [*lines, *saved.plan.notes, f"Seed {saved.plan.seed}."]
+
+
+def _share_words(saved: SavedFolder) -> str:
+    samples = saved.figure("arguments").get("num_allocation_samples")
+    on = f" ({samples} sequences)" if samples else ""
+    return _SHARES[saved.figure("layout")].get(_allocation(saved), "").format(on=on)
+
+
+def _allocation(saved: SavedFolder) -> str:
+    """The allocation as it took effect; `auto` where the report leaves that open."""
+    allocation = saved.figure("arguments", "allocation")
+    if saved.figure("layout") != "uniform":
+        return allocation
+    # A uniform layout weighs kinds of unit against each other, and nothing else.
+    kinds = {key.rpartition(".")[2] for key in saved.figure("sizes")}
+    if len(kinds) < 2 or saved.figure("target_scope") == "flops":
+        return "proportional"
+    if allocation != "auto":
+        return allocation
+    if saved.report.get("calibration") is None:
+        return "proportional"
+    return "loss_curves" if pipeline_tag(saved) == "text-generation" else "auto"  # there next tokens give a loss
+
+
+def _round_lines(saved: SavedFolder) -> list[str]:
+    """How many rounds there were, and the parameters after those that were logged."""
+    count = saved.state.get("global_step", 0)
+    logged = {entry["step"]: f"{entry['parameters']:,}" for entry in saved.state.get("log_history", []) if "parameters" in entry}
+    if count < 2:
+        return []
+    if not logged:
+        return [f"{count} rounds."]
+    names = ", ".join(str(step) for step in logged)
+    after = "each" if len(logged) == count else f"round{'s' if len(logged) > 1 else ''} {names}"
+    return [f"{count} rounds; parameters after {after}: {', '.join(logged.values())}."]
 
 
 def _options(options: dict[str, Any]) -> str:
@@ -192,12 +234,21 @@ def _recovery_line(saved: SavedFolder) -> str:
     judge = (training.get("metric_for_best_model") or "loss").removeprefix("eval_")  # by this it was kept or not
     if f"before_{judge}" in metrics and f"after_{judge}" in metrics:
         line += f"; held-out {judge} {metrics[f'before_{judge}']:.4g} before it, {metrics[f'after_{judge}']:.4g} after it"
-    recovered = saved.figure("recovery", "kept") == "recovered"
-    kept = "The recovered weights were kept." if recovered else "They were no better and were not kept."
+    kept = "The recovered weights were kept." if _is_recovered(saved) else "They were no better and were not kept."
     return f"{line}. {kept}"
 
 
+def _is_recovered(saved: SavedFolder) -> bool:
+    return saved.report.get("recovery") is not None and saved.figure("recovery", "kept") == "recovered"
+
+
 # ---- data and figures
+
+
+def scores_read_data(saved: SavedFolder) -> bool:
+    """Whether the units were scored by calibration data; a criterion that is not installed here counts as one that was."""
+    criterion = CRITERIA.get(saved.plan.criterion)
+    return criterion is None or criterion.needs_moments or criterion.needs_statistics
 
 
 def protocol_words(saved: SavedFolder, name: str) -> str | None:
@@ -218,6 +269,14 @@ def protocol_words(saved: SavedFolder, name: str) -> str | None:
     if protocol.get("seed") is not None:
         words += f", drawn with seed {protocol['seed']}"
     return words
+
+
+def calibration_words(saved: SavedFolder) -> str:
+    """The calibration data, and whether the scores come from it."""
+    protocol = protocol_words(saved, "calibration")
+    if protocol is None:
+        return "none; the criterion reads weights only"
+    return protocol if scores_read_data(saved) else f"{protocol}; not read for the scores"
 
 
 def metrics(saved: SavedFolder) -> list[tuple[str, float, float]]:
@@ -332,11 +391,22 @@ def limit_lines(saved: SavedFolder) -> list[str]:
         lines.append("Quality was measured on the data named above and nowhere else: other data and tasks were not measured.")
     if saved.report.get("calibration") is not None:
         source = saved.figure("calibration", "source")
-        lines.append(f"The units were judged on `{source}`; what that data does not show may have lost more.")
+        if scores_read_data(saved):
+            lines.append(f"The units were judged on `{source}`; what that data does not show may have lost more.")
+        elif fitted := _fitted_words(saved):
+            lines.append(f"{fitted} fitted to `{source}`; what that data does not show may have lost more.")
     if not speed_rows(saved):
         lines.append("Speed was not measured.")
     lines.append("Bias and safety were not measured again; the limits of the base model hold here too.")
     return lines
+
+
+def _fitted_words(saved: SavedFolder) -> str:
+    """What but the scores the calibration data decided."""
+    repaired = saved.figure("arguments", "compensation") != "none"
+    if _allocation(saved) == "loss_curves":
+        return "The widths and the repair were" if repaired else "The widths were"
+    return "The repair was" if repaired else ""
 
 
 def finite(value: Any) -> bool:

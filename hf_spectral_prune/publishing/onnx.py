@@ -23,7 +23,7 @@ from transformers.exporters import OnnxExporter
 from transformers.exporters.exporter_onnx import OnnxConfig
 
 from ..calibration.collect import predicts_next_token
-from ..selfcheck import AUTO_CLASSES
+from ..modeling import AUTO_CLASSES
 from .exporting import choose_output, read_config, written_whole
 from .onnx_batches import CACHED_SHAPES, SHAPES, answers, feed, free_axes, name_axes, name_cache, random_batch, seen
 

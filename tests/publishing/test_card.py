@@ -100,6 +100,89 @@ def test_recovery_is_told_by_the_figure_that_it_was_judged_by(folder):
     )
 
 
+@pytest.mark.parametrize(
+    ("kept", "sentence"),
+    [
+        ("recovered", "No repair: until the recovery, the remaining weights were those of the base model."),
+        ("unrecovered", "No repair: the remaining weights are those of the base model."),
+    ],
+)
+def test_weights_are_the_base_models_only_where_none_were_trained(kept, sentence, folder):
+    change(folder, "arguments", "compensation", to="none")
+    change(folder, "recovery", "kept", to=kept)
+    assert f"- {sentence}\n" in write_card(folder).read_text()
+    change(folder, "recovery")
+    assert "- No repair: the remaining weights are those of the base model.\n" in write_card(folder).read_text()
+
+
+@pytest.mark.parametrize(
+    ("logged", "sentence"),
+    [
+        ([1, 2, 3, 4], "4 rounds; parameters after each: 9,900, 9,800, 9,700, 9,600."),
+        ([2, 4], "4 rounds; parameters after rounds 2, 4: 9,800, 9,600."),
+        ([3], "4 rounds; parameters after round 3: 9,700."),
+        ([], "4 rounds."),
+    ],
+)
+def test_rounds_are_those_of_the_run_however_many_were_logged(logged, sentence, folder):
+    history = [{"parameters": 10_000 - 100 * step, "step": step} for step in logged]
+    state = {"global_step": 4, "log_history": [{"eval_loss": 3.0, "step": 1}, *history]}
+    (folder / "pruner_state.json").write_text(json.dumps(state))
+    assert f"- {sentence}\n" in write_card(folder).read_text()
+
+
+def of_magnitude(folder: Path) -> None:
+    """Makes the run one of the criterion `magnitude` with a uniform layout and without repair."""
+    plan = json.loads((folder / "pruning_plan.json").read_text())
+    (folder / "pruning_plan.json").write_text(json.dumps(plan | {"criterion": "magnitude", "criterion_args": {}}))
+    change(folder, "layout", to="uniform")
+    change(folder, "arguments", "allocation", to="proportional")
+    change(folder, "arguments", "compensation", to="none")
+
+
+def test_data_that_no_score_came_from_are_not_said_to_have_judged_the_units(folder):
+    of_magnitude(folder)
+    text = write_card(folder).read_text()
+    assert "judged on" not in text and "fitted to" not in text
+    assert "drawn with seed 7; not read for the scores.\n" in text
+    change(folder, "arguments", "compensation", to="bias")
+    assert "- The repair was fitted to `Salesforce/wikitext:train`; what" in write_card(folder).read_text()
+    change(folder, "arguments", "allocation", to="auto")
+    assert "- The widths and the repair were fitted to `Salesforce/wikitext:train`; what" in write_card(folder).read_text()
+    change(folder, "calibration")
+    text = write_card(folder).read_text()
+    assert "fitted to" not in text and "Calibration: none; the criterion reads weights only.\n" in text
+
+
+@pytest.mark.parametrize(
+    ("allocation", "samples", "share"),
+    [
+        ("proportional", None, "Every layer gave the same share."),
+        ("auto", None, "a kind gave follows the measured loss of cutting it in all layers."),
+        ("loss_curves", 4, "a kind gave follows the measured loss of cutting it in all layers (4 sequences)."),
+        ("scores", None, "a kind gave follows its scores."),
+    ],
+)
+def test_shares_of_a_uniform_layout_are_told_as_they_came_about(allocation, samples, share, folder):
+    of_magnitude(folder)
+    change(folder, "arguments", "allocation", to=allocation)
+    change(folder, "arguments", "num_allocation_samples", to=samples or 0)
+    assert f" {share}\n" in write_card(folder).read_text()
+    sizes = json.loads((folder / "pruning_report.json").read_text())["sizes"]
+    change(folder, "sizes", to={key: size for key, size in sizes.items() if key.endswith("ffn")})
+    assert "parameters outside the embeddings. Every layer gave the same share.\n" in write_card(folder).read_text()
+
+
+@pytest.mark.parametrize("source", ["data/mytext", "./data", "../data", "./data/mytext", "/data/mytext", "~/mytext"])
+def test_local_folders_are_no_data_sets_of_the_hub(source, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "mytext").mkdir(parents=True)
+    change(folder, "calibration", "source", to=f"{source}:train")
+    text = write_card(folder).read_text()
+    assert ModelCard(text).data.datasets is None
+    assert f"Calibration: `{source}:train`" in text
+
+
 def test_what_was_not_measured_is_said_and_no_figure_invented(folder):
     for name in ("metrics_before", "metrics_after", "evaluation", "latency", "size_on_disk_before", "self_check", "recovery"):
         change(folder, name)

@@ -473,7 +473,7 @@ import torch
 model = AutoModelForCausalLM.from_pretrained(base)
 args = SpectralPruningArguments(
     output_dir=out, units=["ffn"], target_scope="prunable", round_to=4, min_ffn_units=4, criterion="magnitude", disable_tqdm=True,
-    self_check=False, push_to_hub=True, hub_model_id="me/cria", hub_token=token,
+    target_reduction=0.5, self_check=False, push_to_hub=True, hub_model_id="me/cria", hub_token=token,
 )
 pruner = SpectralPruner(model, args)
 pruner.prune()
