@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
 from .architectures import family_of, unit_groups
 from .arguments import SpectralPruningArguments
 from .calibration import CalibrationData
 from .calibration.collect import check_targets
 from .criteria import Criterion, make_criterion
+from .distillation import check_teacher
 from .publishing import hub
 from .recovery import lora_targets, recovery_arguments
+from .saving import check_generation_options, check_output_dir
 from .surgery import check_compensation, check_mistral, fingerprint
+from .surgery.settle import check_class
 from .targets import check_scope
 
 
 def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Criterion:
-    """Tells of an unknown family, criterion or kind of unit, of weights that cannot be cut, and of options that the family
-    does not have, before any work."""
+    """Tells of an unknown family, criterion or kind of unit, of weights that cannot be cut, of options that the family does
+    not have, and of a device that cannot compute the scores, before any work."""
+    if model.device.type == "mps":
+        raise ValueError(
+            "The model lies on Apple's MPS, which has no float64, and scores are computed in it. Use the CPU: "
+            '`model.to("cpu")`, or `use_cpu=True` for a Trainer.'
+        )
     unit_groups(model, args.units)
     check_scope(model, args)
     check_compensation(model, args.compensation)
     if args.stock_class == "mistral":
         check_mistral(model)
+    check_result_class(model, args)
     return make_criterion(args.criterion, args.criterion_options)
+
+
+def check_result_class(model: PreTrainedModel, args: SpectralPruningArguments) -> None:
+    """Tells of a class that the result needs and does not have, before any work."""
+    if args.stock_class == "mistral" and args.compensation == "bias":
+        raise ValueError(
+            '`compensation="bias"` adds biases, which `stock_class="mistral"` cannot hold. Use '
+            '`compensation="least_squares"`, or leave `stock_class` out.'
+        )
+    check_class(model, args.layout)
 
 
 def check_data(
@@ -68,6 +88,32 @@ def check_recovery(
         lora_targets(model, recovery_args.lora_target_modules)
     if args.recovery == "distill" and (teacher is None or teacher is model):
         raise ValueError('`recovery="distill"` needs the dense model. Pass `teacher`: a copy of the model, or its folder.')
+    if args.recovery == "distill":
+        check_teacher_fits(model, teacher)
+
+
+def check_teacher_fits(model: PreTrainedModel, teacher: Any) -> None:
+    """Tells of a teacher that cannot be loaded or has another shape, before any work; of a folder, the config is read."""
+    if isinstance(teacher, (str, Path)):
+        try:
+            config = AutoConfig.from_pretrained(teacher)
+            family_of(config)
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ValueError(f"`teacher` `{teacher}` cannot be loaded: {reason}. Name the folder of the dense model.") from None
+        teacher = SimpleNamespace(config=config)
+    elif not isinstance(teacher, PreTrainedModel):
+        raise ValueError(
+            f"`teacher` is a `{type(teacher).__name__}`, no model of transformers. Pass the dense model, its folder or its name."
+        )
+    check_teacher(model, teacher)
+
+
+def check_output(model: PreTrainedModel, args: SpectralPruningArguments) -> None:
+    """Tells of a folder and of options of generation that saving will refuse, before any work."""
+    if args.output_dir is not None:
+        check_output_dir(args.output_dir, args.overwrite_output_dir, getattr(model.config, "_name_or_path", None))
+        check_generation_options(model)
 
 
 def check_push(model: PreTrainedModel, args: SpectralPruningArguments) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -14,12 +15,14 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from safetensors.torch import save_file
-from transformers import PreTrainedModel, TrainerState
-from transformers.utils import logging
+from transformers import GenerationConfig, PreTrainedModel, TrainerState
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
+from . import checkpoint
 from .architectures import network_of
 from .architectures.tracing import example_input
 from .flops import is_vision
+from .modeling import auto_class_of
 from .output import PruningOutput
 from .planning import SCORES_FILE, scores_to_json
 from .publishing.card import read_card, readme_text, write_card
@@ -53,25 +56,61 @@ def without_quantisation_marks(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def check_output_dir(folder: str | Path, overwrite: bool) -> None:
-    """Refuses a folder that holds something else than checkpoints of a pruning run.
+def check_output_dir(folder: str | Path, overwrite: bool, source: str | None = None) -> None:
+    """Refuses a folder that holds something else than checkpoints of a pruning run, or that cannot be made or replaced.
+
+    Args:
+        source: folder or file (or name on the Hub) of the model that is pruned.
 
     Raises:
-        ValueError: the folder is not empty, or is a file, or has a README.md that cannot be read (its text will be kept).
+        ValueError: the folder is not empty, is a file or a mount point, is in a folder that cannot be written to, has the
+            source inside, or has a README.md that cannot be read (its text will be kept).
     """
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"`output_dir` `{folder}` is a file. Name a folder.")
+    _check_replaceable(folder)
+    if source and Path(source).exists() and folder.resolve() in Path(source).resolve().parents:
+        raise ValueError(
+            f"`output_dir` `{folder}` holds the model to prune (`{source}`), which would go when the folder is replaced. Name "
+            "another folder."
+        )
     if overwrite:
         read_card(readme_text(folder), folder / README)
     if overwrite or not folder.exists():
         return
-    others = [path.name for path in folder.iterdir() if not path.name.startswith("checkpoint-") and path.name != "runs"]
+    others = [path.name for path in folder.iterdir() if path.name != "runs" and not checkpoint.is_own(path)]
     if others:
         raise ValueError(
             f"`output_dir` `{folder}` is not empty (it has `{sorted(others)[0]}`). Name another folder or set "
             "`overwrite_output_dir`."
         )
+
+
+def _check_replaceable(folder: Path) -> None:
+    """A finished folder is renamed to its place, so that must be no mount point, in a folder that can be written to."""
+    place = folder.resolve()
+    if os.path.ismount(place):
+        raise ValueError(f"`output_dir` `{folder}` is a mount point, which cannot be replaced. Name a folder inside it.")
+    above = next(parent for parent in place.parents if os.path.exists(parent))
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        what = "is not writable" if above.is_dir() else "is a file"
+        raise ValueError(f"`output_dir` `{folder}` cannot be made: `{above}` {what}. Name a folder elsewhere.")
+
+
+def check_generation_options(model: PreTrainedModel) -> None:
+    """Checks that the model's `generation_config` can be loaded again.
+
+    Raises:
+        ValueError: it cannot; says why.
+    """
+    if not model.can_generate():
+        return
+    try:
+        model.generation_config.validate()
+    except ValueError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"The model's `generation_config` cannot be saved: {reason}. Mend it in the model.") from None
 
 
 def save_folder(
@@ -87,23 +126,29 @@ def save_folder(
 ) -> None:
     """Saves everything into a neighbouring folder, checks it, and renames it to its place.
 
-    A README.md that lies in the folder is brought up to date, not overwritten.
+    A README.md that lies in the folder is brought up to date, not overwritten. A folder that fails its self-check stays as
+    `<folder>.partial`.
 
     Args:
         card_name: what the card calls the model; None for the folder's name.
+
+    Raises:
+        ValueError: see `check_output_dir`.
+        RuntimeError: the self-check failed; says where the model is kept.
     """
-    folder = Path(folder).absolute()
-    check_output_dir(folder, overwrite)
+    folder = Path(folder).resolve()  # a link stays, and what it leads to is replaced
+    check_output_dir(folder, overwrite, getattr(model.config, "_name_or_path", None))
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        model.save_pretrained(temporary)
+        _save_pretrained(model, temporary)
         if processing_class is not None:
             processing_class.save_pretrained(temporary)
         state.save_to_json(str(temporary / "pruner_state.json"))
-        checked = check_in_fresh_process(temporary, model) if self_check else None
         if output is not None:
             output.plan.save(temporary / "pruning_plan.json")
+        checked = _self_check(temporary, model, folder) if self_check else None
+        if output is not None:
             output.report["self_check"] = checked
             output.report["files"] = file_digests(temporary)
             output.report["size_on_disk"] = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
@@ -117,6 +162,45 @@ def save_folder(
         _publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_pretrained(model: PreTrainedModel, folder: Path) -> None:
+    """`model.save_pretrained`, also with options of generation that it refuses because they have no effect together."""
+    options: Any = getattr(model, "generation_config", None)
+    if not model.can_generate() or _is_valid(options):
+        model.save_pretrained(folder)
+        return
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.generation_config = options
+    # Written as they are: loading takes them, and a published model may well have, say, a temperature but no sampling.
+    options.to_json_file(folder / GENERATION_CONFIG_NAME, use_diff=True, keys_to_pop=["compile_config"])
+
+
+def _is_valid(options: GenerationConfig) -> bool:
+    try:
+        options.validate(strict=True)
+    except ValueError:
+        return False
+    return True
+
+
+def _self_check(temporary: Path, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    """`check_in_fresh_process`; what fails is kept beside its place, because a whole run may have led to it."""
+    try:
+        return check_in_fresh_process(temporary, model)
+    except Exception as error:  # whatever the model's own code raises
+        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        places = (folder.with_name(f"{folder.name}.partial{ending}") for ending in endings)
+        kept = next(place for place in places if not os.path.lexists(place))
+        temporary.chmod(0o777 & ~_umask())
+        temporary.replace(kept)
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise RuntimeError(
+            f"Self-check failed: {reason}. `{folder}` was not written; the model that did not pass is kept in `{kept}`."
+        ) from error
 
 
 def _write_report(folder: Path) -> None:
@@ -150,6 +234,7 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Fixed random token ids on which two copies of a model are compared: 2 sequences of up to 64 tokens, (2, T).
 
     For multiple choice they are 2 questions with 2 choices each, (2, 2, T); for models that read pictures, 2 pictures of noise.
+    For sequence classification without a pad token it is one sequence, as its end cannot be told among others.
     """
     if is_vision(model):
         picture = example_input(model).to(model.dtype)
@@ -157,7 +242,10 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     # Not to the last position: RoBERTa's numbering begins behind its pad token.
     length = min(64, (getattr(model.config, "max_position_embeddings", None) or 128) // 2)
-    rows = (2, 2) if type(model).__name__.endswith("ForMultipleChoice") else (2,)
+    task = auto_class_of(type(model))
+    rows = (2, 2) if task == "AutoModelForMultipleChoice" else (2,)
+    if task == "AutoModelForSequenceClassification" and model.config.pad_token_id is None:
+        rows = (1,)
     input_ids = torch.randint(0, model.config.vocab_size, (*rows, length), generator=generator)
     # One pad token at most: sequence classifiers look for the last real one.
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
@@ -184,7 +272,7 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, An
         probe = Path(scratch) / "probe.safetensors"
         save_file({**inputs, "expected": expected.float().cpu().contiguous()}, probe)
         command = [sys.executable, str(_SELF_CHECK), str(folder), str(probe), str(torch.get_num_threads())]
-        command += [model.config._attn_implementation or "eager", str(model.device)]
+        command += [model.config._attn_implementation or "eager", str(model.device), auto_class_of(type(model))]
         environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch) / "modules"), "HF_HUB_OFFLINE": "1"}
         if network_of(model) is not model:  # the class of a plain network is imported from where this process has it
             environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
@@ -206,6 +294,6 @@ def _compare(road: str, result: dict[str, Any], model: PreTrainedModel) -> None:
     differing = [name for name, value in sums.items() if result["sums"].get(name) != value]
     what = f"the first weight that differs is `{differing[0]}`" if differing else "all weights are equal, so the config differs"
     raise RuntimeError(
-        f"Self-check failed ({road}): the reloaded {result['class']} gives outputs that differ by {result['max_abs_diff']:.3g} "
-        f"(allowed {tolerance:.3g}); {what}. Nothing was written."
+        f"The reloaded {result['class']} ({road}) gives outputs that differ by {result['max_abs_diff']:.3g} "
+        f"(allowed {tolerance:.3g}); {what}."
     )

@@ -1,7 +1,8 @@
 """Reloads a saved folder in a process of its own and prints what came back, as JSON. Run by `saving.py`, not imported.
 
-Usage: selfcheck.py FOLDER PROBE THREADS ATTENTION DEVICE. PROBE is a safetensors file with the inputs and the expected first
-output. The package is not imported before the folder has been loaded without it, so the folder is proved to stand alone.
+Usage: selfcheck.py FOLDER PROBE THREADS ATTENTION DEVICE AUTO. PROBE is a safetensors file with the inputs and the expected
+first output, AUTO the name of the Auto class to load with. The package is not imported before the folder has been loaded
+without it, so the folder is proved to stand alone.
 """
 
 import importlib
@@ -15,19 +16,6 @@ if __name__ == "__main__":
 import torch
 import transformers
 from safetensors.torch import load_file
-
-AUTO_CLASSES = {
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-    "ForTokenClassification": "AutoModelForTokenClassification",
-    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
-    "ForMaskedLM": "AutoModelForMaskedLM",
-    "ForMultipleChoice": "AutoModelForMultipleChoice",
-    "ForNextSentencePrediction": "AutoModelForNextSentencePrediction",
-    "ForPreTraining": "AutoModelForPreTraining",
-    "ForImageClassification": "AutoModelForImageClassification",
-}
 
 
 def compare(folder: str, probe: dict, auto_name: str, attention: str, device: str, **options: object) -> dict:
@@ -73,12 +61,10 @@ def differences(model: torch.nn.Module, output: torch.Tensor, probe: dict) -> di
 
 
 def main() -> None:
-    folder, probe_file, threads, attention, device = sys.argv[1:]
+    folder, probe_file, threads, attention, device, auto_name = sys.argv[1:]
     torch.set_num_threads(int(threads))
     with open(f"{folder}/config.json", encoding="utf-8") as file:
         config = json.load(file)
-    architecture = config.get("architectures", [""])[0]
-    auto_name = next((auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending)), "AutoModel")
     probe = load_file(probe_file)
     results = {}
     if "cria_network" in config:

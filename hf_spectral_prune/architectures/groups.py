@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.integrations import is_fsdp_enabled
 
 from ..naming import did_you_mean
 from .base import Family, Slice, UnitGroup, UnitKind, network_of
@@ -109,12 +110,22 @@ def layer_field(config: PreTrainedConfig, layer: int, name: str) -> Any:
     return getattr(config.per_layer_config[layer], name)
 
 
+def _check_in_memory(weight: Tensor, name: str) -> None:
+    # A process that loads for FSDP has no weights either, before those of the first one are sent to it.
+    if weight.is_meta and not is_fsdp_enabled():
+        raise ValueError(
+            f"The weights of `{name}` are not in memory: the model is offloaded or empty. Load it whole on one device (leave "
+            "`device_map` out, or give it one device)."
+        )
+
+
 def _check_plain(module: nn.Module, name: str) -> None:
     if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
         raise ValueError(
             f"`{name}` is a {type(module).__name__} with {getattr(module.weight, 'dtype', 'unknown')} weights, which cannot "
             "be cut. Load the model without quantisation or adapters (dequantise or merge first)."
         )
+    _check_in_memory(module.weight, name)
 
 
 def _group(model: PreTrainedModel, layer: int, row: UnitKind) -> UnitGroup:
@@ -136,14 +147,16 @@ def unit_groups(model: PreTrainedModel, kinds: tuple[str, ...] | list[str] | Non
         kinds: kinds of unit to list; None lists all the family has.
 
     Raises:
-        ValueError: unknown family, unknown kind, weights that cannot be cut (quantised, wrapped by an adapter), or a network
-            that cannot be traced (see `traced_groups`).
+        ValueError: unknown family, unknown kind, weights that cannot be cut (quantised, wrapped by an adapter, offloaded), or a
+            network that cannot be traced (see `traced_groups`).
     """
     family = family_of(model.config)
     family.check_kinds(kinds or ())
     if family.traced:
         from .tracing import traced_groups  # needs torch-pruning, which is an extra
 
+        for name, parameter in model.named_parameters():
+            _check_in_memory(parameter, name)
         return traced_groups(model)
     rows = family.kinds if kinds is None else tuple(family.kind(kind) for kind in kinds)
     return [_group(model, layer, row) for layer in range(len(layers_of(model))) for row in rows]

@@ -27,20 +27,26 @@ _CONVOLUTIONAL = (cria_resnet, cria_mobilenet_v2)
 _MODULES = (*_DECODERS, *_ENCODERS, *_CONVOLUTIONAL)
 MODULES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
-# Auto class and the endings of the task class it stands for; a family has one of them.
-_AUTO_CLASSES = {
-    "AutoModel": ("Model",),
-    "AutoModelForCausalLM": ("ForCausalLM", "LMHeadModel"),
-    "AutoModelForSequenceClassification": ("ForSequenceClassification",),
-    "AutoModelForTokenClassification": ("ForTokenClassification",),
-    "AutoModelForQuestionAnswering": ("ForQuestionAnswering",),
-    "AutoModelForMaskedLM": ("ForMaskedLM",),
-    "AutoModelForMultipleChoice": ("ForMultipleChoice",),
-    "AutoModelForNextSentencePrediction": ("ForNextSentencePrediction",),
-    "AutoModelForPreTraining": ("ForPreTraining",),
-    "AutoModelForImageClassification": ("ForImageClassification",),
-    "AutoModelForMaskedImageModeling": ("ForMaskedImageModeling",),
+# Ending of a task class and the Auto class that loads it; `AutoModel` loads what has none of them.
+AUTO_CLASSES = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForMultipleChoice": "AutoModelForMultipleChoice",
+    "ForNextSentencePrediction": "AutoModelForNextSentencePrediction",
+    "ForPreTraining": "AutoModelForPreTraining",
+    "ForImageClassification": "AutoModelForImageClassification",
+    "ForMaskedImageModeling": "AutoModelForMaskedImageModeling",
 }
+
+
+def auto_class_of(cls: type) -> str:
+    """Name of the Auto class that loads a task class, or the task class that it is derived from."""
+    names = [base.__name__ for base in cls.__mro__]
+    return next((auto for name in names for ending, auto in AUTO_CLASSES.items() if name.endswith(ending)), "AutoModel")
 
 
 def config_class(module: ModuleType) -> type:
@@ -52,7 +58,7 @@ def config_class(module: ModuleType) -> type:
 def task_classes(module: ModuleType) -> dict[str, type[PreTrainedModel]]:
     """{Auto class name: Cria class} of a modelling module."""
     prefix = config_class(module).__name__.removesuffix("Config")
-    names = [(auto, prefix + ending) for auto, endings in _AUTO_CLASSES.items() for ending in endings]
+    names = [("AutoModel", f"{prefix}Model"), *((auto, prefix + ending) for ending, auto in AUTO_CLASSES.items())]
     return {auto: getattr(module, name) for auto, name in names if hasattr(module, name)}
 
 

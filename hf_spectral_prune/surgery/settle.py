@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from ..architectures import family_of, layers_of, module_of
+from ..architectures import Family, family_of, layers_of, module_of
 from ..modeling import MODULES, auto_map, config_class, task_classes
 from ..modeling.narrowing import add_bias
 
@@ -37,6 +39,38 @@ def needs_cria(model: PreTrainedModel) -> bool:
     return not stock_accepts_heads(config, config.num_attention_heads)
 
 
+def check_class(model: PreTrainedModel, layout: str) -> None:
+    """Checks, before any cut, that there is a class to hold what a layout will leave of the model.
+
+    Raises:
+        ValueError: the layout needs a Cria class, and the model's class has none.
+    """
+    family = family_of(model.config)
+    needed = layout == "per_layer" or family.traced or type(model.config).__name__.startswith("Cria")
+    if needed and family.name != "torch":
+        # FSDP makes a class of its own from the model's.
+        cls = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+        _check_known(cls, _stock_to_cria(_cria_module(family)))
+
+
+def _cria_module(family: Family) -> ModuleType:
+    if family.cria is None:
+        raise ValueError(f"The {family.name} family has no per-layer class. Use a uniform layout that its config accepts.")
+    return MODULES[family.cria]
+
+
+def _stock_to_cria(module: ModuleType) -> dict[type, type]:
+    return {cls.__bases__[-1]: cls for cls in task_classes(module).values()}
+
+
+def _check_known(cls: type, pairs: dict[type, type]) -> None:
+    if cls not in pairs and cls not in pairs.values():
+        known = ", ".join(sorted(stock.__name__ for stock in pairs))
+        raise ValueError(
+            f"`{cls.__name__}` has no per-layer class, which the cut model needs; known: {known}. Prune one of those."
+        )
+
+
 def settle_class(model: PreTrainedModel) -> PreTrainedModel:
     """Gives the model the class and config class that will load it again, in place.
 
@@ -50,24 +84,18 @@ def settle_class(model: PreTrainedModel) -> PreTrainedModel:
     if family.name == "torch":
         return model  # the network gets its class when it is saved
     if needs_cria(model):
-        if family.cria is None:
-            raise ValueError(f"The {family.name} family has no per-layer class. Use a uniform layout that its config accepts.")
-        module = MODULES[family.cria]
-        _change_class(model, module, cria=True)
+        _change_class(model, _cria_module(family), cria=True)
     elif type(model.config).__name__.startswith("Cria"):
-        _change_class(model, MODULES[str(family.cria)], cria=False)
+        _change_class(model, _cria_module(family), cria=False)
     return model
 
 
 def _change_class(model: PreTrainedModel, module: ModuleType, *, cria: bool) -> None:
     new_config_class: Any = config_class(module) if cria else config_class(module).__mro__[1]
-    pairs = {}
-    for cls in task_classes(module).values():
-        stock = cls.__bases__[-1]
-        pairs[stock if cria else cls] = cls if cria else stock
-    if type(model) not in pairs and type(model) not in pairs.values():
-        known = ", ".join(sorted(cls.__name__ for cls in pairs))
-        raise ValueError(f"`{type(model).__name__}` has no per-layer class; known: {known}. Prune one of those.")
+    pairs = _stock_to_cria(module)
+    _check_known(type(model), pairs)
+    if not cria:
+        pairs = {own: stock for stock, own in pairs.items()}
     old = model.config
     fields = old.to_dict()
     own_fields = set() if cria else _field_names(type(old)) - _field_names(new_config_class)
@@ -137,16 +165,26 @@ def check_mistral(model: PreTrainedModel) -> None:
     """Checks that a Mistral class can hold the model.
 
     Raises:
-        ValueError: the model is not a Llama, has biases that Mistral lacks, or its layers differ.
+        ValueError: the model is not a Llama of transformers, has biases that Mistral lacks, or its layers differ.
     """
     family, config = family_of(model.config), model.config
     if family.name == "mistral":
         return
-    if family.name != "llama" or config.attention_bias or config.mlp_bias or config.is_heterogeneous:
+    biases = family.name == "llama" and (config.attention_bias or config.mlp_bias or getattr(config, "consumer_bias", None))
+    if family.name != "llama" or biases or config.is_heterogeneous:
         raise ValueError(
             '`stock_class="mistral"` takes a bias-free Llama with equal layers; this is a '
-            f"`{type(model).__name__}`{' with biases' if family.name == 'llama' else ''}. Leave `stock_class` out."
+            f"`{type(model).__name__}`{' with biases' if biases else ''}. Leave `stock_class` out."
         )
+    if not hasattr(transformers, _mistral_name(model)):
+        raise ValueError(
+            f'`stock_class="mistral"` has no class for a `{type(model).__name__}`, only for the Llama classes of transformers. '
+            "Leave `stock_class` out."
+        )
+
+
+def _mistral_name(model: PreTrainedModel) -> str:
+    return type(model).__name__.removeprefix("Cria").replace("Llama", "Mistral", 1)
 
 
 def as_mistral(model: PreTrainedModel) -> PreTrainedModel:
@@ -164,10 +202,13 @@ def as_mistral(model: PreTrainedModel) -> PreTrainedModel:
         fields.pop(name, None)
     new_config = transformers.MistralConfig(**fields | {"sliding_window": None})
     new_config._attn_implementation = config._attn_implementation
-    name = type(model).__name__.removeprefix("Cria").replace("Llama", "Mistral", 1)
-    converted = getattr(transformers, name)(new_config).to(dtype=model.dtype, device=model.device)
+    new_config._name_or_path = config._name_or_path
+    # The weights are taken over, so none are made; buffers that are not saved (of the rotary embedding) are.
+    with init_empty_weights(include_buffers=False):
+        converted = getattr(transformers, _mistral_name(model))(new_config)
     converted.load_state_dict(model.state_dict(), assign=True)
     converted.tie_weights()
+    converted.to(model.device)
     if model.can_generate():
         converted.generation_config = model.generation_config
     return converted.train(model.training)

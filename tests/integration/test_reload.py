@@ -150,7 +150,7 @@ def test_self_check_tells_a_folder_that_differs(batches, tmp_path):
         check_in_fresh_process(tmp_path / "out", pruner.model)
 
 
-def test_failed_self_check_leaves_nothing(batches, tmp_path, monkeypatch):
+def test_failed_self_check_leaves_no_result_but_the_model_beside_it(batches, tmp_path, monkeypatch):
     from hf_spectral_prune import saving
 
     def broken(folder, model):
@@ -159,7 +159,7 @@ def test_failed_self_check_leaves_nothing(batches, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "check_in_fresh_process", broken)
     with pytest.raises(RuntimeError, match="differs"):
         pruned(tmp_path, "llama", batches)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
 
 
 def test_folder_that_is_not_empty_is_refused_and_kept(batches, tmp_path):
