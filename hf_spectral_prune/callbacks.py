@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -16,11 +17,11 @@ from transformers.utils import logging
 from . import rounds
 from .architectures import unit_groups
 from .arguments import SpectralPruningArguments
-from .calibration import CalibrationData, build_calibration, build_images
+from .calibration import CalibrationData
+from .checkpoint import check_same_run, deciding_options
 from .checks import check_data, check_model
 from .criteria import Criterion, Scores
 from .distributed import of_first_process, saves_instead, saves_itself, shards_weights, whole_copy
-from .flops import is_vision
 from .planning import PruningPlan, Sizes
 from .resuming import narrow_on_load
 from .rounds import Run
@@ -35,6 +36,8 @@ from .surgery import (
     settle_class,
     zero_masked,
 )
+from .surgery.optimizer import Replacements, warn_of_untrained
+from .torch_model import check_unwrapped
 
 logger = logging.get_logger(__name__)
 
@@ -47,7 +50,11 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
     and:
 
     - `resume_from_checkpoint`: build the Trainer with the dense model, as at first; the weights of a checkpoint narrow it
-      as they are loaded, and the plan so far comes with the Trainer's state.
+      as they are loaded, and the plan so far comes with the Trainer's state. Rounds that a dense run has passed by, because the
+      callback was not there yet, run at once.
+    - training that begins again with the same model (`auto_find_batch_size`, a second `train()`): the run goes on, and its
+      rounds are not run twice. A new callback prunes further.
+    - `optimizers=(...)` of your own, built from the model that the Trainer gets.
     - `load_best_model_at_end`: the best checkpoint is the best since the last cut. Each cut forgets the best so far, since a
       wider model is another model; train and evaluate on after the last round.
     - data-parallel training over several processes: there parameters cannot be replaced, so units are masked (they get no
@@ -112,7 +119,10 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         self._sharded = False
         self._masks = ExitStack()
         self._loading = ExitStack()
+        self._replacements = Replacements()
         self._due: dict[int | None, list[int]] = {}
+        self._last_round = 0  # of those that were run
+        self._model: weakref.ref[PreTrainedModel] | None = None  # of the run
 
     def attach(self, trainer: Trainer) -> SpectralPruningCallback:
         """Adds the callback to a trainer, whose loggers then get its figures.
@@ -147,7 +157,7 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
             add_consumer_biases(model, self.args.layout)  # before the optimizer is built
         self._loading.close()
         if not self._sharded:
-            self._loading.enter_context(narrow_on_load(model))
+            self._replacements = self._loading.enter_context(narrow_on_load(model))
 
     def on_train_begin(
         self,
@@ -160,15 +170,17 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Lays the schedule over the steps, takes up a resumed run, and runs rounds that are due before the first step."""
+        """Lays the schedule over the steps, takes up a run that was begun, and runs rounds that are due before the next step."""
         self._loading.close()
         self._check(args, model, processing_class)
+        self._replacements.carry_over(optimizer)
+        if not self._masking:  # what spreads over processes may give the optimizer parameters of its own
+            warn_of_untrained(model, optimizer)
         per_epoch = _steps_per_epoch(train_dataloader, args.gradient_accumulation_steps)
         self._due = self.schedule.rounds(self.args.num_rounds, state.max_steps, per_epoch)
         self._start(model, optimizer, state)
         _saved_states(state).setdefault(type(self).__name__, self.state())  # missing if the checkpoint is older than it
-        if state.global_step == 0:
-            self._rounds(0, model, optimizer, state, control)
+        self._rounds(state.global_step, model, optimizer, state, control)
 
     def on_step_end(
         self,
@@ -222,6 +234,8 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
             "attributes": {
                 "plan": None if run is None or run.plan is None else run.plan.to_json(),
                 "final_sizes": None if run is None else run.final_sizes,
+                "last_round": self._last_round,
+                "options": deciding_options(self.args),
             },
         }
 
@@ -232,6 +246,7 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
     ) -> None:
         for index in self._due.get(step, []):
             self._round(self.schedule.share(index, self.args.num_rounds), model, optimizer)
+            self._last_round = index
             if step is not None:
                 # A wider model's figures say nothing about this one's, and its weights would not fit.
                 state.best_metric = state.best_global_step = state.best_model_checkpoint = None
@@ -255,6 +270,7 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         plan, _, _, evidence = self._decide(model, share)
         with optimizer_follows(optimizer, model, plan):
             rounds.cut(model, self.args, plan, evidence)
+        del evidence  # its moments are large, and the batch norms' pass needs room
         self._settle(model)
         self.run.add(plan)
 
@@ -281,26 +297,75 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         return evidence, {key: value.cpu() for key, value in scores.items()}
 
     def _start(self, model: PreTrainedModel, optimizer: Any, state: TrainerState) -> None:
-        """Begins a run, or takes up the one that a checkpoint's state tells of."""
+        """Begins a run, goes on with the one that has pruned this model, or takes up the one that a checkpoint tells of."""
         saved = _saved_states(state).get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
-        self._due = {step: indices for step, indices in self._due.items() if step is None or step >= state.global_step}
+        plan = PruningPlan.from_json(saved["plan"]) if saved.get("plan") else None
         self._masks.close()
         saves_itself(model)
         self.pruned_model = None
-        # The fingerprint is taken with the first round, of weights that a process then has whole.
-        self.run = rounds.start(model, self.args, weights="", calibration=self._calibration)
-        if not saved.get("plan"):
-            return
-        plan = PruningPlan.from_json(saved["plan"])
-        self._due.pop(state.global_step, None)
         sizes = {group.key: group.size for group in unit_groups(model, self.args.units)}
-        narrow = all(sizes[key] == len(kept) for key, kept in plan.kept.items())
+        if self._has_pruned(model, sizes) and (plan is None or not self._fits(plan, sizes)):
+            self._go_on(model, sizes, state)
+        else:
+            # The fingerprint is taken with the first round, of weights that a process then has whole.
+            self.run = rounds.start(model, self.args, weights="", calibration=self._calibration)
+            self._last_round = 0
+            self._model = weakref.ref(model)
+            if plan is not None:
+                check_same_run(saved.get("options"), self.args, "this checkpoint")
+                self._last_round = saved.get("last_round", self._round_at(state.global_step))
+                self._take_up(plan, saved["final_sizes"], model, sizes, optimizer)
+        self._leave_due(state.global_step)
+
+    def _has_pruned(self, model: PreTrainedModel, sizes: Sizes) -> bool:
+        same = self._model is not None and self._model() is model
+        return same and self.plan is not None and self._fits(self.plan, sizes)
+
+    def _fits(self, plan: PruningPlan, sizes: Sizes) -> bool:
+        """Whether a model of these sizes is what the plan leaves, or what it will leave masked."""
+        return _is_cut(plan, sizes) or (self._masking and plan.sizes == sizes)
+
+    def _go_on(self, model: PreTrainedModel, sizes: Sizes, state: TrainerState) -> None:
+        """Keeps the run as it is, for a model that it has pruned and that is trained again."""
+        assert self.plan is not None
+        _saved_states(state)[type(self).__name__] = self.state()  # the state of a checkpoint may be that of before
+        if self._masking and not _is_cut(self.plan, sizes):
+            self._mask(model)
+        elif self._masking:  # the end of the last training cut the model: there is nothing left to mask, nor to cut
+            self._masking = False
+            self._last_round = self.args.num_rounds
+        logger.warning(
+            f"This callback has pruned the model before, and goes on after round {self._last_round} of {self.args.num_rounds}. "
+            "Use a new callback to prune it further."
+        )
+
+    def _round_at(self, step: int) -> int:
+        """The last round that the schedule has up to a step."""
+        return max((max(indices) for at, indices in self._due.items() if at is not None and at <= step), default=0)
+
+    def _leave_due(self, step: int) -> None:
+        """Takes the rounds that were run out of the schedule, and puts one round for all that it has missed at this step."""
+        last, scheduled = self._last_round, self._round_at(step)
+        left = {at: [index for index in indices if index > last] for at, indices in self._due.items()}
+        if step > 0:
+            left = {at: indices for at, indices in left.items() if at is None or at > step}
+            if scheduled > last:
+                left[step] = [scheduled]
+                logger.warning(
+                    f"Rounds {list(range(last + 1, scheduled + 1))} of the schedule were due up to step {step}, where this run "
+                    "is resumed, and were not run: the model is pruned now by their whole share at once."
+                )
+        self._due = {at: indices for at, indices in left.items() if indices}
+
+    def _take_up(self, plan: PruningPlan, final_sizes: Sizes, model: PreTrainedModel, sizes: Sizes, optimizer: Any) -> None:
+        assert self.run is not None
+        narrow = _is_cut(plan, sizes)
         if narrow and self._masking:
             raise ValueError(
                 "The checkpoint was written by a single process, which had cut its model; data-parallel training masks instead. "
                 "Resume it in a single process."
             )
-        self.run = replace(self.run, final_sizes=saved["final_sizes"], plan=plan, parameters_before=plan.parameters_before)
+        self.run = replace(self.run, final_sizes=final_sizes, plan=plan, parameters_before=plan.parameters_before)
         self.run.groups = [replace(group, size=plan.sizes[group.key]) for group in self.run.groups]
         if self._masking:
             self._mask(model)
@@ -341,6 +406,7 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
     # ---- checks and figures
 
     def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+        check_unwrapped(model)
         self._sharded = shards_weights(model)
         self._masking = self._sharded or AcceleratorState().distributed_type != DistributedType.NO
         if args.restore_callback_states_from_checkpoint:
@@ -362,16 +428,11 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
             raise ValueError('`stock_class="mistral"` makes a new model, which a running Trainer cannot take. Leave it out.')
         self._criterion = check_model(model, self.args)
         if self._calibration is None and self.calibration_dataset is not None:
-            source = self.calibration_dataset
-            if not isinstance(source, CalibrationData):
-                source = self._data_of(source, self.processing_class or processing_class, model)
-            self._calibration = source
+            processing_class = self.processing_class or processing_class
+            self._calibration = rounds.read_data(
+                self.calibration_dataset, processing_class, model, self.args.seed, "calibration_dataset"
+            )
         check_data(model, self.args, self._criterion, self._calibration)
-
-    def _data_of(self, source: Any, processing_class: Any, model: Any) -> CalibrationData:
-        if is_vision(model):
-            return build_images(source, processing_class, model.config, seed=self.args.seed, name="calibration_dataset")
-        return build_calibration(source, processing_class, seed=self.args.seed, name="calibration_dataset")
 
     def _log(self, figures: dict[str, float], state: TrainerState, control: TrainerControl) -> None:
         if self._trainer is None:
@@ -394,6 +455,10 @@ def _score_figures(scores: Scores) -> dict[str, float]:
         for key, score in scores.items()
         for name, value in (("mean", score.mean()), ("min", score.min()))
     }
+
+
+def _is_cut(plan: PruningPlan, sizes: Sizes) -> bool:
+    return all(sizes.get(key) == len(kept) for key, kept in plan.kept.items())
 
 
 def _kept(plan: PruningPlan) -> dict[str, Tensor]:

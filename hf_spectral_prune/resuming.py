@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,29 +14,35 @@ from .architectures import UnitGroup, parts, unit_groups
 from .evaluation import num_parameters
 from .planning import PruningPlan
 from .surgery import apply_plan, settle_class
+from .surgery.optimizer import Replacements
 
 
 @contextmanager
-def narrow_on_load(model: PreTrainedModel) -> Iterator[None]:
+def narrow_on_load(model: PreTrainedModel) -> Iterator[Replacements]:
     """While open, `model.load_state_dict` first narrows the model to the widths of the weights it is given.
 
     Trainer loads a checkpoint's weights before any callback is told of it, and widths that differ are an error there. Which
     units are kept does not matter, as all their weights are overwritten.
-    """
 
-    handle = model.register_load_state_dict_pre_hook(_narrow)
+    Yields:
+        what it replaced, for an optimizer that the user has built before.
+    """
+    replacements = Replacements()
+    handle = model.register_load_state_dict_pre_hook(partial(_narrow, replacements))
     try:
-        yield
+        yield replacements
     finally:
         handle.remove()
 
 
-def _narrow(model: Any, state_dict: Mapping[str, Tensor], prefix: str, *_args: Any) -> None:
+def _narrow(replacements: Replacements, model: Any, state_dict: Mapping[str, Tensor], prefix: str, *_args: Any) -> None:
     paths = {module: name for name, module in model.named_modules()}
     groups = unit_groups(model)
     sizes = {group.key: _size_in(model, group, state_dict, prefix, paths) for group in groups}
     if any(sizes[group.key] < group.size for group in groups):
-        apply_plan(model, _first_units(model, groups, sizes), check_weights=False)
+        plan = _first_units(model, groups, sizes)
+        with replacements.watching(model, plan):
+            apply_plan(model, plan, check_weights=False)
         settle_class(model)
 
 

@@ -83,6 +83,21 @@ class TorchModelForImageClassification(PreTrainedModel):
         shutil.copyfile(str(channels.__file__), folder / SHIPPED_FILE)
 
 
+def check_unwrapped(model: Any) -> None:
+    """Checks that a model is not inside another object, which would hide its layers from the cut.
+
+    Raises:
+        ValueError: it is compiled, or carries adapters of PEFT.
+    """
+    if hasattr(model, "_orig_mod"):  # first, since a compiled model passes on what it is asked for
+        raise ValueError("The model is compiled, and compiled code does not see a cut. Pass the model before `torch.compile`.")
+    if hasattr(model, "get_base_model") or hasattr(model, "peft_config"):
+        raise ValueError(
+            f"The `{type(model).__name__}` carries adapters, which hide the layers below them. Merge the adapters first: "
+            "`model = model.merge_and_unload()`."
+        )
+
+
 def wrap(network: nn.Module, example: Tensor) -> TorchModelForImageClassification:
     """A plain network as a model of the road.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import hf_spectral_prune  # noqa: F401  (registers the Cria classes)
+from hf_spectral_prune.calibration import Moments
 
 torch.set_num_threads(1)
 
@@ -59,6 +61,12 @@ def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: 
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
     return model
+
+
+def num_moments() -> int:
+    """How many sums of calibration signals are in memory."""
+    gc.collect()
+    return sum(type(value) is Moments for value in gc.get_objects())
 
 
 def random_batch(rows: int = 2, length: int = 12, seed: int = 0, padding: str | None = None) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from conftest import logits, random_batch, tiny_encoder, tiny_model
+from conftest import logits, num_moments, random_batch, tiny_encoder, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as hf_logging
@@ -19,6 +19,7 @@ from hf_spectral_prune.evaluation import num_parameters
 from hf_spectral_prune.planning import PruningPlan
 from hf_spectral_prune.schedule import PruningSchedule
 from hf_spectral_prune.surgery import apply_plan, masked, optimizer_follows, settle_class, zero_masked
+from hf_spectral_prune.surgery.optimizer import Replacements
 from hf_spectral_prune.training_rows import causal_collator
 
 
@@ -456,3 +457,225 @@ def test_masked_units_get_no_gradient_and_add_nothing():
     assert torch.equal(model.model.layers[0].mlp.gate_proj.weight.grad[1::2], torch.zeros(12, 32))
     # Without the masks the zeroed columns alone give the same function, so that checkpoints say what was trained.
     torch.testing.assert_close(logits(model, batch), logits(narrow, batch))
+
+
+# ---- training that begins again, and runs that are resumed otherwise
+
+
+def half(**fields) -> SpectralPruningArguments:
+    return pruning_args(target_reduction=0.5, units=["ffn"], layout="uniform", **fields)
+
+
+@pytest.mark.parametrize("kind", [SpectralPruningCallback, Masking])
+def test_second_training_does_not_prune_again(kind, batches, tmp_path, caplog):
+    """FFN 24 -> 12, as was asked; rounds that the first training has run are not due again."""
+    model = tiny_model()
+    callback = kind(half(num_rounds=2), batches, schedule=PruningSchedule("linear", start_step=0, end_step=4))
+    trainer = make_trainer(model, tmp_path, [callback])
+    trainer.train()
+    plan, before = callback.plan.to_json(), copy.deepcopy(model.state_dict())
+    hf_logging.enable_propagation()
+    trainer.train()
+    hf_logging.disable_propagation()
+    assert "Use a new callback" in caplog.text
+    assert callback.plan.to_json() == plan
+    assert model.config.intermediate_size == 12
+    assert parameters_at_steps(trainer) == {}
+    assert not any(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    # A new callback prunes further.
+    make_trainer(model, tmp_path, [SpectralPruningCallback(half(min_ffn_units=4), batches)]).train()
+    assert model.config.intermediate_size < 12
+
+
+@pytest.mark.parametrize("kind", [SpectralPruningCallback, Masking])
+@pytest.mark.parametrize("rounds_before", [1, 2])
+def test_smaller_batch_after_running_out_of_memory_goes_on(kind, rounds_before, batches, tmp_path):
+    """`auto_find_batch_size` begins training anew with the model as it stands: rounds that were run are not run again."""
+
+    class Fails(Trainer):
+        failed = False
+
+        def training_step(self, *args, **kwargs):
+            if not self.failed and self.state.global_step == rounds_before:
+                self.failed = True
+                raise RuntimeError("CUDA out of memory. Tried to allocate")
+            return super().training_step(*args, **kwargs)
+
+    model = tiny_model()
+    callback = kind(half(num_rounds=2), batches, schedule=PruningSchedule("linear", start_step=0, end_step=2))
+    trainer = make_trainer(model, tmp_path, [callback], auto_find_batch_size=True)
+    trainer.__class__ = Fails
+    trainer.train()
+    assert trainer.failed and trainer.state.global_step == 6
+    assert model.config.intermediate_size == 12
+    assert {len(kept) for kept in callback.plan.kept.values()} == {12}
+    assert list(parameters_at_steps(trainer)) == [2][: 2 - rounds_before]
+
+
+@pytest.mark.parametrize("kind", [SpectralPruningCallback, Masking])
+def test_another_model_for_the_same_callback_is_pruned_from_the_start(kind, batches, tmp_path):
+    """As in a search for hyperparameters, where each trial makes the model anew."""
+    callback = kind(half(), batches)
+    options = {"data_collator": causal_collator(), "train_dataset": text_rows()}
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to="none", disable_tqdm=True, use_cpu=True)
+    trainer = Trainer(args=arguments, model_init=lambda: tiny_model(), callbacks=[callback], **options)
+    for _ in range(2):
+        trainer.train()
+        assert trainer.model.config.intermediate_size == 12
+        assert list(parameters_at_steps(trainer)) == [0]
+
+
+def with_own_optimizer(model, folder, callback, **fields) -> Trainer:
+    """A Trainer whose optimizer was built by the user, before the Trainer."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    trainer = make_trainer(model, folder, [callback], **{"save_strategy": "steps", "save_steps": 1} | fields)
+    trainer.optimizer, trainer.lr_scheduler = optimizer, schedule
+    return trainer
+
+
+@pytest.mark.parametrize("save_only_model", [False, True])
+def test_own_optimizer_trains_the_resumed_model(save_only_model, batches, tmp_path):
+    def make(folder):
+        model = tiny_model()
+        schedule = PruningSchedule("linear", start_step=0, end_step=5)
+        callback = SpectralPruningCallback(half(num_rounds=2), batches, schedule=schedule)
+        return model, with_own_optimizer(model, folder, callback, save_only_model=save_only_model)
+
+    whole, trainer = make(tmp_path)
+    trainer.train()
+    resumed, trainer = make(tmp_path)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    held = {parameter for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert held == set(resumed.parameters()) == set(trainer.optimizer.state)
+    at_3 = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-3").state_dict()
+    for (name, one), other in zip(resumed.named_parameters(), whole.parameters(), strict=True):
+        assert one.shape != at_3[name].shape or not torch.equal(one, at_3[name]), name
+        assert torch.equal(one, other) or save_only_model, name
+
+
+def test_replaced_parameters_keep_a_checkpoints_state_and_lose_that_of_another_shape():
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    one_step(model, optimizer, random_batch())
+    replacements = Replacements()
+    for _ in range(2):  # replaced twice, and so found at the end of the chain
+        groups = unit_groups(model)
+        kept = {group.key: tuple(range(group.size // 2)) for group in groups}
+        plan = PruningPlan("llama", {group.key: group.size for group in groups}, kept, 1, 0)
+        with replacements.watching(model, plan):
+            apply_plan(model, plan)
+    up, down = model.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.down_proj.weight
+    old = next(value for value in optimizer.state if value.shape == (24, 32))
+    optimizer.state[old]["exp_avg"] = optimizer.state[old]["exp_avg_sq"] = torch.ones(6, 32)  # as a checkpoint has it
+    replacements.carry_over(optimizer)
+    assert {parameter for group in optimizer.param_groups for parameter in group["params"]} == set(model.parameters())
+    assert len([value for value in optimizer.state if value.shape == up.shape]) == 1
+    assert down not in optimizer.state
+    assert model.model.norm.weight in optimizer.state
+
+
+def test_parameters_that_the_optimizer_lacks_are_told(batches, tmp_path, caplog):
+    """The repair by biases adds them after a user's optimizer was built."""
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    callback = SpectralPruningCallback(half(compensation="bias"), batches)
+    trainer = make_trainer(model, tmp_path, [callback], max_steps=1)
+    trainer.optimizer = optimizer
+    hf_logging.enable_propagation()
+    trainer.train()
+    hf_logging.disable_propagation()
+    assert "does not hold" in caplog.text and "self_attn.q_proj.bias" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [SpectralPruningCallback, Masking])
+def test_callback_that_a_dense_run_gets_when_it_is_resumed_catches_up(kind, batches, tmp_path, caplog):
+    every = {"save_strategy": "steps", "save_steps": 3}
+    make_trainer(tiny_model(), tmp_path, max_steps=3, **every).train()
+    model = tiny_model()
+    callback = kind(half(num_rounds=4), batches, schedule=PruningSchedule("linear", start_step=0, end_step=4))
+    trainer = make_trainer(model, tmp_path, [callback], **every)
+    hf_logging.enable_propagation()
+    trainer.train(resume_from_checkpoint=True)
+    hf_logging.disable_propagation()
+    assert "Rounds [1, 2, 3] of the schedule were due up to step 3" in caplog.text
+    assert list(parameters_at_steps(trainer)) == [3, 4]
+    assert model.config.intermediate_size == 12
+    assert callback.plan.parameters_after == num_parameters(model)
+
+
+def test_resume_with_other_options_is_refused(batches, tmp_path):
+    every = {"save_strategy": "steps", "save_steps": 2}
+    schedule = PruningSchedule("linear", start_step=0, end_step=4)
+    first = SpectralPruningCallback(half(num_rounds=2), batches, schedule=schedule)
+    make_trainer(tiny_model(), tmp_path, [first], max_steps=4, **every).train()
+    other = SpectralPruningCallback(half(num_rounds=4), batches, schedule=schedule)
+    trainer = make_trainer(tiny_model(), tmp_path, [other], **every)
+    with pytest.raises(ValueError, match=r"`num_rounds` is 4.*began with 2") as raised:
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "\n" not in str(raised.value)
+
+
+def test_checkpoint_of_an_older_version_is_resumed(batches, tmp_path):
+    """It tells neither the last round nor the options."""
+
+    class Old(SpectralPruningCallback):
+        def state(self):
+            state = super().state()
+            return state | {"attributes": {name: state["attributes"][name] for name in ("plan", "final_sizes")}}
+
+    Old.__name__ = SpectralPruningCallback.__name__
+    every = {"save_strategy": "steps", "save_steps": 2}
+    schedule = PruningSchedule("linear", start_step=0, end_step=4)
+    whole = tiny_model()
+    make_trainer(whole, tmp_path, [Old(half(num_rounds=2), batches, schedule=schedule)], **every).train()
+    model = tiny_model()
+    trainer = make_trainer(model, tmp_path, [SpectralPruningCallback(half(num_rounds=2), batches, schedule=schedule)], **every)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert list(parameters_at_steps(trainer)) == [2, 4]
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), whole.parameters(), strict=True))
+
+
+def wrapped_by_peft():
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj"]))
+
+
+WRAPPED = {
+    "adapters": (wrapped_by_peft, "merge_and_unload"),
+    "compiled": (lambda: torch.compile(tiny_model()), "before `torch.compile`"),
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_model_inside_another_object_is_refused(case, batches, tmp_path):
+    build, message = WRAPPED[case]
+    model = build()
+    callback = SpectralPruningCallback(pruning_args(), batches)
+    for make in (lambda: make_trainer(model, tmp_path, [callback]), lambda: SpectralPruner(model, pruning_args(), batches)):
+        with pytest.raises(ValueError, match=message) as raised:
+            make()
+        assert "\n" not in str(raised.value)
+
+
+def test_model_with_merged_adapters_is_pruned(batches):
+    SpectralPruner(wrapped_by_peft().merge_and_unload(), pruning_args(), batches).prune()
+
+
+def test_raw_text_is_cut_to_the_models_positions(tokenizer, tmp_path):
+    callback = SpectralPruningCallback(half(), ["w3 w4 " * 300], tokenizer)
+    trainer = make_trainer(tiny_encoder("bert", max_position_embeddings=64), tmp_path, [callback], max_steps=1)
+    trainer.train()
+    assert trainer.model.config.intermediate_size == 12
+
+
+def test_moments_are_dropped_before_the_model_settles(batches, tmp_path, monkeypatch):
+    """A pass for batch norms, and training after it, need the room."""
+
+    def settle(self, model):
+        seen.append(num_moments())
+
+    seen = [num_moments()]
+    monkeypatch.setattr(SpectralPruningCallback, "_settle", settle)
+    make_trainer(tiny_model(), tmp_path, [SpectralPruningCallback(half(), batches)], max_steps=1).train()
+    assert len(seen) == 2 and seen[0] == seen[1]

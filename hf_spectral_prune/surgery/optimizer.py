@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -38,8 +39,7 @@ def optimizer_follows(optimizer: Any, model: PreTrainedModel, plan: PruningPlan)
         return
     replaced = {old: (getattr(layer, name), indices) for layer, name, old, indices in watched}
     replaced = {old: new for old, new in replaced.items() if new[0] is not old}
-    for group in optimizer.param_groups:
-        group["params"] = [replaced[old][0] if old in replaced else old for old in group["params"]]
+    _replace(optimizer, {old: new for old, (new, _) in replaced.items()})
     started_anew = 0
     for old, (new, indices) in replaced.items():
         if old in optimizer.state:
@@ -50,6 +50,73 @@ def optimizer_follows(optimizer: Any, model: PreTrainedModel, plan: PruningPlan)
                 optimizer.state[new] = kept
     if started_anew:
         logger.warning(f"The optimizer keeps state that cannot be cut for {started_anew} parameters; it starts anew for them.")
+
+
+class Replacements:
+    """Parameters that cuts have replaced while no optimizer was at hand, for one that was built before them.
+
+    The old ones are not kept alive: where no optimizer holds them, there is nothing to carry over.
+    """
+
+    def __init__(self) -> None:
+        self._new: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
+
+    @contextmanager
+    def watching(self, model: PreTrainedModel, plan: PruningPlan) -> Iterator[None]:
+        """While open, a cut of `model` by `plan` is noted."""
+        watched = _watch(model, plan)
+        yield
+        for layer, name, old, _ in watched:
+            new = getattr(layer, name)
+            if new is not old:
+                self._new[old] = new
+
+    def carry_over(self, optimizer: Any) -> None:
+        """Gives an optimizer the new parameters in the places of the old ones, and forgets them.
+
+        Their state is that of a checkpoint, which has the new shapes already; state of an old shape is dropped, since nobody
+        knows the units that it belongs to.
+
+        Args:
+            optimizer: as for `optimizer_follows`.
+        """
+        if optimizer is None:
+            return
+        replaced = {}
+        for old in (old for group in optimizer.param_groups for old in group["params"]):
+            new = old
+            while new in self._new:
+                new = self._new[new]
+            if new is not old:
+                replaced[old] = new
+        _replace(optimizer, replaced)
+        for old, new in replaced.items():
+            state = optimizer.state.pop(old, {})
+            if state and not any(isinstance(value, Tensor) and value.shape == old.shape for value in state.values()):
+                optimizer.state[new] = state
+        self._new.clear()
+
+
+def _replace(optimizer: Any, replaced: dict[Tensor, Tensor]) -> None:
+    for group in optimizer.param_groups:
+        group["params"] = [replaced.get(old, old) for old in group["params"]]
+
+
+def warn_of_untrained(model: PreTrainedModel, optimizer: Any) -> None:
+    """Warns of trainable parameters that an optimizer does not hold, as may be when it was built before they were.
+
+    Args:
+        optimizer: as for `optimizer_follows`.
+    """
+    if optimizer is None:
+        return
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for name, value in model.named_parameters() if value.requires_grad and value not in held]
+    if missing:
+        logger.warning(
+            f"The optimizer does not hold {len(missing)} of the trainable parameters, `{missing[0]}` first, so they stay as they "
+            "are. If they should be trained, let the Trainer build the optimizer, or build it from the model as it is now."
+        )
 
 
 def _watch(model: PreTrainedModel, plan: PruningPlan) -> list[_Watched]:
