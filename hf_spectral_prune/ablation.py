@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -16,9 +15,12 @@ from transformers.utils.generic import find_labels
 
 from .architectures import UnitGroup, layers_of
 from .calibration import GroupMoments
-from .calibration.collect import Batch, loss_of
+from .calibration.collect import Batch, loss_of, moved_to
 from .suffix import starting_at
 from .surgery import masked, refitted
+
+# Shares of a group at which loss curves are measured.
+FRACTIONS = (0.25, 0.5, 0.75, 0.9)
 
 
 class SuffixLoss:
@@ -37,8 +39,8 @@ class SuffixLoss:
     """
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], layers: Collection[int] | None = None) -> None:
-        self.model = model.eval()
-        self.batches = send_to_device(list(batches), model.device)
+        self.model = model
+        self.batches = [moved_to(model, batch) for batch in batches]
         self.targets = torch.tensor([num_targets(model, batch) for batch in self.batches], dtype=torch.float64)
         count = len(layers_of(model))
         kept = range(count) if layers is None else sorted(layers)
@@ -54,7 +56,12 @@ class SuffixLoss:
 
     @torch.inference_mode()
     def _loss(self, batch: Batch) -> float:
-        return float(loss_of(self.model, batch))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return float(loss_of(self.model, batch))
+        finally:
+            self.model.train(was_training)
 
     def _mean(self, sums: Tensor) -> float:
         return float(sums.sum() / self.targets.sum())
@@ -107,7 +114,7 @@ def loss_curves(
     scores: Mapping[str, Tensor],
     batches: Sequence[Batch],
     *,
-    fractions: Sequence[float] = (0.25, 0.5, 0.75, 0.9),
+    fractions: Sequence[float] = FRACTIONS,
     repair: Mapping[str, GroupMoments] | None = None,
     ridge: float = 1e-2,
     progress: bool = True,
@@ -130,15 +137,54 @@ def loss_curves(
     curves = {}
     for group in tqdm(groups, desc="Measuring layers", disable=not progress, leave=False):
         order = torch.argsort(scores[group.key], stable=True)
-        counts = sorted({min(max(round(group.size * fraction), 1), group.size - 1) for fraction in fractions} - {0})
         points = [(0, 0.0)]
-        for count in counts:
+        for count in _counts(group.size, fractions):
             kept = order[count:].sort().values
-            with nullcontext() if repair is None else refitted(model, group, kept, repair[group.key], ridge):
+            with nullcontext() if repair is None else refitted(model, {group.key: kept}, repair, ridge):
                 added = suffix_loss(group.layer, {group.key: kept}) - suffix_loss.clean
             points.append((count, max(added, points[-1][1])))
         curves[group.key] = _interpolate(points, group.size)
     return curves
+
+
+def kind_loss_curves(
+    model: PreTrainedModel,
+    groups: Sequence[UnitGroup],
+    scores: Mapping[str, Tensor],
+    batches: Sequence[Batch],
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    repair: Mapping[str, GroupMoments] | None = None,
+    ridge: float = 1e-2,
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """Loss added by removing the lowest-scored units of one kind from all layers at once, by an equal number in each.
+
+    This is what a uniform layout removes. Its groups share the curve's loss evenly, so that over the groups of a kind the
+    curves add up to what was measured. A run of the whole model for every kind and fraction.
+
+    Args, returns: see `loss_curves`; all groups of a kind have one size.
+    """
+    suffix_loss = SuffixLoss(model, batches, layers=())
+    kinds: dict[str, list[UnitGroup]] = {}
+    for group in groups:
+        kinds.setdefault(group.kind, []).append(group)
+    curves: dict[str, Tensor] = {}
+    for members in tqdm(kinds.values(), desc="Measuring kinds", disable=not progress, leave=False):
+        orders = {group.key: torch.argsort(scores[group.key], stable=True) for group in members}
+        points = [(0, 0.0)]
+        for count in _counts(members[0].size, fractions):
+            kept = {key: order[count:].sort().values for key, order in orders.items()}
+            with nullcontext() if repair is None else refitted(model, kept, repair, ridge):
+                added = suffix_loss(0, kept) - suffix_loss.clean
+            points.append((count, max(added, points[-1][1])))
+        curves |= {group.key: _interpolate(points, group.size) / len(members) for group in members}
+    return curves
+
+
+def _counts(size: int, fractions: Sequence[float]) -> list[int]:
+    """Numbers of units at which a curve is measured: at least one, never all."""
+    return sorted({min(max(round(size * fraction), 1), size - 1) for fraction in fractions} - {0})
 
 
 def _interpolate(points: list[tuple[int, float]], size: int) -> Tensor:

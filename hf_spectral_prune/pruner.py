@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedModel,
     TrainerCallback,
     TrainerControl,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -26,9 +25,9 @@ from transformers.utils import logging
 from . import checkpoint, rounds, saving
 from .architectures import network_of
 from .arguments import SpectralPruningArguments
-from .calibration import CalibrationData, build_calibration, build_images
+from .calibration import CalibrationData
 from .calibration.collect import predicts_next_token
-from .checks import check_data, check_model, check_push, check_recovery
+from .checks import check_data, check_model, check_output, check_push, check_recovery
 from .criteria import Diagnostics, Scores
 from .evaluation import default_metrics, num_parameters, perplexity, task_metrics
 from .flops import is_vision, layer_macs
@@ -39,7 +38,7 @@ from .recovery import RecoveryOutput, recover, recovery_arguments
 from .rounds import Evidence, Run
 from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
 from .targets import check_macs, macs_report, norm_notes, picture_of
-from .torch_model import wrap_for
+from .torch_model import check_unwrapped, wrap_for
 
 logger = logging.get_logger(__name__)
 
@@ -53,7 +52,8 @@ class SpectralPruner:
         args: options; the defaults remove 20 % of all parameters.
         calibration_dataset: texts, a text or tokenised `datasets.Dataset`, batches, or `CalibrationData`; pictures as
             `build_images` takes them for models that read those.
-        eval_dataset: the same, for `evaluate()`; where given, `prune()` measures before and after.
+        eval_dataset: the same, for `evaluate()`; where given, `prune()` measures before and after. All of its pictures and
+            tokenised rows are used, and of raw text the first 1,000 sequences of 512 tokens.
         processing_class: tokenizer or image processor; needed for raw text and pictures, and saved beside the model.
         callbacks: `TrainerCallback`s; a round is a step.
         train_dataset: tokenised rows or `CalibrationData` for the recovery.
@@ -87,6 +87,7 @@ class SpectralPruner:
     ) -> None:
         self.args = args or SpectralPruningArguments()
         self.processing_class = processing_class
+        check_unwrapped(model)
         if not isinstance(model, PreTrainedModel):
             model = wrap_for(model, calibration_dataset, eval_dataset, self.args)
         self.model = saving.without_quantisation_marks(model)
@@ -107,7 +108,7 @@ class SpectralPruner:
         self.output: PruningOutput | None = None
         self.macs_before: dict[str, int] = {}
         self.scores: Scores = {}
-        self.state = TrainerState(
+        self.state = checkpoint.RunState(
             max_steps=self.args.num_rounds,
             logging_steps=self.args.logging_steps,
             eval_steps=self.args.eval_steps,
@@ -134,15 +135,16 @@ class SpectralPruner:
             ValueError: the target is out of reach, an activation is not finite, ... (the message says what to change).
         """
         args = self.args
+        check_output(self.model, args)
         set_seed(args.seed)
         metrics_before = self.evaluate(metric_key_prefix="before") if self.eval_data is not None else {}
         rounds.check_stop_metric(args, metrics_before)
         run = self._start(resume_from_checkpoint)
-        evidence = None
+        evidence: Evidence | None = None
         self._event("on_train_begin")
         for round_index in range(self.state.global_step + 1, args.num_rounds + 1):
             self._event("on_step_begin")
-            if (round_index - 1) % args.recalibrate_every == 0 or evidence is None:
+            if evidence is None:
                 evidence = self._calibrate()
             diagnostics: Diagnostics | None = None if run.scores else {}  # the report shows the dense model's
             self.scores = self._score(evidence, diagnostics)
@@ -150,13 +152,16 @@ class SpectralPruner:
             if self._must_stop(run, plan, round_index, metrics_before):
                 break
             with self.costs.of("surgery"):
-                evidence = rounds.cut(self.model, args, plan, evidence)
+                # Moments are large: they are dropped as soon as no round reads them any more.
+                reused = round_index % args.recalibrate_every != 0 and round_index < args.num_rounds
+                evidence = rounds.cut(self.model, args, plan, evidence, reused=reused)
                 if self.calibration is not None:
                     recalibrate_norms(self.model, self.calibration)
             run.add(plan, summarise(self.scores, plan, diagnostics))
             self._end_round(run, round_index)
             if self.control.should_training_stop:
                 break
+        evidence = None
         self._event("on_train_end")
         self._settle()
         if args.recovery != "none":
@@ -304,6 +309,7 @@ class SpectralPruner:
         if is_vision(self.model):
             self.macs_before = layer_macs(self.model, picture_of(self.model, self.calibration))
         self.state.global_step = 0
+        self.state.options = checkpoint.deciding_options(self.args)
         if resume:
             self._resume(run, resume)
         return run
@@ -311,6 +317,7 @@ class SpectralPruner:
     def _resume(self, run: Run, resume: bool | str | Path) -> None:
         folder = checkpoint.latest(str(self.args.output_dir)) if resume is True else Path(str(resume))
         saved = checkpoint.load(folder)
+        checkpoint.check_same_run(saved.state.options, self.args, f"`{folder}`")
         apply_plan(self.model, saved.plan)
         saved.load_weights(self.model)
         run.plan, run.final_sizes, run.scores = saved.plan, saved.final_sizes, saved.scores
@@ -355,7 +362,8 @@ class SpectralPruner:
             self.log({"parameters": now, "reduction": 1 - now / run.parameters_before})
         if self.control.should_evaluate and self.eval_data is not None:
             self.evaluate()
-        due = round_index % self.args.recalibrate_every == 0 and round_index < self.args.num_rounds
+        # After the last round, too: recovery, evaluation and saving may fail.
+        due = round_index % self.args.recalibrate_every == 0 or round_index == self.args.num_rounds
         if self.control.should_save and due:
             changed = self.args.compensation != "none" or has_batch_norms(self.model)
             repaired = self.model if changed else None
@@ -424,11 +432,6 @@ class SpectralPruner:
         self.control = getattr(self.callback_handler, name)(self.args, self.state, self.control, **kwargs)
 
     def _data(self, source: Any, name: str) -> CalibrationData | None:
-        if source is None or isinstance(source, CalibrationData):
-            return source
-        if is_vision(self.model):
-            processor, config, seed = self.processing_class, self.model.config, self.args.seed
-            if name == "eval_dataset":
-                return build_images(source, processor, config, num_samples=None, seed=seed, name=name)
-            return build_images(source, processor, config, seed=seed, name=name)
-        return build_calibration(source, self.processing_class, seed=self.args.seed, name=name)
+        if source is None:
+            return None
+        return rounds.read_data(source, self.processing_class, self.model, self.args.seed, name)

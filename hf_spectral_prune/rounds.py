@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .ablation import loss_curves, score_damage
+from .ablation import kind_loss_curves, loss_curves, num_targets, score_damage
 from .architectures import UnitGroup, family_of, unit_groups
 from .arguments import SpectralPruningArguments
-from .calibration import CalibrationData, GroupMoments, collect_moments
-from .calibration.collect import Batch, num_rows
+from .calibration import CalibrationData, GroupMoments, build_calibration, build_images, collect_moments
+from .calibration.collect import Batch, has_targets, single_sequences
 from .calibration.parts import MomentsByPart, moments_within
 from .calibration.signals import Side
 from .criteria import (
@@ -27,6 +29,7 @@ from .criteria import (
 )
 from .environment import library_versions
 from .evaluation import num_parameters
+from .flops import is_vision
 from .planning import (
     Limits,
     PruningPlan,
@@ -40,6 +43,15 @@ from .planning import (
 )
 from .surgery import add_consumer_biases, apply_plan, fingerprint, stock_accepts_heads
 from .targets import Target, set_target
+
+# Length of a row of text in tokens, if the model takes as many.
+_SEQUENCE_LENGTH = 512
+# Sequences of raw text to evaluate on at most: half a million tokens, as many as WikiText-2 and the like have to test on.
+_MOST_EVAL_SEQUENCES = 1000
+
+
+# Loss curves are measured on as many rows as have this many targets (four blocks of 512 tokens), and on no more rows than that.
+_ALLOCATION_TARGETS, _MOST_ALLOCATION_SAMPLES = 2000, 256
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,46 @@ class Run:
         self.plan = plan if self.plan is None else self.plan.then(plan)
         if scores is not None:
             self.scores.append(scores)
+
+
+def read_data(source: Any, processing_class: Any, model: PreTrainedModel, seed: int, name: str) -> CalibrationData:
+    """Data as users give it, in batches; `CalibrationData` stays as it is.
+
+    Args:
+        source: as for `build_images` where the model reads pictures, else as for `build_calibration`.
+        name: "eval_dataset" takes all pictures and tokenised rows, and the first 1,000 sequences of raw text;
+            "calibration_dataset" takes a sample.
+
+    Raises:
+        ValueError: see `build_images` and `build_calibration`.
+    """
+    if isinstance(source, CalibrationData):
+        return source
+    measured = name == "eval_dataset"
+    if is_vision(model):
+        pictures: dict[str, Any] = {"num_samples": None} if measured else {}
+        return build_images(source, processing_class, model.config, seed=seed, name=name, **pictures)
+    limit = _positions(model)
+    length = _SEQUENCE_LENGTH if limit is None else min(_SEQUENCE_LENGTH, limit)
+    options: dict[str, Any] = {"max_seq_length": length, "max_position_embeddings": limit, "seed": seed, "name": name}
+    if measured:
+        source = source if isinstance(source, (Sequence, Mapping, Dataset)) else list(source)
+        options |= {"shuffle": False, "num_samples": _MOST_EVAL_SEQUENCES if _is_raw_text(source) else max(1, len(source))}
+    return build_calibration(source, processing_class, **options)
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """Most tokens that a row may have, None for no limit."""
+    limit: int | None = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and family_of(model.config).name == "roberta":
+        return limit - int(model.config.pad_token_id or 0) - 1  # it counts positions from behind that of padding
+    return limit
+
+
+def _is_raw_text(source: Any) -> bool:
+    if isinstance(source, Dataset):
+        return "input_ids" not in source.column_names
+    return isinstance(source, Sequence) and len(source) > 0 and isinstance(source[0], str)
 
 
 def start(
@@ -214,12 +266,26 @@ def measure_damage(
     """
     if args.allocation == "scores":
         return score_damage(scores)
-    if args.allocation != "loss_curves":
+    if args.allocation == "proportional" or (args.allocation == "auto" and not _can_measure(model, args, groups, calibration)):
         return None
     assert calibration is not None
-    batches = _first_sequences(calibration, args.num_allocation_samples)
+    batches = _first_sequences(model, calibration, args.num_allocation_samples)
     repair = evidence.repair if evidence is not None and args.compensation == "least_squares" else None
-    return loss_curves(model, groups, scores, batches, repair=repair, ridge=args.ridge, progress=not args.disable_tqdm)
+    curves = loss_curves
+    if args.layout == "uniform":
+        curves = kind_loss_curves
+        # Every measurement would repair all layers, and moments that are not kept would be collected anew for each.
+        repair = None if isinstance(repair, MomentsByPart) else repair
+    return curves(model, groups, scores, batches, repair=repair, ridge=args.ridge, progress=not args.disable_tqdm)
+
+
+def _can_measure(
+    model: PreTrainedModel, args: SpectralPruningArguments, groups: list[UnitGroup], calibration: CalibrationData | None
+) -> bool:
+    """Whether a uniform layout has something to weigh up, kinds of unit against each other, and a loss to do it by."""
+    if args.target_scope == "flops" or len({group.kind for group in groups}) < 2 or calibration is None:
+        return False
+    return all(has_targets(model, batch) for batch in calibration.batches)
 
 
 def allocate(model: PreTrainedModel, args: SpectralPruningArguments, run: Run, damage: dict[str, Tensor] | None) -> Sizes:
@@ -247,15 +313,21 @@ def allocate(model: PreTrainedModel, args: SpectralPruningArguments, run: Run, d
     return sizes
 
 
-def _first_sequences(calibration: CalibrationData, number: int) -> list[Batch]:
+def _first_sequences(model: PreTrainedModel, calibration: CalibrationData, number: int | None) -> list[Batch]:
+    """The first rows, as many as asked for; without a number as many as give enough targets, within a bound."""
     batches: list[Batch] = []
-    count = 0
+    count = targets = 0
     for batch in calibration.batches:
-        take = min(num_rows(batch), number - count)
-        if take <= 0:
+        taken = 0
+        for row in single_sequences([batch]):
+            enough = targets >= _ALLOCATION_TARGETS or count + taken == _MOST_ALLOCATION_SAMPLES
+            if enough if number is None else count + taken == number:
+                break
+            taken, targets = taken + 1, targets + num_targets(model, row)
+        if not taken:
             break
-        batches.append({name: value[:take] for name, value in batch.items()})
-        count += take
+        batches.append({name: value[:taken] for name, value in batch.items()})
+        count += taken
     return batches
 
 
@@ -281,8 +353,13 @@ def choose(
     )
 
 
-def cut(model: PreTrainedModel, args: SpectralPruningArguments, plan: PruningPlan, evidence: Evidence) -> Evidence:
-    """Cuts the model by a round's plan, with the repair asked for; returns what is left of the evidence.
+def cut(
+    model: PreTrainedModel, args: SpectralPruningArguments, plan: PruningPlan, evidence: Evidence, *, reused: bool = False
+) -> Evidence | None:
+    """Cuts the model by a round's plan, with the repair asked for.
+
+    Args:
+        reused: whether the next round scores by the same evidence; what is left of it is then returned, else None.
 
     Raises:
         RuntimeError: the cut model has another number of parameters than the plan says.
@@ -302,7 +379,7 @@ def cut(model: PreTrainedModel, args: SpectralPruningArguments, plan: PruningPla
             f"The cut model has {num_parameters(model):,} parameters, but the plan predicted {plan.parameters_after:,}. "
             "This is a fault of the family table; please report it."
         )
-    return evidence.select(groups, kept)
+    return evidence.select(groups, kept) if reused else None
 
 
 def check_stop_metric(args: SpectralPruningArguments, before: dict[str, float]) -> None:

@@ -151,6 +151,68 @@ def test_score_prints_every_unit(folder, capsys):
     assert {key: len(scores) for key, scores in result["scores"].items()}["layers.0.ffn"] == 24
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_criteria_that_read_no_data_run_without(criterion, folder, capsys):
+    words = flags(folder, calibration_file=None, criterion=criterion)
+    assert main(["score", *flags(folder, calibration_file=None, criterion=criterion, output_dir=None)]) == 0
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert result["calibration"] is None and len(result["scores"]["layers.0.ffn"]) == 24
+    assert main(["prune", *words]) == 0
+    report = json.loads((folder / "out" / "pruning_report.json").read_text())
+    assert report["calibration"] is None and report["evaluation"] is None
+    AutoModelForCausalLM.from_pretrained(folder / "out")
+
+
+def test_without_data_a_file_to_measure_on_is_still_measured_on(folder):
+    assert main(["prune", *flags(folder, calibration_file=None, criterion="magnitude", eval_file=folder / "text.txt")]) == 0
+    report = json.loads((folder / "out" / "pruning_report.json").read_text())
+    assert report["calibration"] is None and report["metrics_after"]["after_perplexity"] > 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"criterion": "spectral"},
+        {"compensation": "least_squares"},
+        {"layout": "per_layer"},
+        {"recovery": "full"},
+    ],
+)
+def test_whatever_reads_data_is_refused_without(more, folder, capsys):
+    fails(
+        capsys, ["prune", *flags(folder, **({"calibration_file": None, "criterion": "magnitude"} | more))], "nothing to calibrate"
+    )
+    assert not (folder / "out").exists()
+
+
+def test_evaluate_reads_only_the_split_that_is_measured(folder, capsys):
+    (folder / "data").mkdir()
+    (folder / "data" / "test.txt").write_text((folder / "text.txt").read_text())  # there is no other split
+    words = ["--model_name_or_path", str(folder / "model"), "--max_seq_length", "32", "--num_eval_samples", "4"]
+    assert main(["evaluate", *words, "--dataset_name", str(folder / "data"), "--eval_split", "test"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out[out.index("{") :])["evaluation"]["num_sequences"] == 4
+
+
+def test_evaluate_on_a_file_beside_a_data_set(classifier, capsys):
+    (classifier / "data").mkdir()
+    (classifier / "data" / "train.csv").write_text("sentence,verdict\nw3 w4,odd\n")
+    words = ["--model_name_or_path", str(classifier / "model"), "--max_seq_length", "32", "--label_column", "verdict"]
+    words += ["--dataset_name", str(classifier / "data"), "--eval_file", str(classifier / "dev.tsv")]
+    assert main(["evaluate", *words]) == 0
+    out = capsys.readouterr().out
+    figures = json.loads(out[out.index("{") :])
+    assert figures["evaluation"]["num_sequences"] == 40 and figures["evaluation"]["source"] == "dev.tsv"
+
+
+def test_labelled_texts_without_a_text_or_a_label(classifier, capsys):
+    lines = (classifier / "train.tsv").read_text()
+    (classifier / "train.tsv").write_text(f"{lines}\todd\nNA\teven\nnull\todd\n")
+    assert main(["prune", *labelled(classifier, recovery="full", training_args='{"max_steps": 2, "use_cpu": true}')]) == 0
+    (classifier / "train.tsv").write_text(f"{lines}w3 w4\t\n")
+    fails(capsys, ["prune", *labelled(classifier, output_dir=classifier / "other")], "Row 80 has no label", "`verdict`")
+
+
 def test_evaluate_prints_json(folder, capsys):
     words = ["--model_name_or_path", str(folder / "model"), "--eval_file", str(folder / "text.txt"), "--max_seq_length", "32"]
     assert main(["evaluate", *words]) == 0
@@ -222,6 +284,34 @@ def test_unknown_recipe_key_names_the_nearest(folder, capsys):
     fails(capsys, ["prune", str(folder / "recipe.yaml"), *flags(folder)], "name: value")
 
 
+@pytest.mark.parametrize(
+    ("line", "messages"),
+    [
+        ("num_rounds: 2.5", ["recipe.yaml", "`num_rounds` is 2.5", "a whole number"]),
+        ("units: ffn", ["recipe.yaml", "`units` is 'ffn'", "a list"]),
+        ("target_reduction: null", ["recipe.yaml", "`target_reduction` is None", "a number"]),
+        ("eval_strategy: epoch", ["`eval_strategy`", "`steps`"]),
+        ("{recovery: full, training_args: {learning_rate: fast}}", ["`training_args`: `learning_rate`", "a number"]),
+        ("{recovery: lora, recovery_args: {lora_alpha: [1]}}", ["`recovery_args`: `lora_alpha`", "a number"]),
+        ("device: mps", ["`device` `mps`", "float64", "`cpu`"]),
+    ],
+)
+def test_recipe_values_of_another_type_are_one_line_and_exit_2(folder, capsys, line, messages):
+    (folder / "recipe.yaml").write_text(f"{line}\n")
+    words = ["--model_name_or_path", str(folder / "model"), "--calibration_file", str(folder / "text.txt")]
+    words += ["--output_dir", str(folder / "out"), "--max_seq_length", "32", "--num_calibration_samples", "8"]
+    fails(capsys, ["prune", str(folder / "recipe.yaml"), *words], *messages)
+    assert not (folder / "out").exists()
+
+
+def test_recipe_trains_with_a_learning_rate_of_1e_4(folder):
+    (folder / "recipe.yaml").write_text("recovery: full\ntraining_args: {learning_rate: 1e-4, max_steps: 2, use_cpu: true}\n")
+    assert main(["prune", str(folder / "recipe.yaml"), *flags(folder)]) == 0
+    report = json.loads((folder / "out" / "pruning_report.json").read_text())
+    assert report["arguments"]["training_args"]["learning_rate"] == 1e-4
+    assert report["recovery"]["kept"] in ("recovered", "unrecovered")
+
+
 def test_folder_without_tokenizer_is_told(folder, capsys):
     for file in (folder / "model").glob("token*"):
         file.unlink()
@@ -266,6 +356,42 @@ def test_prune_recovers_on_text_that_is_not_held_out(method, folder, monkeypatch
     assert not set(train) & set(held_out)
     assert sorted(path.name for path in folder.iterdir()) == ["model", "out", "text.txt"]
     assert type(AutoModelForCausalLM.from_pretrained(folder / "out")).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("packing", [False, True])
+def test_rows_to_recover_on_leave_out_what_is_held_out(large, packing, folder, monkeypatch):
+    from hf_spectral_prune.arguments import RunArguments, SpectralPruningArguments
+    from hf_spectral_prune.calibration import data
+    from hf_spectral_prune.loading import load_text, load_tokenizer, recovery_rows
+
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(3, 30, (300,), generator=generator).tolist()
+    texts = [" ".join(f"w{word}" for word in torch.randint(3, VOCABULARY, (length,), generator=generator)) for length in lengths]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    if large:
+        monkeypatch.setattr(data, "_WHOLE_CHARACTERS", 1_000)
+        monkeypatch.setattr(data, "_PIECE_CHARACTERS", 200)
+    run = RunArguments(
+        model_name_or_path=str(folder / "model"),
+        calibration_file=str(folder / "texts.jsonl"),
+        packing=packing,
+        max_seq_length=32,
+        num_calibration_samples=24,
+        num_eval_samples=16,
+    )
+    args, model, tokenizer = SpectralPruningArguments(recovery="full"), tiny_model(), load_tokenizer(run)
+    calibration, held_out = load_text(run, args, model, tokenizer)
+    rows = recovery_rows(run, args, model, tokenizer, calibration, held_out)
+
+    def tokens(ids, mask):
+        return tuple(ids[mask.bool()].tolist())
+
+    hidden = {tokens(*pair) for batch in held_out for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)}
+    trained = [tokens(row["input_ids"], row["attention_mask"]) for row in rows]
+    assert len(hidden) == 16 and len(trained) > 50
+    assert not hidden & set(trained)
+    assert all(row["attention_mask"].all() for row in rows)
 
 
 def test_recovery_that_cannot_work_is_one_line(folder, capsys):

@@ -90,7 +90,9 @@ def test_a_cell_is_a_plain_run(label, options, compensation, recovery, layout, t
     dense = tiny_model()
     comparison = compare(dense, args, calibration, held_out, train_dataset=train)
     cell = one(comparison, label=label, target_reduction=0.4)
+    # A comparison gives all criteria one shape.
     plain_run = SpectralPruningArguments(
+        allocation="proportional" if layout == "uniform" else "auto",
         criterion=label,
         criterion_args=options,
         target_reduction=0.4,

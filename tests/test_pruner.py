@@ -7,10 +7,11 @@ import json
 
 import pytest
 import torch
-from conftest import FAMILIES, logits, random_batch, tiny_model
+from conftest import FAMILIES, logits, num_moments, random_batch, tiny_encoder, tiny_model
+from datasets import Dataset
 from transformers import TrainerCallback
 
-from hf_spectral_prune import PruningPlan, SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune import PruningPlan, SpectralPruner, SpectralPruningArguments, rounds
 from hf_spectral_prune.ablation import SuffixLoss, loss_curves
 from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.calibration import collect_moments
@@ -125,7 +126,9 @@ def test_a_callback_can_stop_the_run_at_a_sound_model(batches):
             control.should_training_stop = True
 
     model = tiny_model()
-    output = make_pruner(model, batches, num_rounds=4, target_reduction=0.6, callbacks=[Stop()]).prune()
+    output = make_pruner(
+        model, batches, num_rounds=4, target_reduction=0.6, allocation="proportional", callbacks=[Stop()]
+    ).prune()
     assert output.metrics["reduction"] > 0
     assert type(output.model).__name__ == "LlamaForCausalLM"
     assert output.model.config.intermediate_size % 4 == 0
@@ -361,3 +364,109 @@ def test_model_marked_as_quantised_by_another_method_is_refused(batches):
     model.hf_quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="bitsandbytes"))
     with pytest.raises(ValueError, match="quantised \\(bitsandbytes\\)"):
         make_pruner(model, batches)
+
+
+def test_moments_are_held_only_while_a_round_reads_them(batches, monkeypatch):
+    """They are the largest thing in memory: two sets at once, or one during the recovery, may be one too many."""
+    seen, before = [], num_moments()
+
+    def watch(name):
+        original = getattr(SpectralPruner, name)
+
+        def counted(self, *args, **kwargs):
+            seen.append((name, num_moments() > before))
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(SpectralPruner, name, counted)
+
+    for name in ("_calibrate", "_settle", "evaluate"):
+        watch(name)
+    selected = []
+    select = rounds.Evidence.select
+    monkeypatch.setattr(rounds.Evidence, "select", lambda self, *args: selected.append(1) or select(self, *args))
+    options = {"num_rounds": 4, "recalibrate_every": 2, "criterion": "energy", "eval_dataset": [random_batch(2, 16)]}
+    make_pruner(tiny_model(), batches, **options, layout="per_layer").prune()
+    assert seen == [(name, False) for name in ("evaluate", "_calibrate", "_calibrate", "_settle", "evaluate")]
+    assert len(selected) == 2
+
+
+def test_planning_leaves_a_model_in_training_as_it_is(batches):
+    model = tiny_model().train()
+    make_pruner(model, batches, layout="per_layer", units=["ffn"]).plan()
+    assert model.training and all(module.training for module in model.modules())
+
+
+CHANGED = {
+    "target_reduction": (0.3, 0.7),
+    "target_scope": ("prunable", "all"),
+    "units": (["ffn"], ["ffn", "heads"]),
+    "num_rounds": (2, 4),
+    "criterion_args": ({"num_neighbors": 3}, {"num_neighbors": 4}),
+    "seed": (42, 43),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_resume_with_other_options_is_refused(name, batches, tmp_path):
+    """The checkpoint's sizes are those of the old options, and the report would tell of the new ones."""
+    old, new = CHANGED[name]
+    options = {"num_rounds": 2, "save_strategy": "steps", "output_dir": str(tmp_path)}
+    make_pruner(tiny_model(), batches, **options | {name: old}).prune()
+    model = tiny_model()
+    with pytest.raises(ValueError, match=f"`{name}` is ") as raised:
+        make_pruner(model, batches, **options | {name: new}).prune(resume_from_checkpoint=True)
+    assert repr(old) in str(raised.value) and repr(new) in str(raised.value) and "checkpoint-" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert num_parameters(model) == num_parameters(tiny_model())
+
+
+def test_checkpoint_without_options_is_resumed(batches, tmp_path):
+    """As versions before wrote it."""
+    options = {"num_rounds": 2, "save_strategy": "steps", "output_dir": str(tmp_path)}
+    whole = make_pruner(tiny_model(), batches, **options).prune()
+    folder = tmp_path / "checkpoint-1"
+    path = folder / "pruner_state.json"
+    state = json.loads(path.read_text())
+    assert state.pop("options")["num_rounds"] == 2
+    path.write_text(json.dumps(state))
+    # What decides nothing may change.
+    again = make_pruner(tiny_model(), batches, **options, max_moment_gib=1).prune(resume_from_checkpoint=folder)
+    assert again.plan.kept == whole.plan.kept
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_raw_text_is_cut_to_the_models_positions(family, tokenizer):
+    model = tiny_encoder(family, task="ForMaskedLM", max_position_embeddings=64)
+    longest = 64 if family == "bert" else 64 - model.config.pad_token_id - 1
+    args = SpectralPruningArguments(disable_tqdm=True, target_reduction=0.3, target_scope="prunable", units=["ffn"], round_to=4)
+    pruner = SpectralPruner(model, args, ["w3 w4 " * 300], processing_class=tokenizer)
+    assert pruner.calibration.batches[0]["input_ids"].shape[1] == longest
+    pruner.prune()
+
+
+def test_all_labelled_rows_are_measured_on():
+    seen = []
+
+    def metrics(found):
+        seen.append(len(found.label_ids))
+        return {"accuracy": 0.5}
+
+    rows = Dataset.from_list([{"input_ids": [3, 4, 5], "labels": index % 2} for index in range(300)])
+    model, args = tiny_encoder(), SpectralPruningArguments(disable_tqdm=True, criterion="magnitude")
+    SpectralPruner(model, args, eval_dataset=rows, compute_metrics=metrics).evaluate()
+    pruner = SpectralPruner(model, args, eval_dataset=list(rows)[:200], compute_metrics=metrics)
+    pruner.evaluate()
+    pruner.evaluate(rows)
+    assert seen == [300, 200, 300]
+
+
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_raw_text_is_measured_on_up_to_a_thousand_sequences(as_dataset, tokenizer):
+    args = SpectralPruningArguments(disable_tqdm=True, criterion="magnitude")
+    for blocks, measured in ((300, 300), (1005, 1000)):
+        texts = [" ".join(f"w{40 + index % 50}" for index in range(8 * blocks))]
+        source = Dataset.from_dict({"text": texts}) if as_dataset else texts
+        model = tiny_model(max_position_embeddings=8)
+        data = SpectralPruner(model, args, eval_dataset=source, processing_class=tokenizer).eval_data
+        assert data.num_sequences == measured
+        assert data.batches[0]["input_ids"][0].tolist() == list(range(40, 48))

@@ -52,7 +52,7 @@ def test_rounds_stop_before_the_metric_falls_too_far(layout, batches):
 def test_a_first_round_that_is_too_much_leaves_the_model_as_it_was(batches):
     model = tiny_model()
     before = copy.deepcopy(model)
-    output = make_pruner(model, batches, batches, stop_metric="perplexity", stop_drop=0.0).prune()
+    output = make_pruner(model, batches, batches, allocation="proportional", stop_metric="perplexity", stop_drop=0.0).prune()
     assert output.metrics["reduction"] == 0
     assert "Stopped before round 1 of 4" in output.plan.notes[-1]
     assert torch.equal(logits(model, random_batch()), logits(before, random_batch()))

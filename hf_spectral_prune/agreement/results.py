@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -163,7 +163,7 @@ def to_dict(result: AblationResult) -> dict[str, Any]:
     return plain(
         {
             "format_version": FORMAT_VERSION,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "direction": _DIRECTION,
             "intervals": f"{CONFIDENCE:.0%}, bootstrap over a layer's sampled units, {NUM_RESAMPLES} resamples; those of chance "
             "are over random orders",

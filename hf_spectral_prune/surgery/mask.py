@@ -13,7 +13,7 @@ from ..architectures import Part, UnitGroup, consumers, unit_groups
 from ..calibration import GroupMoments
 from ..distributed import zero_columns
 from ..modeling.channels import CONVOLUTIONS, widths_of
-from .compensate import least_squares
+from .cut import repairs
 
 
 @contextmanager
@@ -37,18 +37,22 @@ def masked(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> Iterator[None]
 
 @contextmanager
 def refitted(
-    model: PreTrainedModel, group: UnitGroup, kept: Tensor, moments: GroupMoments, ridge: float = 1e-2
+    model: PreTrainedModel, kept: Mapping[str, Tensor], moments: Mapping[str, GroupMoments], ridge: float = 1e-2
 ) -> Iterator[None]:
-    """While open, the consumer's columns of the units `kept` are those that a least-squares repair would give them."""
-    (consumer,) = consumers(model, group)
-    weight = consumer.module.weight.data
-    columns = consumer.slice.index[kept].flatten().to(weight.device)
-    before = weight.clone()
-    weight[:, columns] = least_squares(weight, moments.after, columns, ridge).to(weight)
+    """While open, the consumers' columns of the units `kept` ({group key: indices}) are those of a least-squares repair."""
+    repaired = repairs(model, kept, "least_squares", moments, ridge)
+    before = []
+    for group in unit_groups(model):
+        if group.key in repaired:
+            (consumer,) = consumers(model, group)
+            weight = consumer.module.weight.data
+            before.append((weight, weight.clone()))
+            weight[:, consumer.slice.index[kept[group.key]].flatten().to(weight.device)] = repaired[group.key]
     try:
         yield
     finally:
-        weight.copy_(before)
+        for weight, values in before:
+            weight.copy_(values)
 
 
 def _removed_inputs(group: UnitGroup, consumer: Part, kept: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -140,6 +141,7 @@ def test_resumed_run_ends_with_the_same_model(family, tmp_path):
     model = tiny_vision(family)
     data = [picture_batch(seed=seed) for seed in (0, 1)]
     fields = {"units": ["channels"], "target_reduction": 0.3, "target_scope": "prunable", "round_to": 2, "min_channels": 2}
+    fields["min_ffn_units"] = 4
     args = SpectralPruningArguments(**fields, **options, disable_tqdm=True)
     resumed = SpectralPruner(model, args, data).prune(resume_from_checkpoint=True).model.eval()
     assert resumed.config.cria_channels == whole.config.cria_channels
@@ -168,3 +170,14 @@ def test_the_callback_takes_a_trainers_rows_and_recalibrates_the_norms(schedule,
         recalibrate_norms(trainer.model, callback._calibration.batches)
         wanted = [norm.running_mean for norm in trainer.model.modules() if isinstance(norm, nn.BatchNorm2d)]
         assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("family", sorted(VISION))
+def test_bfloat16_models_are_pruned_and_measured_with_float32_pictures(family):
+    model = tiny_vision(family).to(torch.bfloat16)
+    kinds = ["ffn", "heads"] if family == "vit" else ["channels"]
+    options = {"units": kinds, "round_to": 2, "min_channels": 2, "min_ffn_units": 4, "layout": "per_layer", "disable_tqdm": True}
+    batches = [picture_batch(seed=seed) for seed in (0, 1)]
+    output = SpectralPruner(model, SpectralPruningArguments(target_reduction=0.2, **options), batches, batches).prune()
+    assert next(output.model.parameters()).dtype == torch.bfloat16
+    assert math.isfinite(output.report["metrics_after"]["after_loss"])

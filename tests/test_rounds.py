@@ -1,0 +1,102 @@
+"""What the stations of a round read."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import encoder_batch, random_batch, tiny_encoder, tiny_model
+
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune.ablation import SuffixLoss, kind_loss_curves
+from hf_spectral_prune.architectures import unit_groups
+from hf_spectral_prune.calibration import CalibrationData, collect_moments
+from hf_spectral_prune.calibration.collect import num_rows
+from hf_spectral_prune.rounds import _first_sequences
+from hf_spectral_prune.surgery.cut import cut_group, repairs
+
+
+def sizes(model, batches, number=None):
+    data = CalibrationData(batches, {})
+    return [num_rows(batch) for batch in _first_sequences(model, data, number)]
+
+
+def test_curves_of_a_language_model_are_measured_on_a_few_thousand_tokens():
+    batches = [random_batch(rows=3, length=501, seed=seed) for seed in range(3)]
+    assert sizes(tiny_model(), batches) == [3, 1]  # 4 x 500 targets
+
+
+def test_curves_of_a_classifier_are_measured_on_hundreds_of_labels():
+    model = tiny_encoder()
+    batches = [encoder_batch(model, rows=100, length=4, seed=seed) for seed in range(4)]
+    assert sizes(model, batches) == [100, 100, 56]
+    assert sizes(model, batches[:2]) == [100, 100]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1, [1]), (4, [3, 1]), (6, [3, 3]), (99, [3, 3, 3])])
+def test_a_given_number_of_sequences_is_taken(number, expected):
+    batches = [random_batch(rows=3, length=600, seed=seed) for seed in range(3)]
+    assert sizes(tiny_model(), batches, number) == expected
+
+
+def test_rows_come_in_order():
+    batches = [random_batch(rows=3, seed=seed) for seed in range(2)]
+    found = _first_sequences(tiny_model(), CalibrationData(batches, {}), 4)
+    assert torch.equal(torch.cat([batch["input_ids"] for batch in found]), torch.cat([b["input_ids"] for b in batches])[:4])
+
+
+def test_less_than_one_sequence_is_told():
+    with pytest.raises(ValueError, match="num_allocation_samples"):
+        SpectralPruningArguments(num_allocation_samples=0)
+
+
+def prune(model, batches, **fields):
+    options = {"target_reduction": 0.2, "target_scope": "prunable", "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True}
+    return SpectralPruner(model, SpectralPruningArguments(**options | fields), batches).prune()
+
+
+@pytest.mark.parametrize(("consumer", "spared"), [("mlp.down_proj", "heads"), ("self_attn.o_proj", "ffn")])
+def test_a_uniform_layout_spares_the_kind_whose_loss_is_dear(consumer, spared, batches):
+    model = tiny_model()
+    for layer in model.model.layers:
+        layer.get_submodule(consumer).weight.data.zero_()  # cutting this kind costs nothing
+    fields = {"stock_class": "mistral", "round_to": 1, "target_reduction": 0.3}  # any number of heads loads
+    measured = prune(copy.deepcopy(model), batches, **fields).plan.kept
+    shared = prune(copy.deepcopy(model), batches, allocation="proportional", **fields).plan.kept
+    for group in unit_groups(model):
+        more, less = (measured, shared) if group.kind == spared else (shared, measured)
+        assert len(more[group.key]) > len(less[group.key])
+
+
+@pytest.mark.parametrize("compensation", ["none", "least_squares"])
+def test_curves_of_a_kind_are_of_all_its_layers_cut_at_once(compensation, batches):
+    model = tiny_model()
+    groups = unit_groups(model)
+    scores = {group.key: torch.arange(group.size, dtype=torch.float64) for group in groups}
+    moments = collect_moments(model, groups, batches, progress=False)
+    repair = moments if compensation == "least_squares" else None
+    before = copy.deepcopy(model.state_dict())
+    curves = kind_loss_curves(model, groups, scores, batches, fractions=(0.5,), repair=repair, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    clean = SuffixLoss(model, batches).clean
+    for kind in ("ffn", "heads"):
+        members = [group for group in groups if group.kind == kind]
+        half = members[0].size // 2
+        kept = {group.key: torch.arange(group.size)[half if group.kind == kind else 0 :] for group in groups}
+        cut = copy.deepcopy(model)
+        repaired = repairs(cut, kept, compensation, moments)
+        for group in unit_groups(cut):
+            cut_group(cut, group, kept[group.key], repaired.get(group.key))
+        for layer in cut.model.layers:  # without a config: widths are the modules'
+            layer.self_attn.num_key_value_groups = cut.config.num_attention_heads // cut.config.num_key_value_heads
+        added = SuffixLoss(cut, batches).clean - clean
+        assert sum(float(curves[group.key][half]) for group in members) == pytest.approx(max(added, 0), abs=1e-5)
+
+
+@pytest.mark.parametrize("task", ["Model", "ForSequenceClassification"])
+def test_without_a_loss_kinds_give_up_equal_shares(task):
+    model = tiny_encoder(task=task)
+    batches = [{name: value for name, value in encoder_batch(model, seed=seed).items() if name != "labels"} for seed in (0, 1)]
+    kept = prune(copy.deepcopy(model), batches).plan.kept
+    assert kept == prune(model, batches, allocation="proportional").plan.kept
