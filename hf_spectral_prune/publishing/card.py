@@ -256,7 +256,7 @@ def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
     versions = saved.figure("versions")
     return {
         "reduction": words.percent(saved.figure("reduction")),
-        "units": " and ".join(kind.lower().replace("ffn", "FFN") for kind in kinds),
+        "units": " and ".join(kind.lower().replace("ffn", "FFN") for kind in words.cut_kinds(saved)) or "none in the end",
         "size_rows": words.size_rows(saved),
         "kinds": kinds,
         "width_rows": width_rows,

@@ -129,6 +129,12 @@ def kind_name(saved: SavedFolder, kind: str) -> str:
     return _KINDS.get(kind, kind.capitalize())
 
 
+def cut_kinds(saved: SavedFolder) -> list[str]:
+    """What the kinds of units are called of which any was removed."""
+    cut = (key.rpartition(".")[2] for key, (before, after) in saved.figure("sizes").items() if after < before)
+    return [kind_name(saved, kind) for kind in dict.fromkeys(cut)]
+
+
 def width_table(saved: SavedFolder) -> tuple[list[str], list[Row]]:
     """Names of the kinds of units, and a row (layers, "before → after" per kind) for every run of equal layers."""
     layers: dict[str, dict[str, str]] = {}

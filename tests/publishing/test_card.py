@@ -173,6 +173,13 @@ def test_shares_of_a_uniform_layout_are_told_as_they_came_about(allocation, samp
     assert "parameters outside the embeddings. Every layer gave the same share.\n" in write_card(folder).read_text()
 
 
+def test_only_kinds_that_lost_units_are_said_to_be_cut(folder):
+    sizes = json.loads((folder / "pruning_report.json").read_text())["sizes"]
+    whole = {key: [size[0], size[0] if key.endswith("heads") else size[1]] for key, size in sizes.items()}
+    change(folder, "sizes", to=whole)
+    assert "Whole units were cut out (FFN neurons), so" in write_card(folder).read_text()
+
+
 @pytest.mark.parametrize("source", ["data/mytext", "./data", "../data", "./data/mytext", "/data/mytext", "~/mytext"])
 def test_local_folders_are_no_data_sets_of_the_hub(source, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
