@@ -46,6 +46,7 @@ from hf_spectral_prune.calibration import CalibrationData, build_calibration
 from hf_spectral_prune.checks import check_model
 from hf_spectral_prune.environment import library_versions, machine
 from hf_spectral_prune.evaluation import num_parameters, task_metrics
+from hf_spectral_prune.evidence import calibrate
 from hf_spectral_prune.recovery import RecoveryArguments, recover
 from hf_spectral_prune.surgery import settle_class
 
@@ -185,7 +186,7 @@ def pruned_models(
         rows, tokenizer, num_samples=NUM_CALIBRATION, max_seq_length=MAX_LENGTH, batch_size=64, seed=seed, name="SST-2 train"
     )
     scorer = check_model(dense, args)
-    evidence = rounds.calibrate(dense, args, scorer, calibration)
+    evidence = calibrate(dense, args, scorer, calibration)
     scores = rounds.score(dense, args, scorer, evidence)
     damage = rounds.measure_damage(dense, args, unit_groups(dense, args.units), scores, calibration)
     shared = time.perf_counter() - began

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-from argparse import ArgumentTypeError
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from enum import Enum
-from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-from transformers.hf_argparser import string_to_bool
+from typing import Any, Literal, get_type_hints
 
 
 def _masked(values: dict[str, Any]) -> dict[str, Any]:
@@ -53,82 +44,6 @@ def _read_json(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
     if not isinstance(value or {}, dict):
         raise ValueError(f"`{name}` must be a JSON object, like '{example}'.")
     return dict(value or {})  # type: ignore[arg-type]
-
-
-# ---- values from YAML and JSON, by the type hints of the dataclass that they are for
-
-_TYPES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    dict: "a table of `name: value`",
-    NoneType: "null",
-}
-_LISTS = {str: "a list, like `[a, b]`", int: "a list, like `[1, 2]`", float: "a list, like `[0.1, 0.2]`"}
-
-
-def fitted(name: str, value: Any, hint: Any) -> Any:
-    """A value as the type hint of its option wants it: `"1e-4"` is taken for a number, and 8.0 for 8.
-
-    Args:
-        name: what the error calls it.
-        hint: as `get_type_hints` gives it. Types that YAML and JSON do not have are not checked.
-
-    Raises:
-        ValueError: it is of another type; says what is wanted.
-    """
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    # Text first: what may be text is not taken for a number.
-    for kind in sorted(kinds, key=lambda kind: kind is not str):
-        with suppress(TypeError, ValueError, OverflowError, ArgumentTypeError):
-            return _fitted(value, kind)
-    given = f"a {type(value).__name__}" if name.endswith("_token") else repr(value)
-    raise ValueError(f"`{name}` is {given}; it must be {' or '.join(map(_type_words, kinds))}.")
-
-
-def _fitted(value: Any, kind: Any) -> Any:
-    choices, origin = _choices(kind), get_origin(kind) or kind
-    if choices and value is False and "no" in choices:
-        return "no"  # as YAML reads a bare `no`
-    if origin is float and isinstance(value, str):
-        return float(value)
-    if origin is int:
-        number = value if isinstance(value, Integral) else float(value)
-        if not isinstance(value, bool) and number == int(number):
-            return int(number)
-    elif origin is bool and isinstance(value, str):
-        return string_to_bool(value)
-    elif origin is bool and value in (0, 1):
-        return bool(value)
-    elif origin is list and isinstance(value, (list, tuple)):
-        return [_fitted(entry, inner) for entry in value for inner in get_args(kind)]
-    elif _is_of(value, origin, choices):
-        return value
-    raise TypeError
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    return tuple(entry.value for entry in kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
-
-
-def _is_of(value: Any, kind: Any, choices: tuple[Any, ...]) -> bool:
-    if choices:
-        return value in choices
-    if kind is float:
-        return isinstance(value, Real) and not isinstance(value, bool)
-    accepted: dict[Any, Any] = {str: (str, os.PathLike), dict: Mapping, NoneType: NoneType, list: (), bool: ()}
-    return isinstance(value, accepted.get(kind, object))
-
-
-def _type_words(kind: Any) -> str:
-    if choices := _choices(kind):
-        return f"one of {', '.join(f'`{choice}`' for choice in choices)}"
-    if get_origin(kind) is list:
-        return _LISTS.get(get_args(kind)[0], "a list")
-    return _TYPES.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
 
 
 @dataclass

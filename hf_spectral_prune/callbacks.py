@@ -22,10 +22,12 @@ from .checkpoint import check_same_run, deciding_options
 from .checks import check_data, check_model
 from .criteria import Criterion, Scores
 from .distributed import of_first_process, saves_instead, saves_itself, shards_weights, whole_copy
+from .evidence import Evidence, calibrate
 from .planning import PruningPlan, Sizes
+from .reading import read_data
 from .resuming import narrow_on_load
 from .rounds import Run
-from .schedule import PruningSchedule
+from .schedule import PruningSchedule, left_to_run, round_at
 from .surgery import (
     add_consumer_biases,
     apply_plan,
@@ -279,7 +281,7 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         if self._calibration is not None:
             recalibrate_norms(model, self._calibration.batches)
 
-    def _decide(self, model: Any, share: Any) -> tuple[PruningPlan, Sizes, Scores, rounds.Evidence]:
+    def _decide(self, model: Any, share: Any) -> tuple[PruningPlan, Sizes, Scores, Evidence]:
         assert self.run is not None
         evidence, self.scores = self._score(model)
         if self.plan is None:
@@ -290,9 +292,9 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         plan = rounds.choose(model, self.args, self.run, self.scores, share)
         return plan, self.run.final_sizes, self.scores, evidence
 
-    def _score(self, model: Any) -> tuple[rounds.Evidence, Scores]:
+    def _score(self, model: Any) -> tuple[Evidence, Scores]:
         assert self._criterion is not None
-        evidence = rounds.calibrate(model, self.args, self._criterion, self._calibration)
+        evidence = calibrate(model, self.args, self._criterion, self._calibration)
         scores = rounds.score(model, self.args, self._criterion, evidence)
         return evidence, {key: value.cpu() for key, value in scores.items()}
 
@@ -313,9 +315,15 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
             self._model = weakref.ref(model)
             if plan is not None:
                 check_same_run(saved.get("options"), self.args, "this checkpoint")
-                self._last_round = saved.get("last_round", self._round_at(state.global_step))
+                self._last_round = saved.get("last_round", round_at(self._due, state.global_step))
                 self._take_up(plan, saved["final_sizes"], model, sizes, optimizer)
-        self._leave_due(state.global_step)
+        scheduled = round_at(self._due, state.global_step)
+        if state.global_step > 0 and scheduled > self._last_round:
+            logger.warning(
+                f"The schedule has rounds {self._last_round + 1} to {scheduled} up to step {state.global_step}, where this run "
+                "is resumed, and they were not run: the model is pruned now by their whole share at once."
+            )
+        self._due = left_to_run(self._due, self._last_round, state.global_step)
 
     def _has_pruned(self, model: PreTrainedModel, sizes: Sizes) -> bool:
         same = self._model is not None and self._model() is model
@@ -338,24 +346,6 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
             f"This callback has pruned the model before, and goes on after round {self._last_round} of {self.args.num_rounds}. "
             "Use a new callback to prune it further."
         )
-
-    def _round_at(self, step: int) -> int:
-        """The last round that the schedule has up to a step."""
-        return max((max(indices) for at, indices in self._due.items() if at is not None and at <= step), default=0)
-
-    def _leave_due(self, step: int) -> None:
-        """Takes the rounds that were run out of the schedule, and puts one round for all that it has missed at this step."""
-        last, scheduled = self._last_round, self._round_at(step)
-        left = {at: [index for index in indices if index > last] for at, indices in self._due.items()}
-        if step > 0:
-            left = {at: indices for at, indices in left.items() if at is None or at > step}
-            if scheduled > last:
-                left[step] = [scheduled]
-                logger.warning(
-                    f"Rounds {list(range(last + 1, scheduled + 1))} of the schedule were due up to step {step}, where this run "
-                    "is resumed, and were not run: the model is pruned now by their whole share at once."
-                )
-        self._due = {at: indices for at, indices in left.items() if indices}
 
     def _take_up(self, plan: PruningPlan, final_sizes: Sizes, model: PreTrainedModel, sizes: Sizes, optimizer: Any) -> None:
         assert self.run is not None
@@ -429,7 +419,7 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         self._criterion = check_model(model, self.args)
         if self._calibration is None and self.calibration_dataset is not None:
             processing_class = self.processing_class or processing_class
-            self._calibration = rounds.read_data(
+            self._calibration = read_data(
                 self.calibration_dataset, processing_class, model, self.args.seed, "calibration_dataset"
             )
         check_data(model, self.args, self._criterion, self._calibration)

@@ -30,12 +30,14 @@ from .calibration.collect import predicts_next_token
 from .checks import check_data, check_model, check_output, check_push, check_recovery
 from .criteria import Diagnostics, Scores
 from .evaluation import default_metrics, num_parameters, perplexity, task_metrics
+from .evidence import Evidence, calibrate
 from .flops import is_vision, layer_macs
 from .output import PruningOutput, StationCosts, circumstances
 from .planning import PruningPlan, summarise
 from .publishing import hub, write_card
+from .reading import read_data
 from .recovery import RecoveryOutput, recover, recovery_arguments
-from .rounds import Evidence, Run
+from .rounds import Run
 from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
 from .targets import check_macs, macs_report, norm_notes, picture_of
 from .torch_model import check_unwrapped, wrap_for
@@ -326,7 +328,7 @@ class SpectralPruner:
 
     def _calibrate(self) -> Evidence:
         with self.costs.of("calibration"):
-            return rounds.calibrate(self.model, self.args, self.criterion, self.calibration)
+            return calibrate(self.model, self.args, self.criterion, self.calibration)
 
     def _score(self, evidence: Evidence, diagnostics: Diagnostics | None = None) -> Scores:
         with self.costs.of("scoring"):
@@ -434,4 +436,4 @@ class SpectralPruner:
     def _data(self, source: Any, name: str) -> CalibrationData | None:
         if source is None:
             return None
-        return rounds.read_data(source, self.processing_class, self.model, self.args.seed, name)
+        return read_data(source, self.processing_class, self.model, self.args.seed, name)

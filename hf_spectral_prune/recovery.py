@@ -16,10 +16,11 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.utils import logging
 
 from .architectures import family_of
-from .arguments import SpectralPruningArguments, fitted
+from .arguments import SpectralPruningArguments
 from .distillation import DistillationTrainer, check_teacher, load_teacher
 from .distributed import is_sharded, of_first_process
 from .environment import accelerator
+from .fitting import fitted
 from .naming import did_you_mean
 from .training_rows import default_collator, hold_out, training_rows
 

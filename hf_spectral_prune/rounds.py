@@ -1,35 +1,23 @@
-"""The stations of a round (calibrate, score, allocate, choose, cut), as SpectralPruner and SpectralPruningCallback call them."""
+"""Stations of a round (score, allocate, choose, cut), as SpectralPruner and SpectralPruningCallback call them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
 
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .ablation import kind_loss_curves, loss_curves, num_targets, score_damage
 from .architectures import UnitGroup, family_of, unit_groups
 from .arguments import SpectralPruningArguments
-from .calibration import CalibrationData, GroupMoments, build_calibration, build_images, collect_moments
+from .calibration import CalibrationData
 from .calibration.collect import Batch, has_targets, single_sequences
-from .calibration.parts import MomentsByPart, moments_within
-from .calibration.signals import Side
-from .criteria import (
-    Criterion,
-    Diagnostics,
-    Scores,
-    Statistics,
-    collect_statistics,
-    score_units,
-    select_statistics,
-)
+from .calibration.parts import MomentsByPart
+from .criteria import Criterion, Diagnostics, Scores, score_units
 from .environment import library_versions
 from .evaluation import num_parameters
-from .flops import is_vision
+from .evidence import Evidence
 from .planning import (
     Limits,
     PruningPlan,
@@ -44,41 +32,8 @@ from .planning import (
 from .surgery import add_consumer_biases, apply_plan, fingerprint, stock_accepts_heads
 from .targets import Target, set_target
 
-# Length of a row of text in tokens, if the model takes as many.
-_SEQUENCE_LENGTH = 512
-# Sequences of raw text to evaluate on at most: half a million tokens, as many as WikiText-2 and the like have to test on.
-_MOST_EVAL_SEQUENCES = 1000
-
-
 # Loss curves are measured on as many rows as have this many targets (four blocks of 512 tokens), and on no more rows than that.
 _ALLOCATION_TARGETS, _MOST_ALLOCATION_SAMPLES = 2000, 256
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a calibration pass leaves behind.
-
-    Attributes:
-        moments: by group, of the signals that the criterion reads. Where they do not fit into memory, `MomentsByPart`.
-        statistics: the criterion's own, mostly none.
-        repair: moments of the activations, for compensation; mostly the same object as `moments`.
-    """
-
-    moments: Mapping[str, GroupMoments]
-    statistics: Statistics
-    repair: Mapping[str, GroupMoments]
-
-    def select(self, groups: list[UnitGroup], kept: dict[str, Tensor]) -> Evidence:
-        """What is left of it after a cut."""
-
-        def cut(moments: Mapping[str, GroupMoments]) -> Mapping[str, GroupMoments]:
-            if isinstance(moments, MomentsByPart):
-                return moments.anew()
-            return {group.key: moments[group.key].select(group, kept[group.key]) for group in groups if group.key in moments}
-
-        moments = cut(self.moments)
-        repair = moments if self.repair is self.moments else cut(self.repair)
-        return Evidence(moments, select_statistics(self.statistics, kept), repair)
 
 
 @dataclass
@@ -100,46 +55,6 @@ class Run:
         self.plan = plan if self.plan is None else self.plan.then(plan)
         if scores is not None:
             self.scores.append(scores)
-
-
-def read_data(source: Any, processing_class: Any, model: PreTrainedModel, seed: int, name: str) -> CalibrationData:
-    """Data as users give it, in batches; `CalibrationData` stays as it is.
-
-    Args:
-        source: as for `build_images` where the model reads pictures, else as for `build_calibration`.
-        name: "eval_dataset" takes all pictures and tokenised rows, and the first 1,000 sequences of raw text;
-            "calibration_dataset" takes a sample.
-
-    Raises:
-        ValueError: see `build_images` and `build_calibration`.
-    """
-    if isinstance(source, CalibrationData):
-        return source
-    measured = name == "eval_dataset"
-    if is_vision(model):
-        pictures: dict[str, Any] = {"num_samples": None} if measured else {}
-        return build_images(source, processing_class, model.config, seed=seed, name=name, **pictures)
-    limit = _positions(model)
-    length = _SEQUENCE_LENGTH if limit is None else min(_SEQUENCE_LENGTH, limit)
-    options: dict[str, Any] = {"max_seq_length": length, "max_position_embeddings": limit, "seed": seed, "name": name}
-    if measured:
-        source = source if isinstance(source, (Sequence, Mapping, Dataset)) else list(source)
-        options |= {"shuffle": False, "num_samples": _MOST_EVAL_SEQUENCES if _is_raw_text(source) else max(1, len(source))}
-    return build_calibration(source, processing_class, **options)
-
-
-def _positions(model: PreTrainedModel) -> int | None:
-    """Most tokens that a row may have, None for no limit."""
-    limit: int | None = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and family_of(model.config).name == "roberta":
-        return limit - int(model.config.pad_token_id or 0) - 1  # it counts positions from behind that of padding
-    return limit
-
-
-def _is_raw_text(source: Any) -> bool:
-    if isinstance(source, Dataset):
-        return "input_ids" not in source.column_names
-    return isinstance(source, Sequence) and len(source) > 0 and isinstance(source[0], str)
 
 
 def start(
@@ -183,50 +98,6 @@ def _limits(model: PreTrainedModel, args: SpectralPruningArguments) -> Limits:
 
 def _min_units(args: SpectralPruningArguments) -> dict[str, int]:
     return {"ffn": args.min_ffn_units, "heads": args.min_kv_groups, "channels": args.min_channels}
-
-
-def calibrate(
-    model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion, calibration: CalibrationData | None
-) -> Evidence:
-    """Runs the calibration data through the model for all that scores and repair read; empty where they read nothing."""
-    repairs = args.compensation != "none"
-    if not (criterion.needs_data or repairs):
-        return Evidence({}, {}, {})
-    assert calibration is not None
-    # Criteria that stream statistics of their own read no moments: no pass is spent on them.
-    needed = criterion.needs_moments or repairs
-    sides = criterion.sides if criterion.needs_moments else ("after",)
-    moments = _collect(model, args, criterion, calibration, criterion.signals, sides) if needed else {}
-    # A repair reproduces outputs, so it needs the moments of the activations themselves.
-    repair = moments
-    if repairs and (criterion.signals == "loss" or isinstance(moments, MomentsByPart)):
-        repair = _collect(model, args, criterion, calibration, "activations", ("after",))
-    statistics = collect_statistics(
-        model,
-        unit_groups(model, args.units),
-        criterion,
-        calibration.batches,
-        moments,
-        seed=args.seed,
-        progress=not args.disable_tqdm,
-    )
-    return Evidence(moments, statistics, repair)
-
-
-def _collect(
-    model: PreTrainedModel,
-    args: SpectralPruningArguments,
-    criterion: Criterion,
-    calibration: CalibrationData,
-    signals: str,
-    sides: tuple[Side, ...],
-) -> Mapping[str, GroupMoments]:
-    spatial, progress = replace(criterion.positions, seed=args.seed), not args.disable_tqdm
-
-    def collect(part: Sequence[UnitGroup]) -> dict[str, GroupMoments]:
-        return collect_moments(model, part, calibration.batches, sides=sides, signals=signals, spatial=spatial, progress=progress)
-
-    return moments_within(model, lambda: unit_groups(model, args.units), sides, collect, args.max_moment_gib)
 
 
 def score(

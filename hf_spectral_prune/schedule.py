@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+# {step: rounds (1-based) that fall after it}; step None is the end of training.
+Due = dict[int | None, list[int]]
+
 
 @dataclass(frozen=True)
 class PruningSchedule:
@@ -52,7 +55,7 @@ class PruningSchedule:
         share = Fraction(index, num_rounds)
         return 1 - (1 - share) ** 3 if self.kind == "cubic" else share
 
-    def rounds(self, num_rounds: int, max_steps: int, steps_per_epoch: int | None) -> dict[int | None, list[int]]:
+    def rounds(self, num_rounds: int, max_steps: int, steps_per_epoch: int | None) -> Due:
         """{step: rounds (1-based) that fall after it}; step None is the end of training.
 
         Args:
@@ -72,7 +75,7 @@ class PruningSchedule:
         self._check_within(end, max_steps, "end")
         if start >= end:
             raise ValueError(f"The pruning schedule starts at step {start} and ends at step {end}. Let it end later.")
-        due: dict[int | None, list[int]] = {}
+        due: Due = {}
         for index in all_rounds:
             due.setdefault(start + (end - start) * index // num_rounds, []).append(index)
         return due
@@ -91,3 +94,18 @@ class PruningSchedule:
                 f"The pruning schedule ends at step {step}, but training ends at step {max_steps}. Lower `{side}_step` (or "
                 f"`{side}_epoch`), or train longer."
             )
+
+
+def round_at(due: Due, step: int) -> int:
+    """The last round that falls up to a step, 0 for none."""
+    return max((max(rounds) for at, rounds in due.items() if at is not None and at <= step), default=0)
+
+
+def left_to_run(due: Due, last_round: int, step: int) -> Due:
+    """What is left of a schedule at a step: without the rounds up to `last_round`, and those that were missed as one, now."""
+    left = {at: [index for index in rounds if index > last_round] for at, rounds in due.items()}
+    if step > 0:
+        left = {at: rounds for at, rounds in left.items() if at is None or at > step}
+        if (missed := round_at(due, step)) > last_round:
+            left[step] = [missed]
+    return {at: rounds for at, rounds in left.items() if rounds}

@@ -13,9 +13,10 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_spectral_prune import SpectralPruningArguments
-from hf_spectral_prune.arguments import RunArguments, fitted
+from hf_spectral_prune.arguments import RunArguments
 from hf_spectral_prune.commands.parsing import parse
 from hf_spectral_prune.criteria import known_criteria
+from hf_spectral_prune.fitting import fitted
 from hf_spectral_prune.recovery import recovery_arguments
 
 

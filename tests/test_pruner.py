@@ -11,11 +11,12 @@ from conftest import FAMILIES, logits, num_moments, random_batch, tiny_encoder, 
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from hf_spectral_prune import PruningPlan, SpectralPruner, SpectralPruningArguments, rounds
+from hf_spectral_prune import PruningPlan, SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.ablation import SuffixLoss, loss_curves
 from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.evaluation import num_parameters
+from hf_spectral_prune.evidence import Evidence
 from hf_spectral_prune.surgery import apply_plan, settle_class
 from hf_spectral_prune.surgery.cut import cut_group, repairs
 
@@ -382,8 +383,8 @@ def test_moments_are_held_only_while_a_round_reads_them(batches, monkeypatch):
     for name in ("_calibrate", "_settle", "evaluate"):
         watch(name)
     selected = []
-    select = rounds.Evidence.select
-    monkeypatch.setattr(rounds.Evidence, "select", lambda self, *args: selected.append(1) or select(self, *args))
+    select = Evidence.select
+    monkeypatch.setattr(Evidence, "select", lambda self, *args: selected.append(1) or select(self, *args))
     options = {"num_rounds": 4, "recalibrate_every": 2, "criterion": "energy", "eval_dataset": [random_batch(2, 16)]}
     make_pruner(tiny_model(), batches, **options, layout="per_layer").prune()
     assert seen == [(name, False) for name in ("evaluate", "_calibrate", "_calibrate", "_settle", "evaluate")]

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from ..arguments import fitted
+from ..fitting import fitted
 from ..naming import did_you_mean
 
 ALL = " `--help` lists all."

@@ -24,9 +24,9 @@ from ..calibration.collect import predicts_next_token
 from ..checks import check_data
 from ..criteria import Scores, collect_statistics
 from ..evaluation import num_parameters, perplexity, task_metrics
+from ..evidence import Evidence
 from ..planning import PruningPlan
 from ..recovery import lora_targets, recover, recovery_arguments
-from ..rounds import Evidence
 from ..saving import without_quantisation_marks
 from ..surgery import settle_class
 from .arguments import Cell, ComparisonArguments, comparison_cells, one_line, training_arguments

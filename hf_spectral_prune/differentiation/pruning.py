@@ -18,6 +18,7 @@ from ..architectures import parts, unit_groups
 from ..arguments import SpectralPruningArguments, _field
 from ..callbacks import SpectralPruningCallback
 from ..criteria import Scores
+from ..evidence import Evidence
 from ..planning import PruningPlan, Sizes, parameters_after, per_layer_sizes
 from ..surgery import fingerprint
 
@@ -130,7 +131,7 @@ class NDPCallback(SpectralPruningCallback):
         super()._round(share, model, optimizer)
         self._learning = None
 
-    def _decide(self, model: Any, share: Any) -> tuple[PruningPlan, Sizes, Scores, rounds.Evidence]:
+    def _decide(self, model: Any, share: Any) -> tuple[PruningPlan, Sizes, Scores, Evidence]:
         assert self.run is not None
         evidence, self.scores = self._score(model)
         if self.plan is None:

@@ -1,0 +1,58 @@
+"""Data as users give it to a pruner or a callback, made into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from .architectures import family_of
+from .calibration import CalibrationData, build_calibration, build_images
+from .flops import is_vision
+
+# Length of a row of text in tokens, if the model takes as many.
+_SEQUENCE_LENGTH = 512
+# Sequences of raw text to evaluate on at most: half a million tokens, as many as WikiText-2 and the like have to test on.
+_MOST_EVAL_SEQUENCES = 1000
+
+
+def read_data(source: Any, processing_class: Any, model: PreTrainedModel, seed: int, name: str) -> CalibrationData:
+    """Data as users give it, in batches; `CalibrationData` stays as it is.
+
+    Args:
+        source: as for `build_images` where the model reads pictures, else as for `build_calibration`.
+        name: "eval_dataset" takes all pictures and tokenised rows, and the first 1,000 sequences of raw text;
+            "calibration_dataset" takes a sample.
+
+    Raises:
+        ValueError: see `build_images` and `build_calibration`.
+    """
+    if isinstance(source, CalibrationData):
+        return source
+    measured = name == "eval_dataset"
+    if is_vision(model):
+        pictures: dict[str, Any] = {"num_samples": None} if measured else {}
+        return build_images(source, processing_class, model.config, seed=seed, name=name, **pictures)
+    limit = _positions(model)
+    length = _SEQUENCE_LENGTH if limit is None else min(_SEQUENCE_LENGTH, limit)
+    options: dict[str, Any] = {"max_seq_length": length, "max_position_embeddings": limit, "seed": seed, "name": name}
+    if measured:
+        source = source if isinstance(source, (Sequence, Mapping, Dataset)) else list(source)
+        options |= {"shuffle": False, "num_samples": _MOST_EVAL_SEQUENCES if _is_raw_text(source) else max(1, len(source))}
+    return build_calibration(source, processing_class, **options)
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """Most tokens that a row may have, None for no limit."""
+    limit: int | None = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and family_of(model.config).name == "roberta":
+        return limit - int(model.config.pad_token_id or 0) - 1  # it counts positions from behind that of padding
+    return limit
+
+
+def _is_raw_text(source: Any) -> bool:
+    if isinstance(source, Dataset):
+        return "input_ids" not in source.column_names
+    return isinstance(source, Sequence) and len(source) > 0 and isinstance(source[0], str)
