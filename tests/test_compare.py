@@ -15,13 +15,14 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import VOCABULARY, encoder_batch, random_batch, tiny_encoder, tiny_model
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, rounds
-from hf_spectral_prune.calibration import build_calibration
+from hf_spectral_prune.calibration import build_calibration, parts
 from hf_spectral_prune.cli import main
 from hf_spectral_prune.comparison import (
     ComparisonArguments,
@@ -58,6 +59,16 @@ def one(comparison, **wanted):
 
 
 # ---- what a cell is
+
+
+def test_short_memory_changes_no_figure(data, tmp_path, monkeypatch):
+    options = {"compensations": ["none", "least_squares"]}
+    found = []
+    for name, free in (("much", 2**40), ("little", 1)):
+        monkeypatch.setattr(parts.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        comparison = compare(tiny_model(), arguments(tmp_path / name, **options), *data)
+        found.append([(cell["label"], cell["compensation"], cell["metrics"]["perplexity"]) for cell in comparison.cells])
+    assert found[0] == found[1] and len(found[0]) == 4
 
 
 @pytest.mark.parametrize(

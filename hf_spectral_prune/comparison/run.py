@@ -17,10 +17,11 @@ from transformers import EvalPrediction, PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from .. import rounds
-from ..architectures import unit_groups
+from ..architectures import UnitGroup, unit_groups
 from ..arguments import SpectralPruningArguments
 from ..calibration import CalibrationData, GroupMoments, build_calibration, collect_moments
-from ..calibration.collect import predicts_next_token
+from ..calibration.collect import SIDES, Batch, predicts_next_token
+from ..calibration.parts import moments_within
 from ..checks import check_data
 from ..criteria import Scores, collect_statistics
 from ..evaluation import num_parameters, perplexity, task_metrics
@@ -62,7 +63,7 @@ class Decided:
     """
 
     scores: Scores
-    repair: dict[str, GroupMoments]
+    repair: Mapping[str, GroupMoments]
     damage: dict[str, dict[str, torch.Tensor] | None] = field(default_factory=dict)
     plans: dict[tuple[float, str], PruningPlan] = field(default_factory=dict)
 
@@ -231,7 +232,7 @@ def _run(
     if len(missing) < len(cells):
         report(f"{len(cells) - len(missing)} of {len(cells)} cells are finished already.")
     began, done = time.perf_counter(), 0
-    held: dict[str, dict[str, GroupMoments]] = {}
+    held: dict[str, Mapping[str, GroupMoments]] = {}
     for _, pairs in groupby(missing, lambda pair: (pair[0].label, pair[0].args.seed)):
         group = list(pairs)
         for (cell, key), record in zip(group, _run_group(shared, [cell for cell, _ in group], held), strict=False):
@@ -245,7 +246,7 @@ def _run(
     return [records[key] for key in keys]
 
 
-def _run_group(shared: Shared, cells: Sequence[Cell], held: dict[str, dict[str, GroupMoments]]) -> Iterator[Record]:
+def _run_group(shared: Shared, cells: Sequence[Cell], held: dict[str, Mapping[str, GroupMoments]]) -> Iterator[Record]:
     """Records of cells that share a criterion and a seed, one by one: calibrated and scored once, cut from a copy each."""
     try:
         scores, seconds = _scores(shared, cells, held)
@@ -270,19 +271,30 @@ def _signals(cell: Cell) -> set[str]:
     return own | ({"activations"} if cell.args.compensation != "none" else set())
 
 
-def _scores(shared: Shared, cells: Sequence[Cell], held: dict[str, dict[str, GroupMoments]]) -> tuple[Scores, dict[str, float]]:
+def _scores(
+    shared: Shared, cells: Sequence[Cell], held: dict[str, Mapping[str, GroupMoments]]
+) -> tuple[Scores, dict[str, float]]:
     """Scores of the dense model, and the seconds they took; moments that are not held yet are collected."""
     criterion, args = cells[0].criterion, cells[0].args
     groups = unit_groups(shared.model, args.units)
     batches = () if shared.calibration is None else shared.calibration.batches
     began = time.perf_counter()
     for signals in {signals for cell in cells for signals in _signals(cell)} - set(held):
-        held[signals] = collect_moments(shared.model, groups, batches, signals=signals, progress=shared.progress)
+        held[signals] = _moments(shared, groups, batches, signals)
     moments = held[criterion.signals] if criterion.needs_moments else {}
     statistics = collect_statistics(shared.model, groups, criterion, batches, moments, seed=args.seed, progress=shared.progress)
     calibrated = time.perf_counter()
     scores = rounds.score(shared.model, args, criterion, Evidence(moments, statistics, {}))
     return scores, {"calibration": calibrated - began, "scoring": time.perf_counter() - calibrated}
+
+
+def _moments(shared: Shared, groups: Sequence[UnitGroup], batches: Sequence[Batch], signals: str) -> Mapping[str, GroupMoments]:
+    """Moments of the dense model, which no cell changes, for all criteria; by parts where memory is short."""
+
+    def collect(part: Sequence[UnitGroup]) -> dict[str, GroupMoments]:
+        return collect_moments(shared.model, part, batches, signals=signals, progress=shared.progress)
+
+    return moments_within(shared.model, lambda: list(groups), SIDES, collect, None)
 
 
 def _plan(shared: Shared, args: SpectralPruningArguments, decided: Decided) -> PruningPlan:
