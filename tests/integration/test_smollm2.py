@@ -46,10 +46,11 @@ def test_demo_leaves_a_stock_llama_that_loads_without_this_package(tmp_path):
     embeddings = 49_152 * 576
     # One step of 8 neurons in 30 layers is 0.4 % of the parameters outside the embeddings.
     assert 0.196 <= (before - after) / (before - embeddings) <= 0.2
-    assert all(report["sizes"][f"layers.{layer}.heads"][1] < 3 for layer in range(30))
+    # Three key/value groups a layer: measured, one is costlier than as many parameters of the FFN (perplexity 22.5, not 16.3).
+    assert all(report["sizes"][f"layers.{layer}.heads"] == [3, 3] for layer in range(30))
     assert report["self_check"]["plain"]["max_abs_diff"] <= 1e-4
-    # Random removal of the same share multiplies the perplexity many times over; this one stays within a factor.
-    assert report["metrics_after"]["after_perplexity"] < 2 * report["metrics_before"]["before_perplexity"]
+    # Random removal of the same share multiplies the perplexity many times over; this one stays within a quarter.
+    assert report["metrics_after"]["after_perplexity"] < 1.25 * report["metrics_before"]["before_perplexity"]
     loaded = load_in_fresh_process(tmp_path / "cria-smollm2", tmp_path, "no")
     assert loaded["class"] == "LlamaForCausalLM"
     assert loaded["parameters"] == after
