@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -90,7 +91,7 @@ def task_metrics(
 
     Args:
         compute_metrics: as for Trainer: gets an `EvalPrediction` with the outputs and targets of all batches (-100 where
-            padded), as arrays.
+            padded), as arrays. What it gives beside single numbers is left out.
 
     Returns:
         `loss`: mean over targets; and the metrics by their names.
@@ -125,7 +126,9 @@ def task_metrics(
         raise ValueError("There is no target to evaluate on. Give batches with labels that are not -100.")
     figures = {"loss": total / count}
     if compute_metrics is not None:
-        figures |= {name: float(value) for name, value in compute_metrics(EvalPrediction(outputs, targets)).items()}
+        # Lists and matrices (one value a class, a confusion matrix) are no figures to compare or to stop by.
+        found = compute_metrics(EvalPrediction(outputs, targets))
+        figures |= {name: float(value) for name, value in found.items() if np.ndim(value) == 0}
     return figures
 
 

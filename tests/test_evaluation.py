@@ -269,3 +269,9 @@ def test_batches_without_a_target_add_nothing() -> None:
         loss.backward()
     assert float(loss.detach()) == 0
     assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_metrics_that_are_no_single_number_are_left_out() -> None:
+    batch = pad(make_rows(9, 7), "right")
+    figures = task_metrics(make_llama(), [batch], lambda _: {"each": [0.5, 1.0], "one": torch.tensor(0.25)}, progress=False)
+    assert figures == {"loss": figures["loss"], "one": 0.25}
