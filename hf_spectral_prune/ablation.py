@@ -19,9 +19,6 @@ from .calibration.collect import Batch, loss_of, moved_to
 from .suffix import starting_at
 from .surgery import masked, refitted
 
-# Shares of a group at which loss curves are measured.
-FRACTIONS = (0.25, 0.5, 0.75, 0.9)
-
 
 class SuffixLoss:
     """Loss over fixed batches with one layer's units masked.
@@ -67,7 +64,7 @@ class SuffixLoss:
         return float(sums.sum() / self.targets.sum())
 
     def sums(self, layer: int, kept: Mapping[str, Tensor]) -> Tensor:
-        """(num_batches,) float64: summed loss with only the units `kept` of `layer`'s groups (all must be of that layer)."""
+        """(num_batches,) float64: summed loss with only the units `kept` of their groups, none of which lies before `layer`."""
         losses = []
         with masked(self.model, kept):
             for batch, inputs in zip(self.batches, self.inputs, strict=True):
@@ -76,7 +73,7 @@ class SuffixLoss:
         return torch.tensor(losses, dtype=torch.float64)
 
     def __call__(self, layer: int, kept: Mapping[str, Tensor]) -> float:
-        """Mean loss of a target with only the units `kept` of `layer`'s groups (all groups must be of that layer)."""
+        """Mean loss of a target with only the units `kept` of their groups, none of which lies before `layer`."""
         return self._mean(self.sums(layer, kept))
 
 
@@ -114,7 +111,8 @@ def loss_curves(
     scores: Mapping[str, Tensor],
     batches: Sequence[Batch],
     *,
-    fractions: Sequence[float] = FRACTIONS,
+    by_kind: bool = False,
+    fractions: Sequence[float] = (0.25, 0.5, 0.75, 0.9),
     repair: Mapping[str, GroupMoments] | None = None,
     ridge: float = 1e-2,
     progress: bool = True,
@@ -127,64 +125,32 @@ def loss_curves(
     sample's gain is not a promise.
 
     Args:
+        by_kind: all groups of a kind, which then have one size, lose an equal number of units at once: what a uniform layout
+            removes. They share the loss evenly, so that over a kind the curves add up to what was measured. A run of the whole
+            model for every kind and fraction.
         repair: moments of the activations by group, where the cut will be repaired by least squares: the loss is then that of
             the repaired layer, which can be a tenth of the unrepaired one.
 
     Returns:
         {group key: (size + 1,)} added loss in nats per position after removing 0, 1, ..., size units; non-decreasing.
     """
-    suffix_loss = SuffixLoss(model, batches)
-    curves = {}
-    for group in tqdm(groups, desc="Measuring layers", disable=not progress, leave=False):
-        order = torch.argsort(scores[group.key], stable=True)
-        points = [(0, 0.0)]
-        for count in _counts(group.size, fractions):
-            kept = order[count:].sort().values
-            with nullcontext() if repair is None else refitted(model, {group.key: kept}, repair, ridge):
-                added = suffix_loss(group.layer, {group.key: kept}) - suffix_loss.clean
-            points.append((count, max(added, points[-1][1])))
-        curves[group.key] = _interpolate(points, group.size)
-    return curves
-
-
-def kind_loss_curves(
-    model: PreTrainedModel,
-    groups: Sequence[UnitGroup],
-    scores: Mapping[str, Tensor],
-    batches: Sequence[Batch],
-    *,
-    fractions: Sequence[float] = FRACTIONS,
-    repair: Mapping[str, GroupMoments] | None = None,
-    ridge: float = 1e-2,
-    progress: bool = True,
-) -> dict[str, Tensor]:
-    """Loss added by removing the lowest-scored units of one kind from all layers at once, by an equal number in each.
-
-    This is what a uniform layout removes. Its groups share the curve's loss evenly, so that over the groups of a kind the
-    curves add up to what was measured. A run of the whole model for every kind and fraction.
-
-    Args, returns: see `loss_curves`; all groups of a kind have one size.
-    """
-    suffix_loss = SuffixLoss(model, batches, layers=())
-    kinds: dict[str, list[UnitGroup]] = {}
+    together: dict[str, list[UnitGroup]] = {}
     for group in groups:
-        kinds.setdefault(group.kind, []).append(group)
+        together.setdefault(group.kind if by_kind else group.key, []).append(group)
+    first_layers = {name: min(group.layer for group in members) for name, members in together.items()}
+    suffix_loss = SuffixLoss(model, batches, set(first_layers.values()) if by_kind else None)
     curves: dict[str, Tensor] = {}
-    for members in tqdm(kinds.values(), desc="Measuring kinds", disable=not progress, leave=False):
+    for name, members in tqdm(together.items(), desc="Measuring", disable=not progress, leave=False):
+        size = members[0].size
         orders = {group.key: torch.argsort(scores[group.key], stable=True) for group in members}
         points = [(0, 0.0)]
-        for count in _counts(members[0].size, fractions):
+        for count in sorted({min(max(round(size * fraction), 1), size - 1) for fraction in fractions} - {0}):
             kept = {key: order[count:].sort().values for key, order in orders.items()}
             with nullcontext() if repair is None else refitted(model, kept, repair, ridge):
-                added = suffix_loss(0, kept) - suffix_loss.clean
+                added = suffix_loss(first_layers[name], kept) - suffix_loss.clean
             points.append((count, max(added, points[-1][1])))
         curves |= {group.key: _interpolate(points, group.size) / len(members) for group in members}
     return curves
-
-
-def _counts(size: int, fractions: Sequence[float]) -> list[int]:
-    """Numbers of units at which a curve is measured: at least one, never all."""
-    return sorted({min(max(round(size * fraction), 1), size - 1) for fraction in fractions} - {0})
 
 
 def _interpolate(points: list[tuple[int, float]], size: int) -> Tensor:

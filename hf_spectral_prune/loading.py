@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .environment import accelerator
 from .metrics import load_metric, regression_figures
 from .modeling import AUTO_CLASSES
 from .saving import without_quantisation_marks
+from .training_rows import training_rows
 
 # A file, or a data set with its configuration and split.
 Source = tuple[str | None, str | None, str | None, str]
@@ -328,15 +329,10 @@ def recovery_rows(
             max_position_embeddings=getattr(model.config, "max_position_embeddings", None),
             name=f"{name}, to recover on",
         )
-    hidden = {tuple(row["input_ids"].tolist()) for row in _rows_of(held_out or ())}
-    return [row for row in _rows_of(data) if tuple(row["input_ids"].tolist()) not in hidden]
-
-
-def _rows_of(batches: Iterable[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
-    """Single rows without padding, whose width is another in every batch."""
-    for batch in batches:
-        for index in range(len(batch["input_ids"])):
-            yield unpadded_row({name: value[index] for name, value in batch.items()})
+    # Without padding, whose width is another in every batch.
+    rows, others = ([unpadded_row(row) for row in training_rows(one)] if one else [] for one in (data, held_out))
+    hidden = {tuple(row["input_ids"].tolist()) for row in others}
+    return [row for row in rows if tuple(row["input_ids"].tolist()) not in hidden]
 
 
 def _hold_out(data: CalibrationData, wanted: int, extra: int) -> tuple[CalibrationData, CalibrationData | None]:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .ablation import kind_loss_curves, loss_curves, num_targets, score_damage
+from .ablation import loss_curves, num_targets, score_damage
 from .architectures import UnitGroup, family_of, unit_groups
 from .arguments import SpectralPruningArguments
 from .calibration import CalibrationData
@@ -142,12 +142,11 @@ def measure_damage(
     assert calibration is not None
     batches = _first_sequences(model, calibration, args.num_allocation_samples)
     repair = evidence.repair if evidence is not None and args.compensation == "least_squares" else None
-    curves = loss_curves
-    if args.layout == "uniform":
-        curves = kind_loss_curves
-        # Every measurement would repair all layers, and moments that are not kept would be collected anew for each.
-        repair = None if isinstance(repair, MomentsByPart) else repair
-    return curves(model, groups, scores, batches, repair=repair, ridge=args.ridge, progress=not args.disable_tqdm)
+    by_kind = args.layout == "uniform"
+    if by_kind and isinstance(repair, MomentsByPart):
+        repair = None  # every measurement repairs all layers, and moments that are not kept would be collected anew for each
+    progress = not args.disable_tqdm
+    return loss_curves(model, groups, scores, batches, by_kind=by_kind, repair=repair, ridge=args.ridge, progress=progress)
 
 
 def _can_measure(

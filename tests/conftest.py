@@ -161,3 +161,12 @@ def encoder_batch(model: PreTrainedModel, rows: int = 2, length: int = 12, seed:
     if several:
         batch = {name: value.unflatten(0, (rows, 3)) for name, value in batch.items()}
     return batch
+
+
+def refused(call, *messages: str) -> None:
+    """Asserts that a call raises a ValueError of one line with these words in it."""
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    for message in messages:
+        assert message in str(caught.value), str(caught.value)

@@ -9,7 +9,7 @@ import torch
 from conftest import encoder_batch, random_batch, tiny_encoder, tiny_model
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.ablation import SuffixLoss, kind_loss_curves
+from hf_spectral_prune.ablation import SuffixLoss, loss_curves
 from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.calibration import CalibrationData, collect_moments
 from hf_spectral_prune.calibration.collect import num_rows
@@ -77,7 +77,7 @@ def test_curves_of_a_kind_are_of_all_its_layers_cut_at_once(compensation, batche
     moments = collect_moments(model, groups, batches, progress=False)
     repair = moments if compensation == "least_squares" else None
     before = copy.deepcopy(model.state_dict())
-    curves = kind_loss_curves(model, groups, scores, batches, fractions=(0.5,), repair=repair, progress=False)
+    curves = loss_curves(model, groups, scores, batches, by_kind=True, fractions=(0.5,), repair=repair, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     clean = SuffixLoss(model, batches).clean
     for kind in ("ffn", "heads"):

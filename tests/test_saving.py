@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from accelerate import cpu_offload
-from conftest import logits, random_batch, tiny_model
+from conftest import logits, random_batch, refused, tiny_model
 from pictures import picture_batch, tiny_vision
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -32,14 +32,6 @@ def make_pruner(model: PreTrainedModel, batches=None, *, teacher=None, train_dat
     args = SpectralPruningArguments(**{"disable_tqdm": True, "self_check": False} | SMALL | fields)
     data = {"train_dataset": train_dataset, "teacher": teacher, "eval_dataset": eval_dataset}
     return SpectralPruner(model, args, batches or [random_batch(4, 16)], **data)
-
-
-def refused(call, *messages: str) -> None:
-    with pytest.raises(ValueError, match=r"\S") as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for message in messages:
-        assert message in str(caught.value), str(caught.value)
 
 
 def as_checkpoint(folder: Path, *names: str) -> Path:

@@ -212,18 +212,17 @@ def check_targets(model: PreTrainedModel, batch: Batch) -> None:
     Raises:
         ValueError: the model has no task head, or the batch lacks targets (names them).
     """
-    if predicts_next_token(model):
+    if has_targets(model, batch):
         return
     names = find_labels(type(model))
     hint = 'use `allocation="scores"` and a criterion with `signals="activations"`'
     if not names:
         raise ValueError(f"`{type(model).__name__}` has no task head, so there is no loss. Load it with one, or {hint}.")
     missing = ", ".join(f"`{name}`" for name in names if name not in batch)
-    if missing:
-        raise ValueError(
-            f"A loss is needed, but the calibration batches have no {missing}, which `{type(model).__name__}` cannot do without. "
-            f"Add them to the calibration data, or {hint}."
-        )
+    raise ValueError(
+        f"A loss is needed, but the calibration batches have no {missing}, which `{type(model).__name__}` cannot do without. "
+        f"Add them to the calibration data, or {hint}."
+    )
 
 
 def has_targets(model: PreTrainedModel, batch: Batch) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from networks import NETWORKS, Grouped, Mlp, Residual, Sized, Vgg, input_batch, tiny_network, wrapped
 from pictures import randomise
 from safetensors.torch import load_file, save_file
@@ -224,14 +225,6 @@ class Roll(nn.Module):
 class Round(nn.Module):
     def forward(self, values):
         return values.round().detach()
-
-
-def refused(call, *messages: str) -> None:
-    with pytest.raises(ValueError, match=r"\S") as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for message in messages:
-        assert message in str(caught.value), str(caught.value)
 
 
 def sequence(*layers: nn.Module) -> nn.Module:
