@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .pruner import SpectralPruner
     from .recovery import RecoveryArguments, RecoveryOutput, recover
     from .schedule import PruningSchedule
+    from .score_tracking import ScoreTrackingCallback
     from .surgery import apply_plan, masked, settle_class
 
 __version__ = "0.1.0"
@@ -72,6 +73,7 @@ _PUBLIC = {
     "pruner": ["SpectralPruner"],
     "recovery": ["RecoveryArguments", "RecoveryOutput", "recover"],
     "schedule": ["PruningSchedule"],
+    "score_tracking": ["ScoreTrackingCallback"],
     "surgery": ["apply_plan", "masked", "settle_class"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -7,27 +7,23 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from . import rounds
 from .architectures import unit_groups
 from .arguments import SpectralPruningArguments
-from .calibration import CalibrationData
 from .checkpoint import check_same_run, deciding_options
-from .checks import check_data, check_model
-from .criteria import Criterion, Scores
-from .distributed import of_first_process, saves_instead, saves_itself, shards_weights, whole_copy
-from .evidence import Evidence, calibrate
+from .criteria import Scores
+from .distributed import of_first_process, saves_instead, saves_itself, whole_copy
+from .evidence import Evidence
 from .planning import PruningPlan, Sizes
-from .reading import read_data
 from .resuming import narrow_on_load
 from .rounds import Run
 from .schedule import PruningSchedule, left_to_run, round_at
+from .score_tracking import ScoreTrackingCallback, score_figures
 from .surgery import (
     add_consumer_biases,
     apply_plan,
@@ -39,12 +35,11 @@ from .surgery import (
     zero_masked,
 )
 from .surgery.optimizer import Replacements, warn_of_untrained
-from .torch_model import check_unwrapped
 
 logger = logging.get_logger(__name__)
 
 
-class SpectralPruningCallback(TrainerCallback, ExportableState):
+class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
     """Prunes inside `Trainer.train()`: rounds of calibrate, score, choose and cut at the steps of a schedule.
 
     A round cuts weights, config and optimizer state in place after an optimizer step, before that step's evaluation and
@@ -104,38 +99,17 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         schedule: PruningSchedule | None = None,
         score_steps: int | None = None,
     ) -> None:
-        if score_steps is not None and score_steps < 1:
-            raise ValueError(f"`score_steps` is {score_steps}; it must be at least 1.")
-        self.args = args
-        self.calibration_dataset = calibration_dataset
-        self.processing_class = processing_class
+        super().__init__(args, calibration_dataset, processing_class, score_steps)
         self.schedule = schedule or PruningSchedule()
-        self.score_steps = score_steps
-        self.scores: Scores = {}
         self.pruned_model: PreTrainedModel | None = None
         self.run: Run | None = None
-        self._criterion: Criterion | None = None
-        self._calibration: CalibrationData | None = None
-        self._trainer: Trainer | None = None
         self._masking = False
-        self._sharded = False
         self._masks = ExitStack()
         self._loading = ExitStack()
         self._replacements = Replacements()
         self._due: dict[int | None, list[int]] = {}
         self._last_round = 0  # of those that were run
         self._model: weakref.ref[PreTrainedModel] | None = None  # of the run
-
-    def attach(self, trainer: Trainer) -> SpectralPruningCallback:
-        """Adds the callback to a trainer, whose loggers then get its figures.
-
-        Given as `Trainer(callbacks=[...])` instead, it prunes all the same, but its figures go to `state.log_history` only:
-        a callback is not told of its trainer.
-        """
-        trainer.add_callback(self)
-        self._trainer = trainer
-        self.on_init_end(trainer.args, trainer.state, trainer.control, trainer.model, trainer.processing_class)
-        return self
 
     @property
     def plan(self) -> PruningPlan | None:
@@ -198,13 +172,8 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
             zero_masked(model, _kept(self.plan))  # else momentum would move them, and checkpoints show it
         if state.global_step in self._due:
             self._rounds(state.global_step, model, optimizer, state, control)
-        elif self.score_steps is not None and state.global_step % self.score_steps == 0:
-            if self._masking:
-                target = self._pruned_copy(model, model.device)
-                self.scores = of_first_process(lambda: self._score(target)[1])
-            else:
-                self.scores = self._score(model)[1]
-            self._log(_score_figures(self.scores), state, control)
+        else:
+            super().on_step_end(args, state, control, model)
 
     def on_train_end(
         self,
@@ -258,12 +227,12 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
                 "pruning/parameters": self.plan.parameters_after,
                 "pruning/reduction": self.plan.reduction,
             }
-            self._log(figures | _score_figures(self.scores), state, control)
+            self.log(figures | score_figures(self.scores), state, control)
 
     def _round(self, share: Any, model: PreTrainedModel, optimizer: Any) -> None:
         assert self.run is not None
         if self._masking:
-            target = self._pruned_copy(model, model.device)
+            target = self._copy(model)
             # One process decides: sums may differ in the last digit between machines, and with them a close choice.
             plan, self.run.final_sizes, self.scores = of_first_process(lambda: self._decide(target, share)[:3])
             self.run.add(plan)
@@ -291,12 +260,6 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
             self.run.final_sizes = rounds.allocate(model, self.args, self.run, damage)
         plan = rounds.choose(model, self.args, self.run, self.scores, share)
         return plan, self.run.final_sizes, self.scores, evidence
-
-    def _score(self, model: Any) -> tuple[Evidence, Scores]:
-        assert self._criterion is not None
-        evidence = calibrate(model, self.args, self._criterion, self._calibration)
-        scores = rounds.score(model, self.args, self._criterion, evidence)
-        return evidence, {key: value.cpu() for key, value in scores.items()}
 
     def _start(self, model: PreTrainedModel, optimizer: Any, state: TrainerState) -> None:
         """Begins a run, goes on with the one that has pruned this model, or takes up the one that a checkpoint tells of."""
@@ -372,6 +335,9 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
         self._masks.enter_context(masked(model, _kept(self.plan)))
         zero_masked(model, _kept(self.plan))
 
+    def _copy(self, model: PreTrainedModel) -> PreTrainedModel | None:
+        return self._pruned_copy(model, model.device) if self._masking else super()._copy(model)
+
     def _pruned_copy(self, model: PreTrainedModel, device: Any = None) -> PreTrainedModel | None:
         """A copy on the first process that is cut as the masks say: scoring it gives what a single process would see."""
         self._masks.close()
@@ -393,12 +359,11 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
                 "`pruned_model` on this process, and `trainer.save_model` writes it."
             )
 
-    # ---- checks and figures
+    # ---- checks
 
     def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
-        check_unwrapped(model)
-        self._sharded = shards_weights(model)
-        self._masking = self._sharded or AcceleratorState().distributed_type != DistributedType.NO
+        super()._check(args, model, processing_class)
+        self._masking = self._spread
         if args.restore_callback_states_from_checkpoint:
             raise ValueError(
                 "`restore_callback_states_from_checkpoint` would rebuild `SpectralPruningCallback` without its calibration "
@@ -416,35 +381,12 @@ class SpectralPruningCallback(TrainerCallback, ExportableState):
             )
         if self.args.stock_class == "mistral":
             raise ValueError('`stock_class="mistral"` makes a new model, which a running Trainer cannot take. Leave it out.')
-        self._criterion = check_model(model, self.args)
-        if self._calibration is None and self.calibration_dataset is not None:
-            processing_class = self.processing_class or processing_class
-            self._calibration = read_data(
-                self.calibration_dataset, processing_class, model, self.args.seed, "calibration_dataset"
-            )
-        check_data(model, self.args, self._criterion, self._calibration)
-
-    def _log(self, figures: dict[str, float], state: TrainerState, control: TrainerControl) -> None:
-        if self._trainer is None:
-            state.log_history.append({**figures, "step": state.global_step, "epoch": state.epoch})
-            return
-        due = control.should_log
-        self._trainer.log(figures)
-        control.should_log = due  # logging takes back the Trainer's own wish to log this step
 
 
 def _saved_states(state: TrainerState) -> dict[str, Any]:
     """{callback name: what its `state()` gave}, as a TrainerState holds it."""
     states: Any = state.stateful_callbacks
     return states
-
-
-def _score_figures(scores: Scores) -> dict[str, float]:
-    return {
-        f"scores/{key}/{name}": float(value)
-        for key, score in scores.items()
-        for name, value in (("mean", score.mean()), ("min", score.min()))
-    }
 
 
 def _is_cut(plan: PruningPlan, sizes: Sizes) -> bool:

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ..architectures import unit_groups
@@ -23,6 +23,7 @@ from ..criteria.ndi import NeuralDifferentiation
 from ..criteria.score import group_data
 from ..distributed import of_first_process, shards_weights, whole_copy
 from ..flops import is_vision
+from ..score_tracking import LoggingCallback
 from ..spectral import correlation
 
 logger = logging.get_logger(__name__)
@@ -96,7 +97,7 @@ def _shared_energy(matrix: Tensor, channels_per_unit: int) -> float:
     return float(matrix[others].square().mean()) if bool(others.any()) else 0.0
 
 
-class NDITrackingCallback(TrainerCallback):
+class NDITrackingCallback(LoggingCallback):
     """Measures the NDI of every unit at intervals of steps, logs the layers' means and keeps their curves.
 
     Before the first step, every `interval_steps` steps and after the last one. Means go to the Trainer's loggers as `ndi/<group>`
@@ -150,14 +151,6 @@ class NDITrackingCallback(TrainerCallback):
         self.points: list[dict[str, Any]] = []
         self.indices: dict[str, GroupIndex] = {}
         self._calibration: CalibrationData | None = None
-        self._trainer: Trainer | None = None
-
-    def attach(self, trainer: Trainer) -> NDITrackingCallback:
-        """Adds the callback to a trainer, whose loggers then get its figures."""
-        trainer.add_callback(self)
-        self._trainer = trainer
-        self._prepare(trainer.args, trainer.model, trainer.processing_class)
-        return self
 
     # ---- Trainer's events
 
@@ -220,12 +213,7 @@ class NDITrackingCallback(TrainerCallback):
         if state.is_world_process_zero:
             _write(_file(args), {"criterion_args": asdict(self.criterion), "points": self.points})
         means = {f"ndi/{key}": values["ndi"] for key, values in figures.items()}
-        if self._trainer is None:
-            state.log_history.append({**means, "step": state.global_step, "epoch": state.epoch})
-            return
-        due = control.should_log
-        self._trainer.log(means)
-        control.should_log = due  # logging takes back the Trainer's own wish to log this step
+        self.log(means, state, control)
 
     def _indices(self, model: PreTrainedModel, seed: int) -> dict[str, GroupIndex]:
         assert self._calibration is not None
