@@ -21,6 +21,7 @@ from transformers.utils.generic import find_labels
 
 from .calibration.collect import check_targets, moved_to
 from .calibration.data import Batch, CalibrationData
+from .modeling import stock_type
 
 # Positions whose log-softmax is taken at once: with a vocabulary of 256k, 128 MiB in float32.
 _POSITIONS_AT_ONCE = 128
@@ -62,8 +63,8 @@ def perplexity(model: PreTrainedModel, data: CalibrationData | Iterable[Batch], 
 
 def _check_causal(model: PreTrainedModel) -> None:
     # A BERT-like model with a causal head still looks ahead unless its config makes it a decoder.
-    stock_type = model.config.model_type.removeprefix("cria_")
-    looks_ahead = stock_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False)
+    masked = stock_type(model.config.model_type) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    looks_ahead = masked and not getattr(model.config, "is_decoder", False)
     if not isinstance(model, GenerationMixin) or model.config.is_encoder_decoder or looks_ahead:
         raise ValueError(
             f"`{type(model).__name__}` is not a causal language model, and perplexity is defined for those only. "

@@ -13,14 +13,13 @@ def add_peft_defaults(constants: ModuleType) -> None:
     Args:
         constants: the module `peft.utils.constants`.
     """
-    from .modeling import MODULES
+    from .modeling import MODULES, stock_type
 
     for name, table in vars(constants).items():
         if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict):
             for cria in MODULES:
-                stock = cria.removeprefix("cria_")
-                if stock in table:
-                    table.setdefault(cria, table[stock])
+                if stock_type(cria) in table:
+                    table.setdefault(cria, table[stock_type(cria)])
 
 
 def register_with_peft() -> None:

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, EvalPrediction, PreTrainedModel
 
-from .architectures import family_of
+from .architectures import family_of, max_tokens
 from .arguments import ModelArguments, RunArguments, SpectralPruningArguments
 from .calibration import CalibrationData, build_calibration, default_texts, load_texts, self_generated
 from .calibration.collect import predicts_next_token
@@ -198,7 +198,7 @@ def _shape(run: RunArguments, args: SpectralPruningArguments, model: PreTrainedM
         "max_seq_length": run.max_seq_length,
         "batch_size": run.calibration_batch_size,
         "seed": args.seed,
-        "max_position_embeddings": getattr(model.config, "max_position_embeddings", None),
+        "max_position_embeddings": max_tokens(model.config),
     }
 
 
@@ -326,7 +326,7 @@ def recovery_rows(
             packing=run.packing,
             seed=args.seed,
             text_column=run.text_column if run.recovery_file is None else None,
-            max_position_embeddings=getattr(model.config, "max_position_embeddings", None),
+            max_position_embeddings=max_tokens(model.config),
             name=f"{name}, to recover on",
         )
     # Without padding, whose width is another in every batch.

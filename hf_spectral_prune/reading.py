@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from .architectures import family_of
+from .architectures import max_tokens
 from .calibration import CalibrationData, build_calibration, build_images
 from .flops import is_vision
 
@@ -35,21 +35,13 @@ def read_data(source: Any, processing_class: Any, model: PreTrainedModel, seed: 
     if is_vision(model):
         pictures: dict[str, Any] = {"num_samples": None} if measured else {}
         return build_images(source, processing_class, model.config, seed=seed, name=name, **pictures)
-    limit = _positions(model)
+    limit = max_tokens(model.config)
     length = _SEQUENCE_LENGTH if limit is None else min(_SEQUENCE_LENGTH, limit)
     options: dict[str, Any] = {"max_seq_length": length, "max_position_embeddings": limit, "seed": seed, "name": name}
     if measured:
         source = source if isinstance(source, (Sequence, Mapping, Dataset)) else list(source)
         options |= {"shuffle": False, "num_samples": _MOST_EVAL_SEQUENCES if _is_raw_text(source) else max(1, len(source))}
     return build_calibration(source, processing_class, **options)
-
-
-def _positions(model: PreTrainedModel) -> int | None:
-    """Most tokens that a row may have, None for no limit."""
-    limit: int | None = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and family_of(model.config).name == "roberta":
-        return limit - int(model.config.pad_token_id or 0) - 1  # it counts positions from behind that of padding
-    return limit
 
 
 def _is_raw_text(source: Any) -> bool:

@@ -32,6 +32,12 @@ FAMILIES = {
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {}),
     "qwen3-biases": ("Qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
+    "granite": ("Granite", {"residual_multiplier": 0.7, "attention_multiplier": 0.4, "tie_word_embeddings": True}),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
+    "gemma": ("Gemma", {}),
+    "gemma2": ("Gemma2", {"sliding_window": 8, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3", {"sliding_window": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2}),
+    "gemma3-biases": ("Gemma3", {"attention_bias": True, "sliding_window_pattern": 2}),
 }
 
 
@@ -53,9 +59,11 @@ def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: 
     }
     if prefix != "Qwen2":
         sizes["head_dim"] = 4
+    if prefix == "Gemma3":  # alone of all, its config and most of its classes say that they are for text
+        prefix, task = "Gemma3Text", task.replace("ForCausalLM", "")
     config = getattr(transformers, f"{prefix}Config")(**sizes | special | fields)
     torch.manual_seed(0)
-    model = getattr(transformers, f"{prefix}{task}")(config).eval()
+    model = getattr(transformers, f"{prefix}{task}" if task else "Gemma3ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -101,10 +109,14 @@ def logits(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tens
         return model.eval()(**batch)[0]
 
 
+_ROBERTA = {"type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0}
 # Row of the encoders' test matrix: stock class prefix, the config fields that make the family what it is.
 ENCODERS = {
     "bert": ("Bert", {}),
-    "roberta": ("Roberta", {"type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0}),
+    "roberta": ("Roberta", _ROBERTA),
+    "xlm-roberta": ("XLMRoberta", _ROBERTA),
+    "camembert": ("Camembert", _ROBERTA),
+    "electra": ("Electra", {"embedding_size": 16}),
     "distilbert": ("DistilBert", {}),
     "modernbert": ("ModernBert", {"local_attention": 6, "cls_token_id": 1, "sep_token_id": 2}),
     "modernbert-biases": (
@@ -118,6 +130,9 @@ ENCODER_TASKS = [
     for family, more in {
         "bert": ("LMHeadModel", "ForNextSentencePrediction", "ForPreTraining"),
         "roberta": ("ForCausalLM",),
+        "xlm-roberta": ("ForCausalLM",),
+        "camembert": ("ForCausalLM",),
+        "electra": ("ForCausalLM", "ForPreTraining"),
         "distilbert": (),
         "modernbert": (),
     }.items()
@@ -156,7 +171,7 @@ def encoder_batch(model: PreTrainedModel, rows: int = 2, length: int = 12, seed:
     """Random inputs of an encoder: two segments for BERT, 3 choices a row for multiple choice."""
     several = "MultipleChoice" in type(model).__name__
     batch = random_batch(rows * 3 if several else rows, length, seed, padding)
-    if model.config.model_type in ("bert", "cria_bert"):
+    if model.config.model_type.removeprefix("cria_") in ("bert", "electra"):
         batch["token_type_ids"] = (torch.arange(length) >= length // 2).long().expand(batch["input_ids"].shape).contiguous()
     if several:
         batch = {name: value.unflatten(0, (rows, 3)) for name, value in batch.items()}

@@ -50,7 +50,7 @@ def cria(model: PreTrainedModel, layout: str = "per_layer", **fields) -> PreTrai
             for name, parameter in model.named_parameters():
                 if ".1." in name and parameter.ndim == 2:
                     parameter.mul_(0.7)  # so that this layer is surely of another width than the others
-    encoder = model.config.model_type in ("bert", "roberta", "distilbert", "modernbert")
+    encoder = not hasattr(model.config, "num_key_value_heads")
     batches = [encoder_batch(model, 4, 16, seed) if encoder else random_batch(4, 32, seed) for seed in (0, 1)]
     args = SpectralPruningArguments(layout=layout, criterion="energy", disable_tqdm=True, **options | fields)
     pruned = SpectralPruner(model, args, batches).prune().model

@@ -127,7 +127,8 @@ class Family:
         cria: name of the module in `modeling/` that holds the per-layer classes, or None.
         stock_heads: which uniform head counts the stock config accepts: "any", "divides_hidden" or "fixed" (the head size is
             `hidden_size` over the number of heads, so only the original number leaves it as it was).
-        stock_class_prefix: prefix of the stock task classes, e.g. "Llama" of `LlamaForCausalLM`.
+        positions_after_padding: positions are counted from behind the id of the pad token, so that fewer tokens fit than the
+            config has positions.
         traced: the units are channels, found by tracing the module graph (`tracing.py`) instead of by a table.
     """
 
@@ -137,8 +138,7 @@ class Family:
     kinds: tuple[UnitKind, ...]
     cria: str | None = None
     stock_heads: Literal["any", "divides_hidden", "fixed"] = "any"
-    stock_class_prefix: str = ""
-    notes: str = field(default="", compare=False)
+    positions_after_padding: bool = False
     traced: bool = False
 
     @property

@@ -75,11 +75,17 @@ BERT = Family(
     kinds=(_BERT_FFN, _BERT_HEADS),
     cria="cria_bert",
     stock_heads="fixed",
-    stock_class_prefix="Bert",
 )
+ELECTRA = replace(BERT, name="electra", model_types=("electra", "cria_electra"), cria="cria_electra")
 ROBERTA = replace(
-    BERT, name="roberta", model_types=("roberta", "cria_roberta"), cria="cria_roberta", stock_class_prefix="Roberta"
+    BERT,
+    name="roberta",
+    model_types=("roberta", "cria_roberta"),
+    cria="cria_roberta",
+    positions_after_padding=True,
 )
+XLM_ROBERTA = replace(ROBERTA, name="xlm-roberta", model_types=("xlm-roberta", "cria_xlm_roberta"), cria="cria_xlm_roberta")
+CAMEMBERT = replace(ROBERTA, name="camembert", model_types=("camembert", "cria_camembert"), cria="cria_camembert")
 DISTILBERT = Family(
     name="distilbert",
     model_types=("distilbert", "cria_distilbert"),
@@ -87,7 +93,6 @@ DISTILBERT = Family(
     kinds=(_DISTILBERT_FFN, _DISTILBERT_HEADS),
     cria="cria_distilbert",
     stock_heads="fixed",
-    stock_class_prefix="DistilBert",
 )
 MODERNBERT = Family(
     name="modernbert",
@@ -96,7 +101,6 @@ MODERNBERT = Family(
     kinds=(_MODERNBERT_FFN, _MODERNBERT_HEADS),
     cria="cria_modernbert",
     stock_heads="fixed",
-    stock_class_prefix="ModernBert",
 )
 
-FAMILIES = (BERT, ROBERTA, DISTILBERT, MODERNBERT)
+FAMILIES = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, ELECTRA, DISTILBERT, MODERNBERT)

@@ -10,7 +10,6 @@ RESNET = Family(
     layers="",
     kinds=(),
     cria="cria_resnet",
-    stock_class_prefix="ResNet",
     traced=True,
 )
 MOBILENET_V2 = Family(
@@ -19,7 +18,6 @@ MOBILENET_V2 = Family(
     layers="",
     kinds=(),
     cria="cria_mobilenet_v2",
-    stock_class_prefix="MobileNetV2",
     traced=True,
 )
 # Any other network, as `TorchModel` holds it.

@@ -105,6 +105,14 @@ def _block_index(rows: int, size: int, num_blocks: int) -> torch.Tensor:
     return torch.arange(rows).reshape(num_blocks, size, -1).transpose(0, 1).reshape(size, -1)
 
 
+def max_tokens(config: PreTrainedConfig) -> int | None:
+    """Most tokens that a row of a model may have; None for a model without that limit."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and family_of(config).positions_after_padding:
+        return positions - int(config.pad_token_id or 0) - 1
+    return positions
+
+
 def layer_field(config: PreTrainedConfig, layer: int, name: str) -> Any:
     """A config attribute as one layer has it (the global value unless `per_layer_config` overrides it)."""
     return getattr(config.per_layer_config[layer], name)

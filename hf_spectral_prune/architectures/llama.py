@@ -28,32 +28,35 @@ KV_GROUPS = UnitKind(
     config_fields=("num_attention_heads", "num_key_value_heads"),
 )
 
+# Families whose config switches biases on have a stock class with room for a repair.
+_BIASED_HEADS = replace(KV_GROUPS, bias_field="attention_bias")
+_BIASED = (replace(GATED_FFN, bias_field="mlp_bias"), _BIASED_HEADS)
+
 LLAMA = Family(
     name="llama",
     model_types=("llama", "cria_llama"),
     layers="layers",
-    kinds=(replace(GATED_FFN, bias_field="mlp_bias"), replace(KV_GROUPS, bias_field="attention_bias")),
+    kinds=_BIASED,
     cria="cria_llama",
     stock_heads="divides_hidden",
-    stock_class_prefix="Llama",
 )
 MISTRAL = Family(
-    name="mistral",
-    model_types=("mistral", "cria_mistral"),
-    layers="layers",
-    kinds=(GATED_FFN, KV_GROUPS),
-    cria="cria_mistral",
-    stock_class_prefix="Mistral",
+    name="mistral", model_types=("mistral", "cria_mistral"), layers="layers", kinds=(GATED_FFN, KV_GROUPS), cria="cria_mistral"
 )
-QWEN2 = replace(MISTRAL, name="qwen2", model_types=("qwen2", "cria_qwen2"), cria="cria_qwen2", stock_class_prefix="Qwen2")
+QWEN2 = replace(MISTRAL, name="qwen2", model_types=("qwen2", "cria_qwen2"), cria="cria_qwen2")
 # The q/k norms work inside one head_dim, so they are shared by all heads and stay whole.
 QWEN3 = Family(
     name="qwen3",
     model_types=("qwen3", "cria_qwen3"),
     layers="layers",
-    kinds=(GATED_FFN, replace(KV_GROUPS, bias_field="attention_bias")),
+    kinds=(GATED_FFN, _BIASED_HEADS),
     cria="cria_qwen3",
-    stock_class_prefix="Qwen3",
 )
+GRANITE = Family(name="granite", model_types=("granite", "cria_granite"), layers="layers", kinds=_BIASED, cria="cria_granite")
+SMOLLM3 = replace(GRANITE, name="smollm3", model_types=("smollm3", "cria_smollm3"), cria="cria_smollm3")
+GEMMA = replace(QWEN3, name="gemma", model_types=("gemma", "cria_gemma"), cria="cria_gemma")
+GEMMA2 = replace(GEMMA, name="gemma2", model_types=("gemma2", "cria_gemma2"), cria="cria_gemma2", stock_heads="divides_hidden")
+# `gemma3` itself is the model that sees pictures too; its text model comes alone in the small sizes.
+GEMMA3 = replace(GEMMA2, name="gemma3_text", model_types=("gemma3_text", "cria_gemma3_text"), cria="cria_gemma3_text")
 
-FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3)
+FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, SMOLLM3, GEMMA, GEMMA2, GEMMA3)

@@ -30,7 +30,6 @@ VIT = Family(
         ),
     ),
     cria="cria_vit",
-    stock_class_prefix="ViT",
 )
 
 FAMILIES = (VIT,)

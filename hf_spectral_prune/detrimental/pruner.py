@@ -37,7 +37,7 @@ class DetrimentalNeuronPruner:
     whole model there, nothing is removed, and a note says so.
 
     Args:
-        model: a causal language model of the Llama, Mistral, Qwen2 or Qwen3 family; it is changed in place.
+        model: a causal language model with gated FFNs (Llama and its kin); it is changed in place.
         args: options.
         adaptation_examples: `Example`s, or rows with `prompt`, `choices` and `label`.
         held_out_examples: the same, to measure accuracy on; none of them may be an adaptation example.
@@ -221,7 +221,7 @@ def check_model(model: PreTrainedModel) -> None:
     activation = module_of(model, 0, "mlp").act_fn
     if float(activation(torch.zeros(1))) != 0:
         raise ValueError(
-            f"The activation `{model.config.hidden_act}` is not zero at zero, so a zeroed gate row would not switch its neuron "
+            f"The activation `{type(activation).__name__}` is not zero at zero, so a zeroed gate row would not switch its neuron "
             "off. Use a model with silu, gelu or relu."
         )
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from . import (
     cria_bert,
+    cria_camembert,
     cria_distilbert,
+    cria_electra,
+    cria_gemma,
+    cria_gemma2,
+    cria_gemma3_text,
+    cria_granite,
     cria_llama,
     cria_mistral,
     cria_mobilenet_v2,
@@ -18,13 +25,16 @@ from . import (
     cria_qwen3,
     cria_resnet,
     cria_roberta,
+    cria_smollm3,
     cria_vit,
+    cria_xlm_roberta,
 )
 
-_DECODERS = (cria_llama, cria_mistral, cria_qwen2, cria_qwen3)
-_ENCODERS = (cria_bert, cria_roberta, cria_distilbert, cria_modernbert, cria_vit)
+_LLAMAS = (cria_llama, cria_mistral, cria_qwen2, cria_qwen3, cria_granite, cria_smollm3)
+_GEMMAS = (cria_gemma, cria_gemma2, cria_gemma3_text)
+_BERTS = (cria_bert, cria_roberta, cria_xlm_roberta, cria_camembert, cria_electra, cria_distilbert, cria_modernbert, cria_vit)
 _CONVOLUTIONAL = (cria_resnet, cria_mobilenet_v2)
-_MODULES = (*_DECODERS, *_ENCODERS, *_CONVOLUTIONAL)
+_MODULES = (*_LLAMAS, *_GEMMAS, *_BERTS, *_CONVOLUTIONAL)
 MODULES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 # Ending of a task class and the Auto class that loads it; `AutoModel` loads what has none of them.
@@ -53,6 +63,14 @@ def config_class(module: ModuleType) -> type:
     """The Cria config class of a modelling module."""
     (found,) = [value for name, value in vars(module).items() if name.startswith("Cria") and name.endswith("Config")]
     return found
+
+
+def stock_type(model_type: str) -> str:
+    """The model type of the stock class behind a Cria one; another type as it is."""
+    if model_type not in MODULES:
+        return model_type
+    stock: Any = config_class(MODULES[model_type]).__mro__[1]
+    return str(stock.model_type)
 
 
 def task_classes(module: ModuleType) -> dict[str, type[PreTrainedModel]]:

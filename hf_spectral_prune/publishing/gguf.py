@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from ..modeling import stock_type
 from .exporting import choose_output, read_config, written_whole
 from .gguf_tokenizer import read_tokenizer
 
@@ -141,7 +142,7 @@ def export_gguf(folder: str | Path, output_file: str | Path | None = None, outty
 
 
 def _read_shape(folder: Path, config: Any) -> _Shape:
-    family = config.model_type.removeprefix("cria_")
+    family = stock_type(config.model_type)
     architecture = config.architectures[0]
     if family not in _ARCHITECTURES:
         raise ValueError(_not_to_gguf(config, family, architecture))

@@ -73,8 +73,9 @@ def free_axes(batch: dict[str, Any], config: Any) -> dict[str, Any]:
 def _most_tokens(config: Any) -> int | None:
     """Tokens for which the model has positions; None for a model without that limit."""
     positions = getattr(config, "max_position_embeddings", None)
-    # RoBERTa counts from behind its pad token.
-    return positions - config.pad_token_id - 1 if positions and config.model_type.endswith("roberta") else positions
+    # RoBERTa and its kin count from behind their pad token; any model is exported, so that there may be no family to ask.
+    offset = config.pad_token_id + 1 if config.model_type.endswith(("roberta", "camembert")) else 0
+    return positions - offset if positions else None
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -39,7 +39,7 @@ def dense_attribution(model, layer, steps):
     return found
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-biases", "mistral-window", "qwen2-tied", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "llama-biases", "mistral-window", "qwen2-tied", "qwen3", "granite", "gemma3"])
 def test_attributions_equal_a_dense_sum_over_weight_gradients(family):
     model = tiny_model(family).double()
     found = attribute(model, CONTEXTS, [0, 2], steps=6, max_steps=6, progress=False)

@@ -50,7 +50,9 @@ def test_planted_neurons_are_found_and_accuracy_rises(family, tokenizer):
     torch.testing.assert_close(logits(output.model, random_batch()), logits(sound, random_batch()), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-biases", "llama-tied", "mistral-window", "qwen2-tied", "qwen3-biases"])
+@pytest.mark.parametrize(
+    "family", ["llama", "llama-biases", "llama-tied", "mistral-window", "qwen2-tied", "qwen3-biases", "smollm3", "gemma3"]
+)
 def test_removed_neurons_equal_zeroed_gate_rows(family, tokenizer):
     model = tiny_model(family)
     dense = copy.deepcopy(model)
@@ -177,7 +179,7 @@ def made_in_inference_mode():
         (lambda: tiny_encoder("bert"), "`BertForSequenceClassification` has no gated FFN"),
         (lambda: tiny_encoder("modernbert", task="ForMaskedLM"), "`llama`, `mistral`, `qwen2`, `qwen3`"),
         (lambda: tiny_model(task="ForSequenceClassification"), "`LlamaForSequenceClassification`"),
-        (lambda: tiny_model(hidden_act="sigmoid"), "The activation `sigmoid` is not zero at zero"),
+        (lambda: tiny_model(hidden_act="sigmoid"), "The activation `Sigmoid` is not zero at zero"),
         (quantised, "`lm_head.weight` is quantised (torch.int8)"),
         (made_in_inference_mode, "made under `torch.inference_mode`"),
     ],

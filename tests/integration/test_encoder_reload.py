@@ -22,6 +22,9 @@ from hf_spectral_prune.calibration import CalibrationData, default_texts
 ROWS = {
     "bert": ("ForNextSentencePrediction", "AutoModelForNextSentencePrediction"),
     "roberta": ("ForMaskedLM", "AutoModelForMaskedLM"),
+    "xlm-roberta": ("ForTokenClassification", "AutoModelForTokenClassification"),
+    "camembert": ("ForMaskedLM", "AutoModelForMaskedLM"),
+    "electra": ("ForPreTraining", "AutoModelForPreTraining"),
     "distilbert": ("ForSequenceClassification", "AutoModelForSequenceClassification"),
     "modernbert": ("ForMultipleChoice", "AutoModelForMultipleChoice"),
 }

@@ -75,6 +75,12 @@ def run_fresh(folder: Path, scratch: Path, mode: str) -> tuple[str, dict[str, to
         ("qwen2", "uniform", "plain"),
         ("qwen2", "per_layer", "package"),
         ("qwen3", "per_layer", "remote"),
+        ("granite", "per_layer", "remote"),
+        ("smollm3", "uniform", "plain"),
+        ("gemma", "uniform", "plain"),
+        ("gemma2", "per_layer", "package"),
+        ("gemma3", "uniform", "plain"),
+        ("gemma3", "per_layer", "remote"),
     ],
 )
 def test_fresh_process_gives_the_same_logits_bit_for_bit(family, layout, mode, batches, tmp_path):

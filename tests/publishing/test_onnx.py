@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import logits, random_batch, tiny_encoder, tiny_model
+from conftest import ENCODERS, logits, random_batch, tiny_encoder, tiny_model
 from crias import cria
 from pictures import VISION, picture_batch, prune, tiny_vision
 
@@ -15,6 +15,9 @@ from hf_spectral_prune.cli import main
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx_export = pytest.importorskip("hf_spectral_prune.publishing.onnx")
+
+PLAIN = [family for family in ENCODERS if family != "modernbert-biases"]
+OTHERS = ["mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3"]
 
 
 def check(folder, model, names: list[str]) -> None:
@@ -44,14 +47,16 @@ def test_per_layer_llama_runs_on_onnxruntime(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("family", ["llama", "bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize(
+    "family", ["llama", "bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "modernbert"]
+)
 def test_every_layout_runs_on_onnxruntime(family, layout, tmp_path):
     fields = {"layout": layout, "units": ["ffn"]} if layout == "uniform" else {"layout": layout}
     dense = tiny_model() if family == "llama" else tiny_encoder(family, task="ForSequenceClassification")
     model = cria(dense, **fields)
     model.save_pretrained(tmp_path)
     names = ["input_ids", "attention_mask"]
-    check(tmp_path, model, [*names, "token_type_ids"] if family == "bert" else names)
+    check(tmp_path, model, [*names, "token_type_ids"] if family in ("bert", "electra") else names)
 
 
 def greedy(session, ids: np.ndarray, steps: int) -> np.ndarray:
@@ -74,7 +79,13 @@ def greedy(session, ids: np.ndarray, steps: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "family",
-    ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "qwen2", "qwen3"))],
+    [
+        "llama",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3")
+        ),
+    ],
 )
 def test_key_value_cache_writes_the_text_that_transformers_writes(family, tmp_path, capsys):
     # With a window of eight, later tokens no longer see the first ones.

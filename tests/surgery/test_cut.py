@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from conftest import FAMILIES, logits, random_batch, tiny_model
 
 from hf_spectral_prune.architectures import unit_groups
@@ -55,14 +56,24 @@ def test_removal_equals_masking_for_every_gqa_ratio(heads, layout):
     assert (logits(cut, random_batch()) - expected).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("task", ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"])
-def test_every_task_head_is_cut_and_settled(task, tmp_path):
-    model = tiny_model("llama", task=task)
+HEADS = [
+    (family, task)
+    for family in FAMILIES
+    if "-" not in family
+    for task in ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+    if hasattr(transformers, FAMILIES[family][0].replace("Gemma3", "Gemma3Text") + task)
+]
+
+
+@pytest.mark.parametrize(("family", "task"), HEADS)
+def test_every_task_head_is_cut_and_settled(family, task, tmp_path):
+    model = tiny_model(family, task=task)
+    stock = type(model).__name__
     plan = random_plan(model, per_layer=True)
     with masked(model, kept(plan)):
         expected = logits(model, random_batch())
     cut = settle_class(apply_plan(model, plan))
-    assert type(cut).__name__ == f"CriaLlama{task}"
+    assert type(cut).__name__ == f"Cria{stock}"
     assert (logits(cut, random_batch()) - expected).abs().max() <= 1e-5
     cut.save_pretrained(tmp_path)
     reloaded = type(cut).from_pretrained(tmp_path)
@@ -78,7 +89,7 @@ def test_predicted_parameter_count_is_the_real_one(family, layout):
     assert num_parameters(cut) == plan.parameters_after < plan.parameters_before
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3"])
 def test_cut_model_works_in_bfloat16(family):
     model = tiny_model(family).to(torch.bfloat16)
     plan = random_plan(model, per_layer=True)
@@ -92,7 +103,7 @@ def test_cut_model_works_in_bfloat16(family):
 
 @pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("family", ["llama", "mistral-window", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "qwen2", "qwen3", "granite", "smollm3", "gemma2", "gemma3"])
 def test_generation_with_a_cache_equals_greedy_choice_without(family, layout, cache):
     model = tiny_model(family)
     cut = settle_class(apply_plan(model, random_plan(model, per_layer=layout == "per_layer")))
