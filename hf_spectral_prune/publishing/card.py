@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from . import card_tables
 from . import card_text as words
 from .base_model import CARRIED_OVER, base_model_facts
 from .folder import README, SavedFolder, read_folder
@@ -205,7 +206,7 @@ def _results(saved: SavedFolder) -> list[EvalResult]:
     }
     return [
         EvalResult(metric_type=metric, metric_value=value, metric_name=f"{metric}, {side}", **shared)
-        for metric, before, after in words.metrics(saved)
+        for metric, before, after in card_tables.metrics(saved)
         for side, value in ((_AFTER, after), (_BEFORE, before))
         if words.finite(value)
     ]
@@ -251,20 +252,20 @@ def _is_ours(result: EvalResult) -> bool:
 
 
 def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
-    kinds, width_rows = words.width_table(saved)
+    kinds, width_rows = card_tables.width_table(saved)
     cria = words.is_cria(saved)
     versions = saved.figure("versions")
     return {
-        "reduction": words.percent(saved.figure("reduction")),
-        "units": " and ".join(kind.lower().replace("ffn", "FFN") for kind in words.cut_kinds(saved)) or "none in the end",
-        "size_rows": words.size_rows(saved),
+        "reduction": card_tables.percent(saved.figure("reduction")),
+        "units": " and ".join(kind.lower().replace("ffn", "FFN") for kind in card_tables.cut_kinds(saved)) or "none in the end",
+        "size_rows": card_tables.size_rows(saved),
         "kinds": kinds,
         "width_rows": width_rows,
         "plots": _plots(saved.path),
         "method": words.method_lines(saved),
         "calibration": words.calibration_words(saved),
         "cost": words.cost_words(saved),
-        "metric_rows": words.metric_rows(saved),
+        "metric_rows": card_tables.metric_rows(saved),
         "evaluation": words.protocol_words(saved, "evaluation") or "the evaluation data of the run",
         "cria": cria,
         "network": words.network(saved),
@@ -272,7 +273,7 @@ def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
         "code": words.loading_code(saved, name, remote=False),
         "remote_code": words.loading_code(saved, name, remote=True) if cria else None,
         "self_check": words.self_check_words(saved),
-        "speed_rows": words.speed_rows(saved),
+        "speed_rows": card_tables.speed_rows(saved),
         "machine": words.machine_words(saved),
         "limits": words.limit_lines(saved),
         "versions": ", ".join(f"{library} {version}" for library, version in versions.items()),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..planning import SCORES_FILE, RoundScores, scores_from_json
+from . import card_tables
 from . import card_text as words
 from .folder import REPORT, SavedFolder, read_folder
 from .page import Page, write_page
@@ -75,7 +76,7 @@ def build_report(saved: SavedFolder, scores: Sequence[RoundScores]) -> Page:
     from . import report_sections as sections
 
     base = (saved.report.get("base_model") or {}).get("name") or words.architecture(saved)
-    reduction = words.percent(saved.figure("reduction")).replace(" ", "\u00a0")
+    reduction = card_tables.percent(saved.figure("reduction")).replace(" ", "\u00a0")
     layout = saved.figure("layout").replace("_", " ")
     return Page(
         title=f"{base}, pruned by {reduction}",

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..planning import SCORES_FILE, GroupScores, RoundScores
+from . import card_tables, charts
 from . import card_text as words
-from . import charts
 from .folder import SavedFolder
 from .page import Chart, Section, Table, change, number
 
@@ -51,21 +51,21 @@ def comparison_rows(saved: SavedFolder) -> list[tuple[str, str, str, str]]:
     Raises:
         ValueError: a figure of a pair is missing.
     """
-    rows = [tuple(row) for row in words.size_rows(saved)]
-    for name, before, after in words.metrics(saved):
+    rows = [tuple(row) for row in card_tables.size_rows(saved)]
+    for name, before, after in card_tables.metrics(saved):
         rows.append((f"Held-out {name.replace('_', ' ')}", number(before), number(after), change(before, after)))
-    return [*rows, *words.speed_rows(saved)]  # type: ignore[list-item]
+    return [*rows, *card_tables.speed_rows(saved)]  # type: ignore[list-item]
 
 
 def before_and_after(saved: SavedFolder) -> Section:
     """The table of all pairs of figures."""
     text = []
     evaluation = words.protocol_words(saved, "evaluation")
-    if not words.metrics(saved):
+    if not card_tables.metrics(saved):
         text.append("Quality was not measured in this run: there was no held-out data.")
     elif evaluation:
         text.append(f"Held-out figures were measured on {evaluation}.")
-    if not words.speed_rows(saved):
+    if not card_tables.speed_rows(saved):
         text.append("Speed was not measured in this run.")
     table = Table(["", "before", "after", "change"], comparison_rows(saved))
     return Section("before-and-after", "Before and after", text, tables=[table])
@@ -79,7 +79,7 @@ def widths(saved: SavedFolder) -> Section:
     sizes: Mapping[str, Sequence[int]] = saved.figure("sizes")
     kinds, tables, spans = {}, [], []
     for kind, keys in _by_kind(sizes).items():
-        name = words.kind_name(saved, kind)
+        name = card_tables.kind_name(saved, kind)
         pairs = [sizes[key] for key in keys.values()]
         before, after = ([pair[side] for pair in pairs] for side in (0, 1))
         kinds[name] = (list(keys), before, after)
@@ -119,7 +119,7 @@ def scores(saved: SavedFolder, rounds: Sequence[RoundScores]) -> Section:
 
 
 def _score_chart(saved: SavedFolder, kind: str, layers: Mapping[str, GroupScores], index: int, total: int) -> Chart:
-    name = words.kind_name(saved, kind)
+    name = card_tables.kind_name(saved, kind)
     when = f", round {index} of {total}" if total > 1 else ""
     removed = sum(group.units - group.kept for group in layers.values())
     units = sum(group.units for group in layers.values())
@@ -192,7 +192,7 @@ def spectra(saved: SavedFolder, rounds: Sequence[RoundScores]) -> Section:
     drawn = []
     for kind, keys in _by_kind(groups).items():
         layers = {layer: groups[key].spectrum for layer, key in keys.items()}
-        name, most = words.kind_name(saved, kind), max(map(len, layers.values()))
+        name, most = card_tables.kind_name(saved, kind), max(map(len, layers.values()))
         shown = [rank for rank in _EIGENVALUES if rank <= most]
         rows = [
             (layer, *(number(found[rank - 1]) if rank <= len(found) else "–" for rank in shown))
@@ -325,7 +325,7 @@ def cost(saved: SavedFolder) -> Section:
         (
             _station(name),
             number(timings.get(name)),
-            words.percent(timings[name] / total) if name in timings and total else "–",
+            card_tables.percent(timings[name] / total) if name in timings and total else "–",
             *(f"{growth.get(name, {}).get(place, 0) / 2**20:,.0f}" for place in used),
         )
         for name in names
