@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from .arguments import SpectralPruningArguments
+from .calibration import CalibrationData
 from .environment import library_versions, machine, peak_memory
 from .planning import PruningPlan, RoundScores
 from .publishing.base_model import base_model_facts
+from .recovery import RecoveryOutput
+from .rounds import Run
 
 
 @dataclass
@@ -54,6 +58,41 @@ class StationCosts:
         growth = self.growth.setdefault(station, dict.fromkeys(before, 0))
         for place, peak in peak_memory().items():
             growth[place] += max(0, peak - before[place])
+
+
+def pruning_report(
+    args: SpectralPruningArguments,
+    run: Run,
+    parameters: int,
+    before: dict[str, float],
+    after: dict[str, float],
+    recovered: RecoveryOutput | None,
+    calibration: CalibrationData | None,
+    evaluation: CalibrationData | None,
+) -> dict[str, Any]:
+    """What `pruning_report.json` says of the run itself.
+
+    Args:
+        parameters: of the pruned model.
+        before, after: held-out figures.
+    """
+    assert run.plan is not None
+    return {
+        "parameters_before": run.parameters_before,
+        "parameters_after": parameters,
+        "reduction": 1 - parameters / run.parameters_before,
+        "target_reduction": args.target_reduction,
+        "target_scope": args.target_scope,
+        "layout": args.layout,
+        "sizes": {group.key: [group.size, len(run.plan.kept[group.key])] for group in run.groups},
+        "metrics_before": before,
+        "metrics_after": after,
+        "recovery": None if recovered is None else recovered.report(),
+        "calibration": None if calibration is None else calibration.protocol,
+        "evaluation": None if evaluation is None else evaluation.protocol,
+        "notes": list(run.plan.notes),
+        "arguments": args.to_dict(),
+    }
 
 
 def circumstances(costs: StationCosts, base_model: str | None) -> dict[str, Any]:

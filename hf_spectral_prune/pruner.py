@@ -32,7 +32,7 @@ from .criteria import Diagnostics, Scores
 from .evaluation import default_metrics, num_parameters, perplexity, task_metrics
 from .evidence import Evidence, calibrate
 from .flops import is_vision, layer_macs
-from .output import PruningOutput, StationCosts, circumstances
+from .output import PruningOutput, StationCosts, circumstances, pruning_report
 from .planning import PruningPlan, summarise
 from .publishing import hub, write_card
 from .reading import read_data
@@ -380,27 +380,11 @@ class SpectralPruner:
 
     def _finish(self, run: Run, before: dict[str, float], after: dict[str, float]) -> PruningOutput:
         assert run.plan is not None
-        count = num_parameters(self.model)
-        metrics = {
-            "parameters_before": run.parameters_before,
-            "parameters_after": count,
-            "reduction": 1 - count / run.parameters_before,
-        }
-        report = {
-            **metrics,
-            "target_reduction": self.args.target_reduction,
-            "target_scope": self.args.target_scope,
-            "layout": self.args.layout,
-            "sizes": {group.key: [group.size, len(run.plan.kept[group.key])] for group in run.groups},
-            "metrics_before": before,
-            "metrics_after": after,
-            "recovery": None if self.recovered is None else self.recovered.report(),
-            "calibration": None if self.calibration is None else self.calibration.protocol,
-            "evaluation": None if self.eval_data is None else self.eval_data.protocol,
-            "notes": list(run.plan.notes),
-            "arguments": self.args.to_dict(),
-            **circumstances(self.costs, self.base_model),
-        }
+        report = pruning_report(
+            self.args, run, num_parameters(self.model), before, after, self.recovered, self.calibration, self.eval_data
+        )
+        metrics = {name: report[name] for name in ("parameters_before", "parameters_after", "reduction")}
+        report |= circumstances(self.costs, self.base_model)
         if is_vision(self.model):
             picture = picture_of(self.model, self.calibration)
             macs = layer_macs(self.model, picture)
