@@ -109,12 +109,14 @@ def test_options_in_the_table_exist():
     assert flags <= {*SpectralPruningArguments.__dataclass_fields__, *RunArguments.__dataclass_fields__}
 
 
-def test_files_of_the_layout_exist():
+def test_the_layout_names_every_file_and_nothing_else():
     (tree,) = [block for block in blocks(README, "") if "hf_spectral_prune/" in block]
-    for line in filter(str.strip, tree.splitlines()):
-        name = line.split()[0]
-        folder = ROOT / "hf_spectral_prune" if line.startswith(" ") else ROOT
-        assert (folder / name).exists(), name
+    lines = [line for line in tree.splitlines() if line.strip()]
+    package = ROOT / "hf_spectral_prune"
+    files = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert {line.split()[0] for line in lines if line.startswith(" ")} == files | folders
+    assert all((ROOT / line.split()[0]).is_dir() for line in lines if not line.startswith(" "))
 
 
 def test_scripts_that_the_pages_name_exist():
