@@ -39,11 +39,13 @@ FAMILIES = {
     "gemma3": ("Gemma3", {"sliding_window": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2}),
     "gemma3-biases": ("Gemma3", {"attention_bias": True, "sliding_window_pattern": 2}),
 }
+# Families whose attention is left alone.
+FFN_ONLY = {"phi3": ("Phi3", {})}
 
 
 def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: str = "ForCausalLM", **fields) -> PreTrainedModel:
     """A random model with weights large enough that every unit matters: 3 layers, 24 neurons, hidden size 32."""
-    prefix, special = FAMILIES[family]
+    prefix, special = (FAMILIES | FFN_ONLY)[family]
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,

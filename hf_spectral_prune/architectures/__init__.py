@@ -16,9 +16,10 @@ from .groups import (
     unit_groups,
 )
 from .llama import FAMILIES as _LLAMA_FAMILIES
+from .phi import FAMILIES as _PHI_FAMILIES
 from .vit import FAMILIES as _VIT_FAMILIES
 
-FAMILIES: tuple[Family, ...] = (*_LLAMA_FAMILIES, *_ENCODER_FAMILIES, *_VIT_FAMILIES, *_CHANNEL_FAMILIES)
+FAMILIES: tuple[Family, ...] = (*_LLAMA_FAMILIES, *_PHI_FAMILIES, *_ENCODER_FAMILIES, *_VIT_FAMILIES, *_CHANNEL_FAMILIES)
 
 __all__ = [
     "FAMILIES",

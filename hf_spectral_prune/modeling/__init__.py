@@ -21,6 +21,7 @@ from . import (
     cria_mistral,
     cria_mobilenet_v2,
     cria_modernbert,
+    cria_phi3,
     cria_qwen2,
     cria_qwen3,
     cria_resnet,
@@ -30,7 +31,7 @@ from . import (
     cria_xlm_roberta,
 )
 
-_LLAMAS = (cria_llama, cria_mistral, cria_qwen2, cria_qwen3, cria_granite, cria_smollm3)
+_LLAMAS = (cria_llama, cria_mistral, cria_qwen2, cria_qwen3, cria_granite, cria_smollm3, cria_phi3)
 _GEMMAS = (cria_gemma, cria_gemma2, cria_gemma3_text)
 _BERTS = (cria_bert, cria_roberta, cria_xlm_roberta, cria_camembert, cria_electra, cria_distilbert, cria_modernbert, cria_vit)
 _CONVOLUTIONAL = (cria_resnet, cria_mobilenet_v2)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import logits, random_batch, tiny_model
+from conftest import FFN_ONLY, logits, random_batch, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
@@ -46,6 +46,7 @@ def pruned(tmp_path: Path, family: str, batches, tokenizer=None, **fields) -> Sp
         round_to=4,
         min_ffn_units=4,
         disable_tqdm=True,
+        units=["ffn"] if family in FFN_ONLY else ["ffn", "heads"],
         **fields,
     )
     pruner = SpectralPruner(tiny_model(family), args, batches, processing_class=tokenizer)
@@ -81,6 +82,8 @@ def run_fresh(folder: Path, scratch: Path, mode: str) -> tuple[str, dict[str, to
         ("gemma2", "per_layer", "package"),
         ("gemma3", "uniform", "plain"),
         ("gemma3", "per_layer", "remote"),
+        ("phi3", "uniform", "plain"),
+        ("phi3", "per_layer", "remote"),
     ],
 )
 def test_fresh_process_gives_the_same_logits_bit_for_bit(family, layout, mode, batches, tmp_path):

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, logits, random_batch, tiny_model
+from conftest import FAMILIES, FFN_ONLY, logits, random_batch, tiny_model
 
 from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.evaluation import num_parameters
@@ -43,6 +43,27 @@ def test_removed_model_equals_masked_model(family, layout, kinds):
         real = batch["attention_mask"].bool()
         assert (logits(cut, batch)[real] - expected[real]).abs().max() <= 1e-5
         assert (expected - logits(model, batch)).abs().max() > 1e-2, "the mask must change something"
+
+
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+@pytest.mark.parametrize("task", ["Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification"])
+@pytest.mark.parametrize("family", FFN_ONLY)
+def test_ffn_of_fused_projections_is_cut_settled_and_saved(family, task, layout, tmp_path):
+    model = tiny_model(family, task=task)
+    stock = type(model).__name__
+    plan = random_plan(model, ("ffn",), per_layer=layout == "per_layer")
+    cut = settle_class(apply_plan(copy.deepcopy(model), plan))
+    assert type(cut).__name__ == (f"Cria{stock}" if layout == "per_layer" else stock)
+    assert num_parameters(cut) == plan.parameters_after < plan.parameters_before
+    for batch in (random_batch(), random_batch(padding="right"), random_batch(padding="left")):
+        with masked(model, kept(plan)):
+            expected = logits(model, batch)
+        real = batch["attention_mask"].bool() if expected.ndim == 3 else slice(None)
+        assert (logits(cut, batch)[real] - expected[real]).abs().max() <= 1e-5
+        assert (expected - logits(model, batch)).abs().max() > 1e-2, "the mask must change something"
+    cut.save_pretrained(tmp_path)
+    reloaded = type(cut).from_pretrained(tmp_path)
+    assert torch.equal(logits(copy.deepcopy(reloaded), random_batch()), logits(cut, random_batch()))
 
 
 @pytest.mark.parametrize("heads", [(8, 8), (8, 4), (8, 2), (6, 3), (9, 3)], ids=str)
