@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, EvalPrediction, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .architectures import family_of, max_tokens
 from .arguments import ModelArguments, RunArguments, SpectralPruningArguments
@@ -69,10 +70,19 @@ def _auto_class(run: ModelArguments, name: str) -> Any:
     if run.gguf_file is not None:
         return transformers.AutoModelForCausalLM
     config = AutoConfig.from_pretrained(name, trust_remote_code=run.trust_remote_code)
+    text = config.get_text_config()
+    if text is not config and _causal_class(config) == _causal_class(text) != "":
+        # A model that sees pictures too, whose text model transformers loads alone.
+        family_of(text)
+        return transformers.AutoModelForCausalLM
     family_of(config)  # an unknown family is told before gigabytes are read
     architecture = (config.architectures or [""])[0]
     endings = (auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending))
     return getattr(transformers, next(endings, "AutoModel"))
+
+
+def _causal_class(config: Any) -> str:
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ""))
 
 
 def load_tokenizer(run: ModelArguments) -> Any:

@@ -39,8 +39,15 @@ FAMILIES = {
     "gemma3": ("Gemma3", {"sliding_window": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2}),
     "gemma3-biases": ("Gemma3", {"attention_bias": True, "sliding_window_pattern": 2}),
 }
+_LINEAR_ATTENTION = {f"linear_{name}_head_dim": 4 for name in ("key", "value")} | {"full_attention_interval": 2}
+_LINEAR_ATTENTION |= {f"linear_num_{name}_heads": 4 for name in ("key", "value")}
 # Families whose attention is left alone.
-FFN_ONLY = {"phi3": ("Phi3", {})}
+FFN_ONLY = {
+    "phi3": ("Phi3", {}),
+    "olmo2": ("Olmo2", {}),
+    "olmo3": ("Olmo3", {"sliding_window": 8}),
+    "qwen3_5": ("Qwen3_5", _LINEAR_ATTENTION),
+}
 
 
 def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: str = "ForCausalLM", **fields) -> PreTrainedModel:
@@ -61,11 +68,11 @@ def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: 
     }
     if prefix != "Qwen2":
         sizes["head_dim"] = 4
-    if prefix == "Gemma3":  # alone of all, its config and most of its classes say that they are for text
-        prefix, task = "Gemma3Text", task.replace("ForCausalLM", "")
-    config = getattr(transformers, f"{prefix}Config")(**sizes | special | fields)
+    # Models that see pictures too have names of their own for their text parts, but for one.
+    text = f"{prefix}Text" if prefix in ("Gemma3", "Qwen3_5") else prefix
+    config = getattr(transformers, f"{text}Config")(**sizes | special | fields)
     torch.manual_seed(0)
-    model = getattr(transformers, f"{prefix}{task}" if task else "Gemma3ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{prefix if task == 'ForCausalLM' else text}{task}")(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -329,6 +329,23 @@ def test_unknown_family_is_told(folder, capsys, tokenizer):
     fails(capsys, ["prune", *flags(folder, model_name_or_path=folder / "opt")], "`opt`", "known family")
 
 
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+def test_text_model_of_one_that_sees_pictures_is_pruned_alone(layout, folder, tokenizer):
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    text = tiny_model("qwen3_5").config.to_dict()
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    whole = Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=sight))
+    whole.save_pretrained(folder / "whole")
+    tokenizer.save_pretrained(folder / "whole")
+    words = flags(folder, model_name_or_path=folder / "whole", layout=layout, allocation="scores", min_ffn_units=4)
+    assert main(["prune", *words, "--units", "ffn"]) == 0
+    pruned = AutoModelForCausalLM.from_pretrained(folder / "out")
+    assert torch.equal(pruned.model.embed_tokens.weight, whole.model.language_model.embed_tokens.weight)
+    roads = json.loads((folder / "out" / "pruning_report.json").read_text())["self_check"]
+    assert roads and all(road["max_abs_diff"] == 0.0 for road in roads.values())
+
+
 def test_full_output_folder_is_refused(folder, capsys):
     (folder / "out").mkdir()
     (folder / "out" / "mine.txt").write_text("mine")

@@ -3,6 +3,7 @@
 from .base import Family, Producer, Signal, Slice, UnitGroup, UnitKind, network_of
 from .bert import FAMILIES as _ENCODER_FAMILIES
 from .channels import FAMILIES as _CHANNEL_FAMILIES
+from .ffn_only import FAMILIES as _FFN_FAMILIES
 from .groups import (
     Part,
     consumers,
@@ -16,10 +17,9 @@ from .groups import (
     unit_groups,
 )
 from .llama import FAMILIES as _LLAMA_FAMILIES
-from .phi import FAMILIES as _PHI_FAMILIES
 from .vit import FAMILIES as _VIT_FAMILIES
 
-FAMILIES: tuple[Family, ...] = (*_LLAMA_FAMILIES, *_PHI_FAMILIES, *_ENCODER_FAMILIES, *_VIT_FAMILIES, *_CHANNEL_FAMILIES)
+FAMILIES: tuple[Family, ...] = (*_LLAMA_FAMILIES, *_FFN_FAMILIES, *_ENCODER_FAMILIES, *_VIT_FAMILIES, *_CHANNEL_FAMILIES)
 
 __all__ = [
     "FAMILIES",

@@ -21,9 +21,12 @@ from . import (
     cria_mistral,
     cria_mobilenet_v2,
     cria_modernbert,
+    cria_olmo2,
+    cria_olmo3,
     cria_phi3,
     cria_qwen2,
     cria_qwen3,
+    cria_qwen3_5_text,
     cria_resnet,
     cria_roberta,
     cria_smollm3,
@@ -31,11 +34,12 @@ from . import (
     cria_xlm_roberta,
 )
 
-_LLAMAS = (cria_llama, cria_mistral, cria_qwen2, cria_qwen3, cria_granite, cria_smollm3, cria_phi3)
+_LLAMAS = (cria_llama, cria_mistral, cria_qwen2, cria_qwen3, cria_granite, cria_smollm3)
 _GEMMAS = (cria_gemma, cria_gemma2, cria_gemma3_text)
+_FFN_ONLY = (cria_phi3, cria_olmo2, cria_olmo3, cria_qwen3_5_text)
 _BERTS = (cria_bert, cria_roberta, cria_xlm_roberta, cria_camembert, cria_electra, cria_distilbert, cria_modernbert, cria_vit)
 _CONVOLUTIONAL = (cria_resnet, cria_mobilenet_v2)
-_MODULES = (*_LLAMAS, *_GEMMAS, *_BERTS, *_CONVOLUTIONAL)
+_MODULES = (*_LLAMAS, *_GEMMAS, *_FFN_ONLY, *_BERTS, *_CONVOLUTIONAL)
 MODULES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 # Ending of a task class and the Auto class that loads it; `AutoModel` loads what has none of them.

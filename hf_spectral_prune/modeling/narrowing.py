@@ -53,15 +53,20 @@ def narrow_rows(linears: Iterable[nn.Linear], count: int, num_blocks: int = 1) -
 
 def narrow_decoder_layer(layer: Any, config: Any) -> None:
     """Narrows one Llama-type decoder layer to its own config's FFN width and head counts."""
-    attention, mlp = layer.self_attn, layer.mlp
+    attention = layer.self_attn
     queries = first(config.num_attention_heads * attention.head_dim)
     keys = first(config.num_key_value_heads * attention.head_dim)
-    width = first(config.intermediate_size)
     narrow_linear(attention.q_proj, rows=queries)
     narrow_linear(attention.k_proj, rows=keys)
     narrow_linear(attention.v_proj, rows=keys)
     narrow_linear(attention.o_proj, columns=queries)
     attention.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+    narrow_gated_ffn(layer, config)
+
+
+def narrow_gated_ffn(layer: Any, config: Any) -> None:
+    """Narrows the gated FFN of one layer to its own config's width."""
+    mlp, width = layer.mlp, first(config.intermediate_size)
     narrow_linear(mlp.gate_proj, rows=width)
     narrow_linear(mlp.up_proj, rows=width)
     narrow_linear(mlp.down_proj, columns=width)
@@ -121,6 +126,12 @@ class CriaDecoderMixin(CriaMixin):
     """Llama-type decoders, whose attention works with `config.head_dim`."""
 
     narrow_layer = staticmethod(narrow_decoder_layer)
+
+
+class CriaGatedMixin(CriaMixin):
+    """Decoders with gated FFNs whose attention stays whole."""
+
+    narrow_layer = staticmethod(narrow_gated_ffn)
 
 
 class CriaEncoderMixin(CriaMixin):

@@ -83,6 +83,10 @@ def run_fresh(folder: Path, scratch: Path, mode: str) -> tuple[str, dict[str, to
         ("gemma3", "uniform", "plain"),
         ("gemma3", "per_layer", "remote"),
         ("phi3", "uniform", "plain"),
+        ("olmo2", "per_layer", "remote"),
+        ("olmo3", "uniform", "plain"),
+        ("qwen3_5", "uniform", "plain"),
+        ("qwen3_5", "per_layer", "remote"),
         ("phi3", "per_layer", "remote"),
     ],
 )

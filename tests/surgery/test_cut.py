@@ -46,14 +46,13 @@ def test_removed_model_equals_masked_model(family, layout, kinds):
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("task", ["Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification"])
+@pytest.mark.parametrize("task", ["Model", "ForCausalLM", "ForSequenceClassification"])
 @pytest.mark.parametrize("family", FFN_ONLY)
-def test_ffn_of_fused_projections_is_cut_settled_and_saved(family, task, layout, tmp_path):
+def test_ffn_alone_is_cut_settled_and_saved(family, task, layout, tmp_path):
     model = tiny_model(family, task=task)
-    stock = type(model).__name__
     plan = random_plan(model, ("ffn",), per_layer=layout == "per_layer")
     cut = settle_class(apply_plan(copy.deepcopy(model), plan))
-    assert type(cut).__name__ == (f"Cria{stock}" if layout == "per_layer" else stock)
+    assert isinstance(cut, type(model)) and type(cut).__name__.startswith("Cria") == (layout == "per_layer")
     assert num_parameters(cut) == plan.parameters_after < plan.parameters_before
     for batch in (random_batch(), random_batch(padding="right"), random_batch(padding="left")):
         with masked(model, kept(plan)):
