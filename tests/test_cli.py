@@ -329,6 +329,13 @@ def test_unknown_family_is_told(folder, capsys, tokenizer):
     fails(capsys, ["prune", *flags(folder, model_name_or_path=folder / "opt")], "`opt`", "known family")
 
 
+def test_model_whose_text_part_alone_could_be_pruned_is_told(folder, capsys):
+    from transformers import Gemma3Config
+
+    Gemma3Config().save_pretrained(folder / "gemma3")
+    fails(capsys, ["prune", *flags(folder, model_name_or_path=folder / "gemma3")], "`gemma3`", "`gemma3_text`", "alone")
+
+
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
 def test_text_model_of_one_that_sees_pictures_is_pruned_alone(layout, folder, tokenizer):
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration

@@ -27,6 +27,12 @@ def family_of(config: PreTrainedConfig) -> Family:
     known = {model_type: family for family in FAMILIES for model_type in family.model_types}
     if config.model_type in known:
         return known[config.model_type]
+    text = config.get_text_config()
+    if text is not config and text.model_type in known:
+        raise ValueError(
+            f"Model type `{config.model_type}` holds more than a text model, and only that one (`{text.model_type}`) can be "
+            "pruned. Load it alone."
+        )
     hint = did_you_mean(str(config.model_type), known)
     names = ", ".join(f"`{family.name}`" for family in FAMILIES)
     raise ValueError(
