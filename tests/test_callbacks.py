@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from conftest import logits, num_moments, random_batch, tiny_encoder, tiny_model
+from conftest import ENCODERS, logits, num_moments, random_batch, tiny_encoder, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as hf_logging
@@ -125,10 +125,10 @@ def plan_of_every_other_unit(model) -> PruningPlan:
     return PruningPlan(model.config.model_type, sizes, kept, num_parameters(model), 0)
 
 
-@pytest.mark.parametrize("family", ["llama-biases", "qwen3", "bert", "modernbert-biases"])
+@pytest.mark.parametrize("family", ["llama-biases", "qwen3", "gemma3", "bert", "electra", "modernbert-biases"])
 def test_adam_moments_follow_their_units(family):
     """Every entry of the state is the one of the same weight before the cut, by exact index."""
-    if "bert" in family:
+    if family in ENCODERS:
         model = tiny_encoder(family, task="ForMaskedLM")
     else:
         model = tiny_model(family)
