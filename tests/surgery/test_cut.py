@@ -123,10 +123,13 @@ def test_cut_model_works_in_bfloat16(family):
 
 @pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("family", ["llama", "mistral-window", "qwen2", "qwen3", "granite", "smollm3", "gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral-window", "qwen2", "qwen3", "granite", "smollm3", "gemma2", "gemma3", *FFN_ONLY]
+)
 def test_generation_with_a_cache_equals_greedy_choice_without(family, layout, cache):
     model = tiny_model(family)
-    cut = settle_class(apply_plan(model, random_plan(model, per_layer=layout == "per_layer")))
+    kinds = ("ffn",) if family in FFN_ONLY else ("ffn", "heads")
+    cut = settle_class(apply_plan(model, random_plan(model, kinds, per_layer=layout == "per_layer")))
     prompt = random_batch(1, 6)
     options = {} if cache is None else {"cache_implementation": cache}
     cut.generation_config.eos_token_id = None
