@@ -11,7 +11,7 @@ import torch
 from conftest import random_batch, tiny_model
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from hf_spectral_prune import SpectralPruningArguments
+from hf_spectral_prune import ScoreTrackingCallback, SpectralPruningArguments
 from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.callbacks import SpectralPruningCallback
 from hf_spectral_prune.evaluation import num_parameters
@@ -59,11 +59,18 @@ def pruning_trainer(
     return trainer, callback
 
 
-def train_alone(folder) -> tuple[PreTrainedModel, SpectralPruningCallback]:
+def tracked(trainer: Trainer) -> ScoreTrackingCallback:
+    """The units scored after step 5, when both rounds are over."""
+    args = SpectralPruningArguments(criterion="energy", disable_tqdm=True)
+    return ScoreTrackingCallback(args, [random_batch(4, 32)], score_steps=5).attach(trainer)
+
+
+def train_alone(folder) -> tuple[PreTrainedModel, SpectralPruningCallback, ScoreTrackingCallback]:
     """The same training in one process, which sees both halves of each batch."""
     trainer, callback = pruning_trainer(tiny_model(), arguments(folder, 8))
+    tracking = tracked(trainer)
     trainer.train()
-    return trainer.model, callback
+    return trainer.model, callback, tracking
 
 
 def digest_of(model: PreTrainedModel) -> str:
@@ -77,6 +84,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     watch = Widths()
     trainer, callback = pruning_trainer(tiny_model(), arguments(folder / "out", 4, ddp_backend="gloo"), watch)
+    tracking = tracked(trainer)
     trainer.train()
     model = trainer.model
     rank = torch.distributed.get_rank()
@@ -88,6 +96,7 @@ def main() -> None:
         "parameters": num_parameters(model),
         "planned": callback.plan.parameters_after,
         "kept": callback.plan.kept,
+        "scores": {key: score.tolist() for key, score in tracking.scores.items()},
         "masked_while_training": set(watch.seen) == {callback.plan.parameters_before},
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(result))

@@ -44,8 +44,13 @@ def test_two_processes_end_with_the_same_model_as_one(alone, tmp_path):
     assert results[0]["digest"] == results[1]["digest"]
     assert results[0]["sizes"] == results[1]["sizes"]
     assert results[0]["masked_while_training"] and results[0]["parameters"] == results[0]["planned"]
-    model, callback = alone
+    model, callback, tracking = alone
     assert callback.plan.kept == {key: tuple(kept) for key, kept in results[0]["kept"].items()}
+    assert results[0]["scores"] == results[1]["scores"]
+    for key, score in tracking.scores.items():  # of the cut model; on two processes the masked units are silent ones
+        found = torch.tensor(results[0]["scores"][key], dtype=score.dtype)
+        torch.testing.assert_close(found[callback.plan.kept_index(key)], score, rtol=1e-2, atol=1e-6)
+        assert float(found.sum()) == pytest.approx(float(score.sum()), rel=1e-2)
     assert_same_weights(torch.load(tmp_path / "rank0.pt", weights_only=True), model)
 
 
@@ -61,7 +66,7 @@ def sharded(tmp_path_factory):
 def test_sharded_weights_are_masked_and_the_pruned_model_is_saved(kind, sharded, alone):
     results, folder = sharded
     first, second = (result[kind] for result in results)
-    model, callback = alone
+    model, callback, _ = alone
     # Sharded and of the old size at every step; each process has a part.
     assert first["whole"] == second["whole"] == [num_parameters(tiny_model())]
     assert [sum(parts) for parts in zip(first["here"], second["here"], strict=True)] == first["whole"]
@@ -99,7 +104,7 @@ def zero(tmp_path_factory):
 def test_deepspeed_ends_with_the_same_model_as_one_process(stage, zero, alone):
     """Whole weights on every process: masked while training, removed at the end."""
     (first, second), folder = zero
-    model, callback = alone
+    model, callback, _ = alone
     assert first[stage] == second[stage]
     assert {key: tuple(kept) for key, kept in first[stage]["kept"].items()} == callback.plan.kept
     cut = AutoModelForCausalLM.from_pretrained(folder / stage)
