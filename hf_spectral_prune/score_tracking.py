@@ -49,8 +49,8 @@ class LoggingCallback(TrainerCallback):
 class ScoreTrackingCallback(LoggingCallback):
     """Scores the units every `score_steps` steps and logs the mean and the least score of every group; prunes nothing.
 
-    Training itself is not touched: the weights come out as without the callback. Over several processes the first one scores a
-    temporary copy of the model while the others wait (`ddp_timeout`).
+    Training itself is not touched: the weights come out as without the callback. Over several processes the first one scores
+    while the others wait (`ddp_timeout`); of sharded weights it makes a temporary copy.
 
     Args:
         args: the criterion, the units, and what else concerns the scores.
@@ -146,7 +146,9 @@ class ScoreTrackingCallback(LoggingCallback):
         check_data(model, self.args, self._criterion, self._calibration)
 
     def _copy(self, model: PreTrainedModel) -> PreTrainedModel | None:
-        """What the first process scores where the model is spread; None on the others."""
+        """What the first process scores where training is spread: the model, or a whole copy of sharded weights (else None)."""
+        if not self._sharded:
+            return model
         whole: Any = whole_copy(model)
         return None if whole is None else whole.to(model.device)
 
