@@ -15,7 +15,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from conftest import random_batch, tiny_model
-from data_parallel import arguments, pruning_trainer
+from data_parallel import arguments, pruning_trainer, tracked
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -45,6 +45,7 @@ def run(folder: Path, model, training: TrainingArguments, resume: str | None = N
     """Trains; compares the masked and the pruned model; saves as a user would."""
     watch = Shards()
     trainer, callback = pruning_trainer(model, training, watch)
+    tracking = tracked(trainer)
     trainer.train(resume_from_checkpoint=resume)
     pruned = callback.pruned_model
     assert (pruned is None) == (torch.distributed.get_rank() > 0)
@@ -59,6 +60,7 @@ def run(folder: Path, model, training: TrainingArguments, resume: str | None = N
         "here": sorted(watch.here),
         "kept": callback.plan.kept,
         "scores": {key: score.tolist() for key, score in callback.scores.items()},
+        "tracked": {key: score.tolist() for key, score in tracking.scores.items()},
         "parameters_before": callback.plan.parameters_before,
         "parameters_after": callback.plan.parameters_after,
     }

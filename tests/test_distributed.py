@@ -38,6 +38,15 @@ def assert_same_weights(weights: dict[str, torch.Tensor], model) -> None:
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def assert_same_scores(found: dict[str, list[float]], tracking, kept: dict[str, torch.Tensor]) -> None:
+    """The scores of the cut model; where training is spread the masked units are silent ones."""
+    assert found.keys() == tracking.scores.keys()
+    for key, score in tracking.scores.items():
+        values = torch.tensor(found[key], dtype=score.dtype)
+        torch.testing.assert_close(values[kept[key]], score, rtol=1e-2, atol=1e-6)
+        assert float(values.sum()) == pytest.approx(float(score.sum()), rel=1e-2)
+
+
 def test_two_processes_end_with_the_same_model_as_one(alone, tmp_path):
     """Data-parallel on two processes: masked while training, removed at the end, on both alike."""
     results = run_in_two_processes("data_parallel.py", tmp_path)
@@ -47,10 +56,7 @@ def test_two_processes_end_with_the_same_model_as_one(alone, tmp_path):
     model, callback, tracking = alone
     assert callback.plan.kept == {key: tuple(kept) for key, kept in results[0]["kept"].items()}
     assert results[0]["scores"] == results[1]["scores"]
-    for key, score in tracking.scores.items():  # of the cut model; on two processes the masked units are silent ones
-        found = torch.tensor(results[0]["scores"][key], dtype=score.dtype)
-        torch.testing.assert_close(found[callback.plan.kept_index(key)], score, rtol=1e-2, atol=1e-6)
-        assert float(found.sum()) == pytest.approx(float(score.sum()), rel=1e-2)
+    assert_same_scores(results[0]["scores"], tracking, {key: callback.plan.kept_index(key) for key in callback.plan.kept})
     assert_same_weights(torch.load(tmp_path / "rank0.pt", weights_only=True), model)
 
 
@@ -66,11 +72,12 @@ def sharded(tmp_path_factory):
 def test_sharded_weights_are_masked_and_the_pruned_model_is_saved(kind, sharded, alone):
     results, folder = sharded
     first, second = (result[kind] for result in results)
-    model, callback, _ = alone
+    model, callback, tracking = alone
     # Sharded and of the old size at every step; each process has a part.
     assert first["whole"] == second["whole"] == [num_parameters(tiny_model())]
     assert [sum(parts) for parts in zip(first["here"], second["here"], strict=True)] == first["whole"]
-    assert first["kept"] == second["kept"] and first["scores"] == second["scores"]
+    assert first["kept"] == second["kept"] and first["scores"] == second["scores"] and first["tracked"] == second["tracked"]
+    assert_same_scores(first["tracked"], tracking, {key: callback.plan.kept_index(key) for key in callback.plan.kept})
     assert {key: tuple(kept) for key, kept in first["kept"].items()} == callback.plan.kept
     assert first["parameters_before"] == callback.plan.parameters_before
     saved = AutoModelForCausalLM.from_pretrained(folder / kind)
