@@ -222,6 +222,15 @@ def test_evaluate_prints_json(folder, capsys):
     assert figures["decode_tokens_per_second"] > 0
 
 
+def test_speed_is_measured_within_the_positions_of_a_roberta_that_writes(folder, capsys, tokenizer):
+    tiny_encoder("roberta", task="ForCausalLM", is_decoder=True).save_pretrained(folder / "roberta")
+    tokenizer.save_pretrained(folder / "roberta")
+    words = ["--model_name_or_path", str(folder / "roberta"), "--eval_file", str(folder / "text.txt"), "--num_eval_samples", "2"]
+    assert main(["evaluate", *words, "--max_seq_length", "126"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out[out.index("{") :])["decode_tokens_per_second"] > 0
+
+
 def test_help_explains_every_flag_with_its_default(capsys):
     with pytest.raises(SystemExit) as raised:
         main(["prune", "--help"])

@@ -61,7 +61,8 @@ def _macs(model: Any, held_out: Any) -> dict[str, int]:
 
 
 def _speed(model: Any, run: RunArguments) -> dict[str, float]:
+    from ..architectures import max_tokens
     from ..evaluation import latency
 
-    positions = getattr(model.config, "max_position_embeddings", None) or run.max_seq_length + 32
+    positions = max_tokens(model.config) or run.max_seq_length + 32
     return latency(model, prefill_tokens=max(1, min(run.max_seq_length, positions - 32)))
