@@ -128,7 +128,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Checks all that can be checked before training, and makes the model ready to load a pruned checkpoint."""
-        self._check(args, model, processing_class)
+        super().on_init_end(args, state, control, model, processing_class)
         if self.args.compensation == "bias":
             add_consumer_biases(model, self.args.layout)  # before the optimizer is built
         self._loading.close()

@@ -36,6 +36,22 @@ class LoggingCallback(TrainerCallback):
         )
         return self
 
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Checks all that can be checked before training."""
+        self._check(args, model, processing_class)
+
+    def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+        """Raises what would make the training fail later."""
+        raise NotImplementedError
+
     def log(self, figures: dict[str, float], state: TrainerState, control: TrainerControl) -> None:
         """Hands figures to the Trainer's loggers, or to `state.log_history` if the callback was not attached."""
         if self._trainer is None:
@@ -93,18 +109,6 @@ class ScoreTrackingCallback(LoggingCallback):
         self._spread = False  # over several processes
 
     # ---- Trainer's events
-
-    def on_init_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        processing_class: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Checks all that can be checked before training."""
-        self._check(args, model, processing_class)
 
     def on_train_begin(
         self,

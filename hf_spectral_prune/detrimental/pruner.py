@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainerState
 from transformers.utils import logging
 
 from .. import saving
-from ..architectures import family_of, module_of, unit_groups
+from ..architectures import family_of, max_tokens, module_of, unit_groups
 from ..architectures.llama import FAMILIES as LLAMA_FAMILIES
 from ..calibration.collect import check_gradients, predicts_next_token
 from ..environment import library_versions
@@ -147,7 +147,7 @@ class DetrimentalNeuronPruner:
         )
 
     def _tokenise(self, examples: Sequence[Example]) -> Questions:
-        positions = getattr(self.model.config, "max_position_embeddings", None)
+        positions = max_tokens(self.model.config)
         return tokenise(examples, self.processing_class, max_positions=positions, batch_tokens=self.args.batch_tokens)
 
     def _measure(self, when: str) -> Outcome | None:

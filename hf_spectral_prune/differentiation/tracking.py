@@ -154,18 +154,6 @@ class NDITrackingCallback(LoggingCallback):
 
     # ---- Trainer's events
 
-    def on_init_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        processing_class: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Checks all that can be checked before training."""
-        self._prepare(args, model, processing_class)
-
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -176,7 +164,7 @@ class NDITrackingCallback(LoggingCallback):
         **kwargs: Any,
     ) -> None:
         """Measures the model as it is, or takes up the curves of the run that is resumed."""
-        self._prepare(args, model, processing_class)
+        self._check(args, model, processing_class)
         self.points = [] if state.global_step == 0 else _read(_file(args), state.global_step)
         if state.global_step == 0:
             self._measure(model, args, state, control)
@@ -197,7 +185,7 @@ class NDITrackingCallback(LoggingCallback):
 
     # ---- the measurement
 
-    def _prepare(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+    def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
         unit_groups(model, self.units)
         if self.calibration_dataset is None:
             raise ValueError("There is no calibration data, and NDI is measured on it. Pass `calibration_dataset`.")
