@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from smollm2_wikitext import find_model, wikitext
 
-from hf_spectral_prune.agreement import AblationArguments, ablate, table
 from hf_spectral_prune.criteria import CRITERIA
+from hf_spectral_prune.studies.ablation import AblationArguments, ablate, table
 
 CALIBRATION_BLOCKS = 32
 # The criteria that differentiate again and again would take longer than the truth itself: fewer sequences and steps.

@@ -38,12 +38,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.calibration import CalibrationData, build_images
-from hf_spectral_prune.environment import library_versions, machine
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.flops import layer_macs
+from hf_spectral_prune.data.images import build_images
+from hf_spectral_prune.data.texts import CalibrationData
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.torch_model import wrap
+from hf_spectral_prune.planning.flops import layer_macs
 from hf_spectral_prune.surgery import recalibrate_norms
-from hf_spectral_prune.torch_model import wrap
+from hf_spectral_prune.utils.environment import library_versions, machine
 
 WEIGHTS = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
 OURS = ("spectral", "ndi", "magnitude", "random")

@@ -22,8 +22,9 @@ from smollm2_wikitext import find_model
 from transformers import PreTrainedModel
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.calibration import CalibrationData, build_calibration, default_texts
-from hf_spectral_prune.environment import library_versions, machine, peak_memory
+from hf_spectral_prune.data.sources import default_texts
+from hf_spectral_prune.data.texts import CalibrationData, build_calibration
+from hf_spectral_prune.utils.environment import library_versions, machine, peak_memory
 
 
 def forward(model: PreTrainedModel, data: CalibrationData) -> None:

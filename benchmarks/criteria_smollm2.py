@@ -22,12 +22,13 @@ import torch
 from smollm2_wikitext import wikitext
 from transformers import PreTrainedModel
 
-from hf_spectral_prune.arguments import RunArguments
-from hf_spectral_prune.calibration import CalibrationData, build_calibration, load_texts
-from hf_spectral_prune.comparison import Comparison, ComparisonArguments, block_name, compare, draw, table, to_dict
+from hf_spectral_prune.cli.arguments import RunArguments
+from hf_spectral_prune.cli.demo_run import smollm2_folder
 from hf_spectral_prune.criteria import CRITERIA, make_criterion
-from hf_spectral_prune.demo import smollm2_folder
-from hf_spectral_prune.loading import load_model, load_tokenizer
+from hf_spectral_prune.data.sources import load_texts
+from hf_spectral_prune.data.texts import CalibrationData, build_calibration
+from hf_spectral_prune.models.loading import load_model, load_tokenizer
+from hf_spectral_prune.studies.comparison import Comparison, ComparisonArguments, block_name, compare, draw, table, to_dict
 
 CALIBRATION_BLOCKS, TEST_BLOCKS = 32, 16
 # Options of criteria where they are not the defaults.

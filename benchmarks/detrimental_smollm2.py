@@ -26,14 +26,14 @@ from smollm2_wikitext import find_model
 from transformers import PreTrainedModel
 
 from hf_spectral_prune import DetrimentalArguments, DetrimentalNeuronPruner, Example, read_examples
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.detrimental.figures import accuracy_figures, mcnemar
-from hf_spectral_prune.detrimental.scoring import Questions, evaluate, tokenise
-from hf_spectral_prune.detrimental.tasks import draw_examples, layout_of
-from hf_spectral_prune.environment import library_versions, machine
-from hf_spectral_prune.evaluation import num_parameters
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.planning import choose_units
+from hf_spectral_prune.studies.detrimental.figures import accuracy_figures, mcnemar
+from hf_spectral_prune.studies.detrimental.scoring import Questions, evaluate, tokenise
+from hf_spectral_prune.studies.detrimental.tasks import draw_examples, layout_of
 from hf_spectral_prune.surgery import apply_plan, settle_class
+from hf_spectral_prune.utils.environment import library_versions, machine
 
 TASKS = ("copa", "sst2", "sst5", "boolq")
 DRAWS = (0, 1, 2)

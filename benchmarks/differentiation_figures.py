@@ -44,11 +44,11 @@ from hf_spectral_prune import (
     SpectralPruningCallback,
     build_images,
 )
-from hf_spectral_prune.environment import library_versions, machine
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.publishing.charts import _figure, _panel, _stack
-from hf_spectral_prune.publishing.svg import COLOURS, STYLE, to_png, to_svg
-from hf_spectral_prune.torch_model import TorchModelForImageClassification, wrap
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.torch_model import TorchModelForImageClassification, wrap
+from hf_spectral_prune.publishing.report.charts import _figure, _panel, _stack
+from hf_spectral_prune.publishing.report.svg import COLOURS, STYLE, to_png, to_svg
+from hf_spectral_prune.utils.environment import library_versions, machine
 
 WIDTHS = (784, 256, 128, 64, 64, 10)
 TRAINING = {"max_steps": 600, "per_device_train_batch_size": 128, "learning_rate": 1e-3}

@@ -41,14 +41,14 @@ from transformers import (
 )
 
 from hf_spectral_prune import SpectralPruningArguments, rounds
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.calibration import CalibrationData, build_calibration
 from hf_spectral_prune.checks import check_model
-from hf_spectral_prune.environment import library_versions, machine
-from hf_spectral_prune.evaluation import num_parameters, task_metrics
-from hf_spectral_prune.evidence import calibrate
-from hf_spectral_prune.recovery import RecoveryArguments, recover
+from hf_spectral_prune.criteria.evidence import calibrate
+from hf_spectral_prune.data.texts import CalibrationData, build_calibration
+from hf_spectral_prune.evaluation.figures import num_parameters, task_metrics
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.recovery.recover import RecoveryArguments, recover
 from hf_spectral_prune.surgery import settle_class
+from hf_spectral_prune.utils.environment import library_versions, machine
 
 CRITERIA = ("spectral", "energy", "magnitude", "random")
 MAX_LENGTH = 64

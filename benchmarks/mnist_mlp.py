@@ -28,9 +28,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.calibration import CalibrationData, build_images
-from hf_spectral_prune.environment import library_versions, machine
-from hf_spectral_prune.evaluation import num_parameters
+from hf_spectral_prune.data.images import build_images
+from hf_spectral_prune.data.texts import CalibrationData
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.utils.environment import library_versions, machine
 
 CRITERIA = ("spectral", "ndi", "magnitude", "random")
 SPARSITIES = (0.5, 0.7, 0.9)

@@ -22,10 +22,11 @@ from smollm2_wikitext import find_model
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.calibration import CalibrationData, build_calibration, load_texts
-from hf_spectral_prune.environment import library_versions, machine
-from hf_spectral_prune.evaluation import num_parameters, perplexity
-from hf_spectral_prune.recovery import RecoveryArguments, recover
+from hf_spectral_prune.data.sources import load_texts
+from hf_spectral_prune.data.texts import CalibrationData, build_calibration
+from hf_spectral_prune.evaluation.figures import num_parameters, perplexity
+from hf_spectral_prune.recovery.recover import RecoveryArguments, recover
+from hf_spectral_prune.utils.environment import library_versions, machine
 
 # With their learning rates. The last cell trains the dense model: what of a recovery is only getting used to the text.
 METHODS = {

@@ -20,14 +20,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
-from hf_spectral_prune.architectures import UnitGroup, unit_groups
-from hf_spectral_prune.calibration import CalibrationData, build_calibration, collect_moments, load_texts
+from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.criteria import make_criterion, score_units
-from hf_spectral_prune.environment import library_versions, machine
-from hf_spectral_prune.evaluation import num_parameters, perplexity
+from hf_spectral_prune.data.sources import load_texts
+from hf_spectral_prune.data.texts import CalibrationData, build_calibration
+from hf_spectral_prune.evaluation.figures import num_parameters, perplexity
+from hf_spectral_prune.models.families import UnitGroup, unit_groups
+from hf_spectral_prune.models.loading import without_quantisation_marks
 from hf_spectral_prune.planning import choose_units
-from hf_spectral_prune.saving import without_quantisation_marks
 from hf_spectral_prune.surgery import apply_plan
+from hf_spectral_prune.utils.environment import library_versions, machine
 
 # Name in the table: criterion, its options, seed.
 CRITERIA = {

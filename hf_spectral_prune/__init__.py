@@ -5,34 +5,35 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import modeling
-from .integrations import register_with_peft
+from .models import cria
+from .models.integrations import register_with_peft
 
 if TYPE_CHECKING:
     from .arguments import SpectralPruningArguments
-    from .calibration import (
-        CalibrationData,
-        build_calibration,
-        build_images,
-        default_texts,
-        load_images,
-        load_texts,
-        self_generated,
-    )
-    from .callbacks import SpectralPruningCallback
-    from .comparison import Comparison, ComparisonArguments, compare
     from .criteria import CRITERIA, Criterion, GroupData, make_criterion, register
-    from .detrimental import DetrimentalArguments, DetrimentalNeuronPruner, Example, examples_from_rows, read_examples
-    from .differentiation import NDIRegularizedTrainerMixin, NDITrackingCallback, NDPArguments, NDPCallback, ndi_regularizer
-    from .evaluation import latency, num_parameters, paired_latency, perplexity
-    from .metrics import load_metric
-    from .output import PruningOutput
-    from .planning import PruningPlan
+    from .data.generated import self_generated
+    from .data.images import build_images, load_images
+    from .data.sources import default_texts, load_texts
+    from .data.texts import CalibrationData, build_calibration
+    from .evaluation.figures import latency, num_parameters, paired_latency, perplexity
+    from .evaluation.metrics import load_metric
     from .pruner import SpectralPruner
-    from .recovery import RecoveryArguments, RecoveryOutput, recover
-    from .schedule import PruningSchedule
-    from .score_tracking import ScoreTrackingCallback
+    from .recovery.recover import RecoveryArguments, RecoveryOutput, recover
+    from .saving.output import PruningOutput
+    from .studies.comparison import Comparison, ComparisonArguments, compare
+    from .studies.detrimental import DetrimentalArguments, DetrimentalNeuronPruner, Example, examples_from_rows, read_examples
+    from .studies.differentiation import (
+        NDIRegularizedTrainerMixin,
+        NDITrackingCallback,
+        NDPArguments,
+        NDPCallback,
+        ndi_regularizer,
+    )
     from .surgery import apply_plan, masked, settle_class
+    from .surgery.plan import PruningPlan
+    from .trainer.pruning import SpectralPruningCallback
+    from .trainer.schedule import PruningSchedule
+    from .trainer.scoring import ScoreTrackingCallback
 
 __version__ = "0.1.0"
 
@@ -40,40 +41,35 @@ register_with_peft()
 
 _PUBLIC = {
     "arguments": ["SpectralPruningArguments"],
-    "callbacks": ["SpectralPruningCallback"],
-    "calibration": [
-        "CalibrationData",
-        "build_calibration",
-        "build_images",
-        "default_texts",
-        "load_images",
-        "load_texts",
-        "self_generated",
-    ],
-    "comparison": ["Comparison", "ComparisonArguments", "compare"],
+    "trainer.pruning": ["SpectralPruningCallback"],
+    "data.generated": ["self_generated"],
+    "data.images": ["build_images", "load_images"],
+    "data.sources": ["default_texts", "load_texts"],
+    "data.texts": ["CalibrationData", "build_calibration"],
+    "studies.comparison": ["Comparison", "ComparisonArguments", "compare"],
     "criteria": ["CRITERIA", "Criterion", "GroupData", "make_criterion", "register"],
-    "detrimental": [
+    "studies.detrimental": [
         "DetrimentalArguments",
         "DetrimentalNeuronPruner",
         "Example",
         "examples_from_rows",
         "read_examples",
     ],
-    "differentiation": [
+    "studies.differentiation": [
         "NDIRegularizedTrainerMixin",
         "NDITrackingCallback",
         "NDPArguments",
         "NDPCallback",
         "ndi_regularizer",
     ],
-    "evaluation": ["latency", "num_parameters", "paired_latency", "perplexity"],
-    "metrics": ["load_metric"],
-    "planning": ["PruningPlan"],
-    "output": ["PruningOutput"],
+    "evaluation.figures": ["latency", "num_parameters", "paired_latency", "perplexity"],
+    "evaluation.metrics": ["load_metric"],
+    "surgery.plan": ["PruningPlan"],
+    "saving.output": ["PruningOutput"],
     "pruner": ["SpectralPruner"],
-    "recovery": ["RecoveryArguments", "RecoveryOutput", "recover"],
-    "schedule": ["PruningSchedule"],
-    "score_tracking": ["ScoreTrackingCallback"],
+    "recovery.recover": ["RecoveryArguments", "RecoveryOutput", "recover"],
+    "trainer.schedule": ["PruningSchedule"],
+    "trainer.scoring": ["ScoreTrackingCallback"],
     "surgery": ["apply_plan", "masked", "settle_class"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -8,18 +8,18 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
-from .architectures import family_of, unit_groups
 from .arguments import SpectralPruningArguments
-from .calibration import CalibrationData
-from .calibration.collect import check_targets
 from .criteria import Criterion, make_criterion
-from .distillation import check_teacher
+from .data.texts import CalibrationData
+from .models.families import family_of, unit_groups
+from .models.losses import check_targets
+from .planning.targets import check_scope
 from .publishing import hub
-from .recovery import lora_targets, recovery_arguments
-from .saving import check_generation_options, check_output_dir
+from .recovery.distillation import check_teacher
+from .recovery.recover import lora_targets, recovery_arguments
+from .saving.folder import check_generation_options, check_output_dir
 from .surgery import check_compensation, check_mistral, fingerprint
 from .surgery.settle import check_class
-from .targets import check_scope
 
 
 def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Criterion:

@@ -22,25 +22,32 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
-from . import checkpoint, rounds, saving
-from .architectures import network_of
+from . import rounds
 from .arguments import SpectralPruningArguments
-from .calibration import CalibrationData
-from .calibration.collect import predicts_next_token
 from .checks import check_data, check_model, check_output, check_push, check_recovery
 from .criteria import Diagnostics, Scores
-from .evaluation import default_metrics, num_parameters, perplexity, task_metrics
-from .evidence import Evidence, calibrate
-from .flops import is_vision, layer_macs
-from .output import PruningOutput, StationCosts, circumstances, pruning_report
-from .planning import PruningPlan, summarise
+from .criteria.evidence import Evidence, calibrate
+from .data.reading import read_data, wrap_for
+from .data.texts import CalibrationData
+from .evaluation.figures import default_metrics, num_parameters, perplexity, task_metrics
+from .models.families import network_of
+from .models.families.groups import is_vision
+from .models.loading import without_quantisation_marks
+from .models.losses import predicts_next_token
+from .models.torch_model import check_unwrapped
+from .planning import summarise
+from .planning.flops import layer_macs
+from .planning.stopping import check_stop_metric, stop_note
+from .planning.targets import check_macs, macs_report, picture_of
 from .publishing import hub, write_card
-from .reading import read_data
-from .recovery import RecoveryOutput, recover, recovery_arguments
+from .recovery.recover import RecoveryOutput, recover, recovery_arguments
 from .rounds import Run
+from .saving import checkpoint
+from .saving.folder import save_folder
+from .saving.output import PruningOutput, StationCosts, circumstances, pruning_report
 from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
-from .targets import check_macs, macs_report, norm_notes, picture_of
-from .torch_model import check_unwrapped, wrap_for
+from .surgery.norms import norm_notes
+from .surgery.plan import PruningPlan
 
 logger = logging.get_logger(__name__)
 
@@ -92,7 +99,7 @@ class SpectralPruner:
         check_unwrapped(model)
         if not isinstance(model, PreTrainedModel):
             model = wrap_for(model, calibration_dataset, eval_dataset, self.args)
-        self.model = saving.without_quantisation_marks(model)
+        self.model = without_quantisation_marks(model)
         self.base_model = getattr(model.config, "_name_or_path", "") or None
         self.criterion = check_model(model, self.args)
         self.calibration = self._data(calibration_dataset, "calibration_dataset")
@@ -140,7 +147,7 @@ class SpectralPruner:
         check_output(self.model, args)
         set_seed(args.seed)
         metrics_before = self.evaluate(metric_key_prefix="before") if self.eval_data is not None else {}
-        rounds.check_stop_metric(args, metrics_before)
+        check_stop_metric(args, metrics_before)
         run = self._start(resume_from_checkpoint)
         evidence: Evidence | None = None
         self._event("on_train_begin")
@@ -253,7 +260,7 @@ class SpectralPruner:
         folder = output_dir or self.args.output_dir
         if folder is None:
             raise ValueError("There is no folder to save to. Set `output_dir`.")
-        saving.save_folder(
+        save_folder(
             folder,
             self.model,
             self.processing_class,
@@ -347,7 +354,7 @@ class SpectralPruner:
         if args.stop_metric is None:
             return False
         with masked(self.model, {key: plan.kept_index(key) for key in plan.kept}):
-            note = rounds.stop_note(args, round_index, before, self.evaluate())
+            note = stop_note(args, round_index, before, self.evaluate())
         if note is None:
             return False
         kept = run.plan or rounds.choose(self.model, args, run, self.scores, 0)

@@ -8,29 +8,20 @@ from fractions import Fraction
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .ablation import loss_curves, num_targets, score_damage
-from .architectures import UnitGroup, family_of, unit_groups
 from .arguments import SpectralPruningArguments
-from .calibration import CalibrationData
-from .calibration.collect import Batch, has_targets, single_sequences
 from .calibration.parts import MomentsByPart
 from .criteria import Criterion, Diagnostics, Scores, score_units
-from .environment import library_versions
-from .evaluation import num_parameters
-from .evidence import Evidence
-from .planning import (
-    Limits,
-    PruningPlan,
-    RoundScores,
-    Sizes,
-    choose_units,
-    per_layer_sizes,
-    share_sizes,
-    sizes_after_round,
-    uniform_sizes,
-)
+from .criteria.evidence import Evidence
+from .data.texts import CalibrationData
+from .evaluation.figures import num_parameters
+from .models.families import UnitGroup, family_of, unit_groups
+from .models.losses import Batch, has_targets, single_sequences
+from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
+from .planning.damage import loss_curves, num_targets, score_damage
+from .planning.targets import Target, set_target
 from .surgery import add_consumer_biases, apply_plan, fingerprint, stock_accepts_heads
-from .targets import Target, set_target
+from .surgery.plan import PruningPlan
+from .utils.environment import library_versions
 
 # Loss curves are measured on as many rows as have this many targets (four blocks of 512 tokens), and on no more rows than that.
 _ALLOCATION_TARGETS, _MOST_ALLOCATION_SAMPLES = 2000, 256
@@ -250,39 +241,6 @@ def cut(
             "This is a fault of the family table; please report it."
         )
     return evidence.select(groups, kept) if reused else None
-
-
-def check_stop_metric(args: SpectralPruningArguments, before: dict[str, float]) -> None:
-    """Checks that the figures `before_*` of the model before pruning have the stopping rule's metric.
-
-    Raises:
-        ValueError: they have not; names those they have.
-    """
-    if args.stop_metric is None or f"before_{args.stop_metric.removeprefix('eval_')}" in before:
-        return
-    known = ", ".join(f"`eval_{name.removeprefix('before_')}`" for name in before)
-    raise ValueError(f"`stop_metric` is `{args.stop_metric}`, but the evaluation gives {known}. Choose one of those.")
-
-
-def stop_note(args: SpectralPruningArguments, round_index: int, before: dict[str, float], now: dict[str, float]) -> str | None:
-    """Why to stop before a round, or None to go on.
-
-    Args:
-        before: figures `before_*` of the model before pruning.
-        now: figures `eval_*` with the round's units masked.
-    """
-    name = str(args.stop_metric).removeprefix("eval_")
-    old, new = before[f"before_{name}"], now[f"eval_{name}"]
-    higher = args.greater_is_better
-    if higher is None:
-        higher = not name.endswith(("loss", "perplexity"))
-    # Written so that a figure that is not a number stops the run.
-    if (old - new if higher else new - old) <= args.stop_drop:
-        return None
-    return (
-        f"Stopped before round {round_index} of {args.num_rounds}: `{args.stop_metric}` would have gone from {old:.4g} to "
-        f"{new:.4g}, which is worse by more than `stop_drop` ({args.stop_drop})."
-    )
 
 
 def _head_notes(groups: list[UnitGroup], sizes: Sizes, free: Sizes, *, fixed: bool) -> list[str]:

@@ -12,11 +12,11 @@ from conftest import random_batch, tiny_model
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_spectral_prune import ScoreTrackingCallback, SpectralPruningArguments
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.callbacks import SpectralPruningCallback
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.schedule import PruningSchedule
-from hf_spectral_prune.training_rows import causal_collator
+from hf_spectral_prune.data.rows import causal_collator
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.trainer.pruning import SpectralPruningCallback
+from hf_spectral_prune.trainer.schedule import PruningSchedule
 
 
 class Widths(TrainerCallback):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_spectral_prune.commands.parsing import parse
+from hf_spectral_prune.cli.parsing import parse
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,7 +34,7 @@ class Parsed(Exception):
 
 def read_flags(command: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a command read its words and do no more; raises what it raises for words that it cannot read."""
-    module = importlib.import_module(f"hf_spectral_prune.commands.{command}")
+    module = importlib.import_module(f"hf_spectral_prune.cli.{command}")
 
     def stop_after_parsing(types, name, description, argv):
         parse(types, name, description, argv)

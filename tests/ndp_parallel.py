@@ -13,9 +13,9 @@ from data_parallel import arguments, digest_of
 from transformers import Trainer, TrainerCallback
 
 from hf_spectral_prune import NDIRegularizedTrainerMixin, NDITrackingCallback, NDPArguments, NDPCallback, PruningSchedule
-from hf_spectral_prune.differentiation.pruning import affected_parameters
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.training_rows import causal_collator
+from hf_spectral_prune.data.rows import causal_collator
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.studies.differentiation.pruning import affected_parameters
 
 CHEAP = {"num_probes": 1, "num_curvature_sequences": 2}
 

@@ -8,8 +8,8 @@ from pictures import CLASSES, randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_spectral_prune.architectures.tracing import example_input
-from hf_spectral_prune.torch_model import TorchModelForImageClassification, wrap
+from hf_spectral_prune.models.families.tracing import example_input
+from hf_spectral_prune.models.torch_model import TorchModelForImageClassification, wrap
 
 
 class Residual(nn.Module):

@@ -13,11 +13,11 @@ from conftest import tiny_model
 from data_parallel import digest_of
 from transformers import PreTrainedModel, TrainingArguments
 
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.planning import PruningPlan
-from hf_spectral_prune.recovery import RecoveryArguments, RecoveryOutput, recover
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.recovery.recover import RecoveryArguments, RecoveryOutput, recover
 from hf_spectral_prune.surgery import apply_plan, settle_class
+from hf_spectral_prune.surgery.plan import PruningPlan
 
 RECOVERIES = ("full", "lora", "distill")
 

@@ -19,8 +19,8 @@ from data_parallel import arguments, pruning_trainer, tracked
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from hf_spectral_prune.distributed import shards_weights
-from hf_spectral_prune.evaluation import num_parameters
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.distributed import shards_weights
 
 
 class Shards(TrainerCallback):

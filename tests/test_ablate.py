@@ -19,9 +19,15 @@ from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, masked
-from hf_spectral_prune.ablation import SuffixLoss, num_targets
-from hf_spectral_prune.agreement import AblationArguments, ablate, table, to_dict
-from hf_spectral_prune.agreement.statistics import (
+from hf_spectral_prune.cli.main import main
+from hf_spectral_prune.criteria import CRITERIA, Criterion
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.models.losses import loss_of
+from hf_spectral_prune.planning import choose_units
+from hf_spectral_prune.planning.damage import SuffixLoss, num_targets
+from hf_spectral_prune.studies.ablation import AblationArguments, ablate, table, to_dict
+from hf_spectral_prune.studies.ablation.statistics import (
     agreement,
     chance,
     interval,
@@ -32,13 +38,7 @@ from hf_spectral_prune.agreement.statistics import (
     spearman_rows,
     standard_error,
 )
-from hf_spectral_prune.agreement.truth import sample_units
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.calibration.collect import loss_of
-from hf_spectral_prune.cli import main
-from hf_spectral_prune.criteria import CRITERIA, Criterion
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.planning import choose_units
+from hf_spectral_prune.studies.ablation.truth import sample_units
 from hf_spectral_prune.surgery import apply_plan
 
 
@@ -432,7 +432,7 @@ def test_a_killed_run_continues(folder):
     more = {"units_per_layer": 24, "num_eval_samples": 8, "units": "ffn", "criteria": "magnitude"}
     words = flags(folder, **more)
     truth = folder / "out" / "truth"
-    process = subprocess.Popen([sys.executable, "-m", "hf_spectral_prune.cli", *words], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "hf_spectral_prune.cli.main", *words], stdout=subprocess.DEVNULL)
     while not list(truth.glob("layers*")):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)

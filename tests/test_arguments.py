@@ -13,11 +13,11 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_spectral_prune import SpectralPruningArguments
-from hf_spectral_prune.arguments import RunArguments
-from hf_spectral_prune.commands.parsing import parse
+from hf_spectral_prune.cli.arguments import RunArguments
+from hf_spectral_prune.cli.parsing import parse
 from hf_spectral_prune.criteria import known_criteria
-from hf_spectral_prune.fitting import fitted
-from hf_spectral_prune.recovery import recovery_arguments
+from hf_spectral_prune.recovery.recover import recovery_arguments
+from hf_spectral_prune.utils.fitting import fitted
 
 
 @pytest.mark.parametrize("name", ["logging_strategy", "eval_strategy", "save_strategy"])

@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM, Traine
 from transformers.utils import logging as hf_logging
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.callbacks import SpectralPruningCallback
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.planning import PruningPlan
-from hf_spectral_prune.schedule import PruningSchedule
-from hf_spectral_prune.surgery import apply_plan, masked, optimizer_follows, settle_class, zero_masked
-from hf_spectral_prune.surgery.optimizer import Replacements
-from hf_spectral_prune.training_rows import causal_collator
+from hf_spectral_prune.data.rows import causal_collator
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.surgery import apply_plan, masked, settle_class, zero_masked
+from hf_spectral_prune.surgery.plan import PruningPlan
+from hf_spectral_prune.trainer.optimizer import Replacements, optimizer_follows
+from hf_spectral_prune.trainer.pruning import SpectralPruningCallback
+from hf_spectral_prune.trainer.schedule import PruningSchedule
 
 
 def text_rows(count: int = 32, length: int = 12, seed: int = 0) -> list[dict]:

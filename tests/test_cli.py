@@ -9,7 +9,7 @@ import torch
 from conftest import VOCABULARY, tiny_encoder, tiny_model
 from transformers import AutoModelForCausalLM
 
-from hf_spectral_prune.cli import main
+from hf_spectral_prune.cli.main import main
 
 FLAGS = ["--target_reduction", "0.3", "--target_scope", "prunable", "--round_to", "4", "--min_ffn_units", "4"]
 FLAGS += ["--max_seq_length", "32", "--num_calibration_samples", "8", "--num_eval_samples", "4", "--disable_tqdm"]
@@ -375,7 +375,7 @@ def test_unknown_command_names_the_nearest(capsys):
 
 @pytest.mark.parametrize("method", ["lora", "distill"])
 def test_prune_recovers_on_text_that_is_not_held_out(method, folder, monkeypatch):
-    from hf_spectral_prune import recovery
+    from hf_spectral_prune.recovery import recover as recovery
 
     seen = []
     rows_of = recovery.training_rows
@@ -394,9 +394,11 @@ def test_prune_recovers_on_text_that_is_not_held_out(method, folder, monkeypatch
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("packing", [False, True])
 def test_rows_to_recover_on_leave_out_what_is_held_out(large, packing, folder, monkeypatch):
-    from hf_spectral_prune.arguments import RunArguments, SpectralPruningArguments
-    from hf_spectral_prune.calibration import data
-    from hf_spectral_prune.loading import load_text, load_tokenizer, recovery_rows
+    from hf_spectral_prune.arguments import SpectralPruningArguments
+    from hf_spectral_prune.cli.arguments import RunArguments
+    from hf_spectral_prune.cli.inputs_text import load_text, recovery_rows
+    from hf_spectral_prune.data import texts as data
+    from hf_spectral_prune.models.loading import load_tokenizer
 
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(3, 30, (300,), generator=generator).tolist()

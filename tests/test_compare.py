@@ -22,9 +22,11 @@ import torch
 from conftest import VOCABULARY, encoder_batch, random_batch, tiny_encoder, tiny_model
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, rounds
-from hf_spectral_prune.calibration import build_calibration, parts
-from hf_spectral_prune.cli import main
-from hf_spectral_prune.comparison import (
+from hf_spectral_prune.calibration import parts
+from hf_spectral_prune.cli.main import main
+from hf_spectral_prune.criteria import CRITERIA, Criterion, plugins
+from hf_spectral_prune.data.texts import build_calibration
+from hf_spectral_prune.studies.comparison import (
     ComparisonArguments,
     check_equal_parameters,
     compare,
@@ -34,8 +36,7 @@ from hf_spectral_prune.comparison import (
     run,
     table,
 )
-from hf_spectral_prune.comparison.folder import plain
-from hf_spectral_prune.criteria import CRITERIA, Criterion, plugins
+from hf_spectral_prune.utils.files import plain
 
 TINY = {"target_scope": "prunable", "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True}
 TRAINING = {"max_steps": 2, "learning_rate": 1e-2, "use_cpu": True, "report_to": "none"}
@@ -278,7 +279,7 @@ def test_a_killed_run_continues_with_the_missing_cells_alone(folder, capsys):
         seeds="0 1 2",
         num_eval_samples=80,  # slow enough to be caught in the middle
     )
-    command = [sys.executable, "-m", "hf_spectral_prune.cli", "compare", *words]
+    command = [sys.executable, "-m", "hf_spectral_prune.cli.main", "compare", *words]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:

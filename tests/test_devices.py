@@ -12,9 +12,11 @@ import torch
 from conftest import random_batch, tiny_model
 from transformers import PreTrainedModel
 
-from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, environment, evaluation
-from hf_spectral_prune.loading import choose_device
-from hf_spectral_prune.recovery import recovery_arguments
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune.evaluation import figures as evaluation
+from hf_spectral_prune.models.loading import choose_device
+from hf_spectral_prune.recovery.recover import recovery_arguments
+from hf_spectral_prune.utils import environment
 
 
 @pytest.fixture

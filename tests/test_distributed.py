@@ -16,10 +16,10 @@ from pictures import tiny_vision
 from processes import run_in_two_processes
 from transformers import AutoModelForCausalLM
 
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.differentiation import NDPArguments, NDPCallback
-from hf_spectral_prune.distributed import shards_weights
-from hf_spectral_prune.evaluation import num_parameters
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.distributed import shards_weights
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.studies.differentiation import NDPArguments, NDPCallback
 
 
 def widths(model) -> list[int]:

@@ -12,7 +12,8 @@ from documents import DOCUMENTS, ROOT, blocks, commands, read_flags
 from pictures import picture_folder, processor_of, tiny_vision
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
-from hf_spectral_prune.arguments import RunArguments, SpectralPruningArguments
+from hf_spectral_prune.arguments import SpectralPruningArguments
+from hf_spectral_prune.cli.arguments import RunArguments
 from hf_spectral_prune.criteria import CRITERIA
 
 README = ROOT / "README.md"

@@ -22,10 +22,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from hf_spectral_prune import evaluation
-from hf_spectral_prune.calibration.collect import loss_of
-from hf_spectral_prune.calibration.data import build_calibration
-from hf_spectral_prune.evaluation import (
+from hf_spectral_prune.data.texts import build_calibration
+from hf_spectral_prune.evaluation import figures as evaluation
+from hf_spectral_prune.evaluation.figures import (
     latency,
     num_non_embedding_parameters,
     num_parameters,
@@ -34,6 +33,7 @@ from hf_spectral_prune.evaluation import (
     size_on_disk,
     task_metrics,
 )
+from hf_spectral_prune.models.losses import loss_of
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

@@ -11,11 +11,11 @@ import torch
 from conftest import random_batch, tiny_model
 from transformers import EvalPrediction
 
-import hf_spectral_prune.metrics as metrics
-from hf_spectral_prune.arguments import RunArguments
-from hf_spectral_prune.evaluation import perplexity
-from hf_spectral_prune.loading import metric_of
-from hf_spectral_prune.metrics import SHIPPED, load_metric, regression_figures, token_losses
+import hf_spectral_prune.evaluation.metrics as metrics
+from hf_spectral_prune.cli.arguments import RunArguments
+from hf_spectral_prune.cli.inputs_text import metric_of
+from hf_spectral_prune.evaluation.figures import perplexity
+from hf_spectral_prune.evaluation.metrics import SHIPPED, load_metric, regression_figures, token_losses
 
 TRUE = [0, 1, 2, 1, 0, 2, 2, 1]
 SAID = [0, 1, 1, 1, 2, 2, 0, 1]

@@ -11,14 +11,15 @@ from conftest import FAMILIES, logits, num_moments, random_batch, tiny_encoder, 
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from hf_spectral_prune import PruningPlan, SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.ablation import SuffixLoss, loss_curves
-from hf_spectral_prune.architectures import unit_groups
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.calibration import collect_moments
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.evidence import Evidence
+from hf_spectral_prune.criteria.evidence import Evidence
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.planning.damage import SuffixLoss, loss_curves
 from hf_spectral_prune.surgery import apply_plan, settle_class
 from hf_spectral_prune.surgery.cut import cut_group, repairs
+from hf_spectral_prune.surgery.plan import PruningPlan
 
 
 def make_pruner(model, batches, **fields) -> SpectralPruner:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_spectral_prune.commands.parsing import parse
+from hf_spectral_prune.cli.parsing import parse
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -27,7 +27,7 @@ def first_line(recipe: Path) -> list[str]:
 
 def read(command: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The values that a command reads from its words."""
-    module = importlib.import_module(f"hf_spectral_prune.commands.{command}")
+    module = importlib.import_module(f"hf_spectral_prune.cli.{command}")
     found: dict[str, Any] = {}
 
     def keep(types: Any, name: str, description: str, argv: Any) -> Any:
@@ -54,7 +54,7 @@ def test_every_recipe_is_read_as_written(recipe: Path, monkeypatch: pytest.Monke
 def test_a_misspelt_key_is_an_error_that_names_the_right_one(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     changed = tmp_path / recipe.name
     changed.write_text(recipe.read_text(encoding="utf-8").replace("\noutput_dir:", "\noutput_dri:"), encoding="utf-8")
-    module = importlib.import_module(f"hf_spectral_prune.commands.{first_line(recipe)[1]}")
+    module = importlib.import_module(f"hf_spectral_prune.cli.{first_line(recipe)[1]}")
     with pytest.raises(ValueError, match=r"unknown key `output_dri`.*output_dir"):
         module.main([str(changed)])
 

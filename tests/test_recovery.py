@@ -14,9 +14,9 @@ from recovering import patterned_rows
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.distillation import hidden_loss, logits_loss
-from hf_spectral_prune.recovery import RecoveryArguments, recover
-from hf_spectral_prune.training_rows import causal_collator
+from hf_spectral_prune.data.rows import causal_collator
+from hf_spectral_prune.recovery.distillation import hidden_loss, logits_loss
+from hf_spectral_prune.recovery.recover import RecoveryArguments, recover
 
 
 def training_args(tmp_path, **fields) -> TrainingArguments:

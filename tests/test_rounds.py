@@ -9,10 +9,11 @@ import torch
 from conftest import encoder_batch, random_batch, tiny_encoder, tiny_model
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.ablation import SuffixLoss, loss_curves
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.calibration import CalibrationData, collect_moments
-from hf_spectral_prune.calibration.collect import num_rows
+from hf_spectral_prune.calibration import collect_moments
+from hf_spectral_prune.data.texts import CalibrationData
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.models.losses import num_rows
+from hf_spectral_prune.planning.damage import SuffixLoss, loss_curves
 from hf_spectral_prune.rounds import _first_sequences
 from hf_spectral_prune.surgery.cut import cut_group, repairs
 

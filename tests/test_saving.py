@@ -14,10 +14,13 @@ from conftest import logits, random_batch, refused, tiny_model
 from pictures import picture_batch, tiny_vision
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedModel
 
-from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, checkpoint, rounds, saving
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.modeling import AUTO_CLASSES, MODULES, auto_class_of, task_classes
-from hf_spectral_prune.saving import check_output_dir, probe_inputs
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, rounds
+from hf_spectral_prune.models.cria import AUTO_CLASSES, MODULES, auto_class_of, task_classes
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.saving import checkpoint
+from hf_spectral_prune.saving import folder as saving
+from hf_spectral_prune.saving.folder import check_output_dir
+from hf_spectral_prune.saving.reload import probe_inputs
 from hf_spectral_prune.surgery import as_mistral
 
 SMALL = {"target_reduction": 0.3, "target_scope": "prunable", "round_to": 4, "min_ffn_units": 4, "criterion": "magnitude"}

@@ -10,7 +10,7 @@ import torch
 from conftest import logits, random_batch, tiny_encoder, tiny_model
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.evaluation import perplexity, task_metrics
+from hf_spectral_prune.evaluation.figures import perplexity, task_metrics
 from hf_spectral_prune.surgery import apply_plan, masked, settle_class
 
 

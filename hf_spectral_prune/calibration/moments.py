@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..architectures import UnitGroup
-from ..distributed import works_together
+from ..models.distributed import works_together
+from ..models.families import UnitGroup
 
 # Width of the column blocks of a second moment. Only blocks on and above the diagonal are multiplied, which saves a third
 # of the work at 1,536 channels and close to half at 10,000.

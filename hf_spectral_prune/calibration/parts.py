@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..architectures import UnitGroup
+from ..models.families import UnitGroup
 from .moments import GroupMoments
 from .signals import Side, num_signal_channels
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..architectures import Signal, Slice, UnitGroup, family_of, module_of, network_of
-from ..modeling.channels import widths_of
+from ..models.cria.channels import widths_of
+from ..models.families import Signal, Slice, UnitGroup, family_of, module_of, network_of
 
 Side = Literal["before", "after"]
 

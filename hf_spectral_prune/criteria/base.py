@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..architectures import UnitGroup
 from ..calibration import GroupMoments
-from ..calibration.collect import Batch
 from ..calibration.signals import Side, Spatial
-from ..naming import did_you_mean
+from ..models.families import UnitGroup
+from ..models.losses import Batch
+from ..utils.words import did_you_mean
 from . import plugins
 
 Scores = dict[str, Tensor]

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..architectures import UnitGroup
 from ..calibration import GroupMoments
-from ..calibration.collect import Batch, stream_signals
+from ..calibration.collect import stream_signals
+from ..models.families import UnitGroup
+from ..models.losses import Batch
 from .base import Criterion, GroupData, Statistics, register
-from .streams import all_reduce
+from .passes.streams import all_reduce
 
 
 @register("fisher")

@@ -9,15 +9,15 @@ from typing import Literal
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..architectures import UnitGroup
 from ..calibration import GroupMoments
-from ..calibration.collect import Batch
 from ..calibration.signals import Spatial
+from ..models.families import UnitGroup
+from ..models.losses import Batch
 from ..spectral import correlation
-from . import differentiation
 from .base import Criterion, GroupData, Scores, Statistics, register
-from .curvature import unit_curvature
-from .histograms import channel_histograms
+from .passes import ndi_terms as differentiation
+from .passes.curvature import unit_curvature
+from .passes.histograms import channel_histograms
 
 
 @dataclass(frozen=True)

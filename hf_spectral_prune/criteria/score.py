@@ -10,10 +10,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..architectures import Part, UnitGroup, parts, take
 from ..calibration import GroupMoments
-from ..calibration.collect import Batch
-from ..modeling.channels import MATRICES
+from ..models.cria.channels import MATRICES
+from ..models.families import Part, UnitGroup, parts, take
+from ..models.losses import Batch
 from .base import Criterion, Diagnostics, GroupData, Scores, Statistics
 
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..architectures import UnitGroup
 from ..calibration import GroupMoments
-from ..calibration.collect import Batch, sequence_losses
+from ..calibration.collect import sequence_losses
+from ..models.families import UnitGroup
+from ..models.losses import Batch
 from .base import Criterion, GroupData, Statistics, register
 from .fisher import mean_products
-from .streams import UnitParameter, all_reduce, differentiable, unit_parameters
+from .passes.streams import UnitParameter, all_reduce, differentiable, unit_parameters
 
 
 @register("taylor")

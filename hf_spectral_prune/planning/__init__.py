@@ -2,7 +2,7 @@
 
 from .allocate import Count, Limits, Sizes, parameters_after, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
 from .budget import Budget, budget_of, macs_per_unit
-from .plan import PruningPlan, choose_units
+from .choose import choose_units
 from .scored import SCORES_FILE, GroupScores, RoundScores, scores_from_json, scores_to_json, summarise
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Count",
     "GroupScores",
     "Limits",
-    "PruningPlan",
     "RoundScores",
     "Sizes",
     "budget_of",

@@ -10,7 +10,7 @@ from itertools import product
 
 from torch import Tensor
 
-from ..architectures import UnitGroup
+from ..models.families import UnitGroup
 
 Sizes = dict[str, int]
 # Parameters or MACs of the model once every group has its size.

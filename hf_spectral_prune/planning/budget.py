@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..architectures import UnitGroup, network_of, parts
-from ..modeling.channels import CONVOLUTIONS, MATRICES, widths_of
+from ..models.cria.channels import CONVOLUTIONS, MATRICES, widths_of
+from ..models.families import UnitGroup, network_of, parts
 from .allocate import Sizes
 
 

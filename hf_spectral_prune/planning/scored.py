@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from .plan import PruningPlan
+from ..surgery.plan import PruningPlan
 
 FORMAT_VERSION = 1
 SCORES_FILE = "pruning_scores.json"

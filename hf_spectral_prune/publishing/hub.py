@@ -18,9 +18,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
-from ..planning import PruningPlan
-from .card import ExistingCard, build_card, combined, read_card, readme_text
-from .folder import CONFIG, PLAN, README, SavedFolder, check_fit_to_publish, read_folder
+from ..surgery.plan import PruningPlan
+from .card.write import ExistingCard, build_card, combined, read_card, readme_text
+from .saved_folder import CONFIG, PLAN, README, SavedFolder, check_fit_to_publish, read_folder
 
 logger = logging.get_logger(__name__)
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from .distortion import (
-    distortion_spectrum,
-    dominant_modes,
-    edge_scores,
-    participation,
-)
+from .distortion import distortion_spectrum, dominant_modes, edge_scores, participation
 from .graphs import Graph, correlation, knn_graph, squared_distances
 
 __all__ = [

@@ -3,10 +3,11 @@
 from .cut import apply_plan, check_compensation, check_plan, fingerprint
 from .mask import masked, refitted, zero_masked
 from .norms import has_batch_norms, recalibrate_norms
-from .optimizer import optimizer_follows
+from .plan import PruningPlan
 from .settle import add_consumer_biases, as_mistral, check_mistral, settle_class, stock_accepts_heads
 
 __all__ = [
+    "PruningPlan",
     "add_consumer_biases",
     "apply_plan",
     "as_mistral",
@@ -16,7 +17,6 @@ __all__ = [
     "fingerprint",
     "has_batch_norms",
     "masked",
-    "optimizer_follows",
     "recalibrate_norms",
     "refitted",
     "settle_class",

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..architectures import (
+from ..calibration import GroupMoments
+from ..calibration.signals import num_signal_channels
+from ..models.cria.channels import narrow, widths_of
+from ..models.families import (
     UnitGroup,
     UnitKind,
     consumers,
@@ -22,11 +25,8 @@ from ..architectures import (
     parts,
     unit_groups,
 )
-from ..calibration import GroupMoments
-from ..calibration.signals import num_signal_channels
-from ..modeling.channels import narrow, widths_of
-from ..planning import PruningPlan
 from .compensate import bias_correction, least_squares
+from .plan import PruningPlan
 
 Compensation = Literal["none", "bias", "least_squares"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..architectures import Part, UnitGroup, consumers, unit_groups
 from ..calibration import GroupMoments
-from ..distributed import zero_columns
-from ..modeling.channels import CONVOLUTIONS, widths_of
+from ..models.cria.channels import CONVOLUTIONS, widths_of
+from ..models.distributed import zero_columns
+from ..models.families import Part, UnitGroup, consumers, unit_groups
 from .cut import repairs
 
 

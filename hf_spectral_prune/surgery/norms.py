@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
-from ..calibration.collect import Batch, moved_to, num_rows
+from ..data.texts import CalibrationData
+from ..models.losses import Batch, moved_to, num_rows
 
 
 def has_batch_norms(model: nn.Module) -> bool:
@@ -46,3 +47,12 @@ def recalibrate_norms(model: PreTrainedModel, batches: Iterable[Batch]) -> None:
 
 def _tracking(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
+def norm_notes(model: PreTrainedModel, calibration: CalibrationData | None) -> list[str]:
+    """What the user should know of batch norms: whose statistics they have after a cut."""
+    if not has_batch_norms(model):
+        return []
+    if calibration is None:
+        return ["There is no calibration data, so the batch norms keep the statistics of the dense network."]
+    return [f"After every cut the batch norms take their statistics anew from {calibration.num_sequences} calibration pictures."]

@@ -13,9 +13,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from ..architectures import Family, family_of, layers_of, module_of
-from ..modeling import MODULES, auto_map, config_class, task_classes
-from ..modeling.narrowing import add_bias
+from ..models.cria import MODULES, auto_map, config_class, task_classes
+from ..models.cria.narrowing import add_bias
+from ..models.families import Family, family_of, layers_of, module_of
 
 
 def stock_accepts_heads(config: Any, num_attention_heads: int) -> bool:

@@ -8,8 +8,8 @@ from conftest import FAMILIES, random_batch, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.calibration import Moments, collect_moments, unit_channels
+from hf_spectral_prune.models.families import unit_groups
 
 
 @settings(max_examples=25, deadline=None)

@@ -17,15 +17,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_spectral_prune.calibration import (
-    CalibrationData,
-    build_calibration,
-    default_texts,
-    load_texts,
-    self_generated,
-)
-from hf_spectral_prune.calibration import data as data_module
-from hf_spectral_prune.calibration.sources import load_table
+from hf_spectral_prune.data import texts as data_module
+from hf_spectral_prune.data.generated import self_generated
+from hf_spectral_prune.data.sources import default_texts, load_table, load_texts
+from hf_spectral_prune.data.texts import CalibrationData, build_calibration
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz \n"
 

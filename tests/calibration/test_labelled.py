@@ -10,8 +10,8 @@ import pytest
 from conftest import tiny_encoder
 from transformers import PreTrainedTokenizerFast
 
-from hf_spectral_prune.calibration import build_calibration
-from hf_spectral_prune.calibration.labelled import load_labelled
+from hf_spectral_prune.data.labelled import load_labelled
+from hf_spectral_prune.data.texts import build_calibration
 
 CONFIG = tiny_encoder("bert", num_labels=2, id2label={0: "even", 1: "odd"}, label2id={"even": 0, "odd": 1}).config
 

@@ -9,11 +9,11 @@ import torch
 from conftest import logits, random_batch, tiny_model
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.calibration import parts
 from hf_spectral_prune.calibration.collect import collect_moments
 from hf_spectral_prune.calibration.moments import Moments
 from hf_spectral_prune.criteria.spectral import Spectral
+from hf_spectral_prune.models.families import unit_groups
 
 OPTIONS = {"target_reduction": 0.2, "disable_tqdm": True, "min_ffn_units": 1, "round_to": 1}
 

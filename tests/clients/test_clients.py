@@ -13,7 +13,7 @@ from conftest import encoder_batch, logits, random_batch, tiny_encoder, tiny_mod
 from crias import TASK, cria, save
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
 
-from hf_spectral_prune.integrations import register_with_peft
+from hf_spectral_prune.models.integrations import register_with_peft
 
 LAYOUTS = pytest.mark.parametrize("layout", ["uniform", "per_layer"])
 

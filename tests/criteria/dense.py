@@ -6,10 +6,10 @@ from collections import defaultdict
 
 import torch
 
-from hf_spectral_prune.architectures import family_of, module_of, unit_groups
 from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.criteria import collect_statistics, make_criterion, score_units
 from hf_spectral_prune.criteria.score import group_data
+from hf_spectral_prune.models.families import family_of, module_of, unit_groups
 
 
 def scores_of(model, batches, name, kinds=None, seed=42, **options):

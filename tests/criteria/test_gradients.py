@@ -9,11 +9,11 @@ import torch
 from conftest import random_batch, tiny_model
 from dense import scores_of, unit_entries
 
-from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.criteria import CRITERIA, make_criterion
-from hf_spectral_prune.criteria.streams import differentiable, unit_parameters
+from hf_spectral_prune.criteria.passes.streams import differentiable, unit_parameters
 from hf_spectral_prune.criteria.taylor import Taylor, streamed_gradients
+from hf_spectral_prune.models.families import unit_groups
 
 GRADIENT_CRITERIA = ["fisher", "integrated_gradients", "taylor", "ndi"]
 

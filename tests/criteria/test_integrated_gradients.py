@@ -9,8 +9,8 @@ import torch
 from conftest import encoder_batch, random_batch, tiny_encoder, tiny_model
 from dense import scores_of
 
-from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.criteria import integrated_gradients
+from hf_spectral_prune.models.families import unit_groups
 
 BATCHES = [random_batch(2, 10, 1), random_batch(2, 10, 2, padding="right")]
 COUNT = sum(int(batch["attention_mask"].sum()) for batch in BATCHES)

@@ -12,11 +12,13 @@ from dense import data_of, raw_signals, scores_of, unit_entries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.calibration import collect_moments
-from hf_spectral_prune.criteria import curvature, differentiation, make_criterion
-from hf_spectral_prune.criteria.histograms import channel_histograms
-from hf_spectral_prune.criteria.streams import differentiable, split_parameters, unit_parameters
+from hf_spectral_prune.criteria import make_criterion
+from hf_spectral_prune.criteria.passes import curvature
+from hf_spectral_prune.criteria.passes import ndi_terms as differentiation
+from hf_spectral_prune.criteria.passes.histograms import channel_histograms
+from hf_spectral_prune.criteria.passes.streams import differentiable, split_parameters, unit_parameters
+from hf_spectral_prune.models.families import unit_groups
 
 
 def random_correlation(n=8, count=40, seed=0):

@@ -10,7 +10,6 @@ import torch
 from conftest import random_batch, tiny_encoder, tiny_model
 from dense import scores_of
 
-from hf_spectral_prune.architectures import family_of, module_of, unit_groups
 from hf_spectral_prune.calibration import collect_moments, unit_channels
 from hf_spectral_prune.criteria import (
     CRITERIA,
@@ -21,6 +20,7 @@ from hf_spectral_prune.criteria import (
     score_units,
     select_statistics,
 )
+from hf_spectral_prune.models.families import family_of, module_of, unit_groups
 
 # Every criterion but the random one, with the options that make another computation of it.
 FORMS = [

@@ -8,9 +8,9 @@ import torch
 from conftest import random_batch, tiny_model
 from dense import raw_signals, scores_of, unit_entries
 
-from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.calibration import Moments, unit_channels
 from hf_spectral_prune.criteria.obs import eliminate, inverse_second_moment, removal_errors
+from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.surgery.compensate import least_squares
 
 

@@ -11,10 +11,10 @@ from conftest import random_batch, tiny_encoder, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_spectral_prune.architectures import layers_of
-from hf_spectral_prune.criteria.interpolation import integrate, midpoints
-from hf_spectral_prune.detrimental.attribution import attribute, confidence
-from hf_spectral_prune.suffix import next_input, starting_at, walk
+from hf_spectral_prune.criteria.passes.interpolation import integrate, midpoints
+from hf_spectral_prune.models.families import layers_of
+from hf_spectral_prune.models.suffix import next_input, starting_at, walk
+from hf_spectral_prune.studies.detrimental.attribution import attribute, confidence
 
 CONTEXTS = [torch.tensor([5, 9, 30, 44]), torch.tensor([7, 8]), torch.tensor([90, 3, 12, 55, 61, 18, 4])]
 

@@ -11,10 +11,11 @@ import torch
 from conftest import logits, random_batch, tiny_encoder, tiny_model
 from planted import LAYER, NEURONS, plant, questions, sound_model
 
-from hf_spectral_prune import DetrimentalArguments, DetrimentalNeuronPruner, Example, PruningPlan
-from hf_spectral_prune.cli import main
-from hf_spectral_prune.detrimental.scoring import evaluate, tokenise
-from hf_spectral_prune.detrimental.search import GridPoint, best_point, grid_search, kept_neurons
+from hf_spectral_prune import DetrimentalArguments, DetrimentalNeuronPruner, Example
+from hf_spectral_prune.cli.main import main
+from hf_spectral_prune.studies.detrimental.scoring import evaluate, tokenise
+from hf_spectral_prune.studies.detrimental.search import GridPoint, best_point, grid_search, kept_neurons
+from hf_spectral_prune.surgery.plan import PruningPlan
 
 SHARES = [1 / 6, 1 / 3, 1 / 2]
 

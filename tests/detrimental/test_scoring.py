@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hf_spectral_prune import Example
-from hf_spectral_prune.detrimental.figures import accuracy_figures, mcnemar
-from hf_spectral_prune.detrimental.scoring import Outcome, evaluate, log_probabilities, outcome, tokenise
+from hf_spectral_prune.studies.detrimental.figures import accuracy_figures, mcnemar
+from hf_spectral_prune.studies.detrimental.scoring import Outcome, evaluate, log_probabilities, outcome, tokenise
 
 
 def examples(number=12, choices=3, seed=0, words=(1, 3)) -> list[Example]:

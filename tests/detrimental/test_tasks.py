@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_spectral_prune import Example, examples_from_rows, read_examples
-from hf_spectral_prune.detrimental.tasks import LAYOUTS, draw_examples
+from hf_spectral_prune.studies.detrimental.tasks import LAYOUTS, draw_examples
 
 ROWS = {
     "jsonl": (

@@ -6,7 +6,7 @@ import torch
 from conftest import random_batch, tiny_encoder
 from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainingArguments
 
-from hf_spectral_prune.training_rows import causal_collator
+from hf_spectral_prune.data.rows import causal_collator
 
 # Options of the criterion that make a measurement cheap.
 CHEAP = {"num_probes": 1, "num_curvature_sequences": 2}

@@ -12,12 +12,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from hf_spectral_prune import NDPArguments, NDPCallback, PruningSchedule, SpectralPruningArguments
-from hf_spectral_prune.architectures import parts, unit_groups
-from hf_spectral_prune.differentiation.pruning import affected_parameters, ranked_sizes
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.planning import PruningPlan
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import parts, unit_groups
 from hf_spectral_prune.rounds import choose, start
+from hf_spectral_prune.studies.differentiation.pruning import affected_parameters, ranked_sizes
 from hf_spectral_prune.surgery import apply_plan
+from hf_spectral_prune.surgery.plan import PruningPlan
 
 
 def ndp_args(**fields) -> NDPArguments:
@@ -55,8 +55,8 @@ def test_rounds_meet_the_target_and_keep_the_floors(family, batches, tmp_path):
 
 def test_plain_networks_are_pruned_too(tmp_path):
     pytest.importorskip("torch_pruning")
-    from hf_spectral_prune.calibration import build_images
-    from hf_spectral_prune.torch_model import wrap
+    from hf_spectral_prune.data.images import build_images
+    from hf_spectral_prune.models.torch_model import wrap
 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3))

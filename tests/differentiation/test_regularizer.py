@@ -13,8 +13,8 @@ from torch import nn
 from transformers import Trainer
 
 from hf_spectral_prune import NDIRegularizedTrainerMixin, NDPArguments, NDPCallback, PruningSchedule, ndi_regularizer
-from hf_spectral_prune.architectures import module_of, unit_groups
-from hf_spectral_prune.differentiation import model_regularizer, unit_signals
+from hf_spectral_prune.models.families import module_of, unit_groups
+from hf_spectral_prune.studies.differentiation import model_regularizer, unit_signals
 
 FORMS = ("energy", "modes")
 
@@ -193,7 +193,7 @@ def families():
 
 def plain_network():
     pytest.importorskip("torch_pruning")
-    from hf_spectral_prune.torch_model import wrap
+    from hf_spectral_prune.models.torch_model import wrap
 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6), nn.ReLU())

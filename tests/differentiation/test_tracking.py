@@ -12,12 +12,12 @@ from pictures import picture_batch, tiny_vision
 from transformers import TrainerCallback
 
 from hf_spectral_prune import NDITrackingCallback
-from hf_spectral_prune.architectures import module_of, unit_groups
 from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.criteria import collect_statistics, make_criterion, score_units
-from hf_spectral_prune.criteria.differentiation import relative_norms
+from hf_spectral_prune.criteria.passes.ndi_terms import relative_norms
 from hf_spectral_prune.criteria.score import group_data
-from hf_spectral_prune.differentiation import CURVES_FILE, measure_ndi
+from hf_spectral_prune.models.families import module_of, unit_groups
+from hf_spectral_prune.studies.differentiation import CURVES_FILE, measure_ndi
 
 KEYS = [f"layers.{layer}.{kind}" for layer in range(3) for kind in ("ffn", "heads")]
 

@@ -16,7 +16,8 @@ from conftest import encoder_batch, logits, random_batch, tiny_encoder
 from safetensors.torch import load_file, save_file
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.calibration import CalibrationData, default_texts
+from hf_spectral_prune.data.sources import default_texts
+from hf_spectral_prune.data.texts import CalibrationData
 
 # Family -> task head and the Auto class that loads it.
 ROWS = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from crias import LlamaCpp
 
-from hf_spectral_prune.cli import main
-from hf_spectral_prune.publishing.gguf import export_gguf
+from hf_spectral_prune.cli.main import main
+from hf_spectral_prune.publishing.export.gguf import export_gguf
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ TOLERANCE = {"f16": 0.005, "q8_0": 0.03}
 @pytest.fixture(scope="module", params=["uniform", "per_layer"])
 def folder(request, tmp_path_factory):
     """A SmolLM2 Cria with widths that are multiples of 32, pruned on little text."""
-    from hf_spectral_prune.demo import smollm2_folder
+    from hf_spectral_prune.cli.demo_run import smollm2_folder
 
     pytest.importorskip("xllamacpp")
     torch.set_num_threads(2)
@@ -61,7 +61,7 @@ def test_f16_writes_the_text_that_transformers_writes(folder, loaded):
 
 
 def test_perplexity_stays_and_the_file_shrinks(folder, loaded):
-    from hf_spectral_prune.calibration import default_texts
+    from hf_spectral_prune.data.sources import default_texts
 
     model, tokenizer = loaded
     ids = tokenizer(default_texts()[1][0], return_tensors="pt")["input_ids"][:, :160]

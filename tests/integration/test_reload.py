@@ -153,7 +153,7 @@ def test_pruned_folder_can_be_pruned_again(batches, tmp_path):
 
 
 def test_self_check_tells_a_folder_that_differs(batches, tmp_path):
-    from hf_spectral_prune.saving import check_in_fresh_process
+    from hf_spectral_prune.saving.reload import check_in_fresh_process
 
     pruner = pruned(tmp_path, "llama", batches, self_check=False)
     weights = load_file(tmp_path / "out" / "model.safetensors")
@@ -164,7 +164,7 @@ def test_self_check_tells_a_folder_that_differs(batches, tmp_path):
 
 
 def test_failed_self_check_leaves_no_result_but_the_model_beside_it(batches, tmp_path, monkeypatch):
-    from hf_spectral_prune import saving
+    from hf_spectral_prune.saving import folder as saving
 
     def broken(folder, model):
         raise RuntimeError("differs")

@@ -9,8 +9,8 @@ import pytest
 from conftest import random_batch, tiny_model
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.comparison import ComparisonArguments, compare
-from hf_spectral_prune.publishing.report import write_report
+from hf_spectral_prune.publishing.report.write import write_report
+from hf_spectral_prune.studies.comparison import ComparisonArguments, compare
 
 pytestmark = pytest.mark.slow
 

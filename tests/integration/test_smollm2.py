@@ -36,7 +36,7 @@ def load_in_fresh_process(folder: Path, scratch: Path, remote: str) -> dict:
 
 
 def test_demo_leaves_a_stock_llama_that_loads_without_this_package(tmp_path):
-    command = [sys.executable, "-m", "hf_spectral_prune.cli", "demo", "--output_dir", str(tmp_path / "cria-smollm2")]
+    command = [sys.executable, "-m", "hf_spectral_prune.cli.main", "demo", "--output_dir", str(tmp_path / "cria-smollm2")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     for row in ("Parameters", "Size on disk", "Held-out perplexity", "Prefill", "Decode"):
@@ -58,8 +58,8 @@ def test_demo_leaves_a_stock_llama_that_loads_without_this_package(tmp_path):
 
 
 def test_per_layer_run_by_recipe_loads_as_remote_code(tmp_path):
-    from hf_spectral_prune.cli import main
-    from hf_spectral_prune.demo import smollm2_folder
+    from hf_spectral_prune.cli.demo_run import smollm2_folder
+    from hf_spectral_prune.cli.main import main
 
     torch.set_num_threads(2)
     folder, name = smollm2_folder()

@@ -18,7 +18,7 @@ import sys
 sys.path[:0] = {paths!r}
 import hf_spectral_prune
 assert hf_spectral_prune.__file__.startswith({paths[0]!r}), hf_spectral_prune.__file__
-from hf_spectral_prune.cli import main
+from hf_spectral_prune.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_spectral_prune.architectures import UnitGroup
+from hf_spectral_prune.models.families import UnitGroup
 from hf_spectral_prune.planning import Limits, parameters_after, per_layer_sizes, sizes_after_round, uniform_sizes
 
 FFN_COST, HEAD_COST = 96, 1_280

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_spectral_prune.architectures import UnitGroup
-from hf_spectral_prune.planning import PruningPlan, choose_units
+from hf_spectral_prune.models.families import UnitGroup
+from hf_spectral_prune.planning import choose_units
+from hf_spectral_prune.surgery.plan import PruningPlan
 
 GROUPS = [UnitGroup(0, "ffn", 6, 1, 10), UnitGroup(1, "ffn", 6, 1, 10)]
 

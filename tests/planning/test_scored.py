@@ -11,11 +11,12 @@ from conftest import random_batch, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_spectral_prune import PruningPlan, SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.architectures import unit_groups
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.criteria import make_criterion, score_units
+from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.planning import choose_units, scores_from_json, scores_to_json, summarise
+from hf_spectral_prune.surgery.plan import PruningPlan
 
 BATCHES = [random_batch(4, 32, seed) for seed in range(4)]
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: float(f"{value:.6g}"))

@@ -40,7 +40,9 @@ class Client:
             )
         self.waiting = 0
         # Not waited for: processes and tests get ready at the same time.
-        self.send("import hf_spectral_prune.cli, hf_spectral_prune.publishing.hub" if package else "import transformers, torch")
+        self.send(
+            "import hf_spectral_prune.cli.main, hf_spectral_prune.publishing.hub" if package else "import transformers, torch"
+        )
 
     def send(self, source: str, **values: Any) -> None:
         """Starts some lines without waiting for their end."""
@@ -62,7 +64,7 @@ class Client:
     def cria(self, *words: str) -> tuple[int, str]:
         """Runs a `cria` command; returns its exit code and all that it printed."""
         before = self.output.stat().st_size
-        code = self.run("from hf_spectral_prune.cli import main\nresult = main(words)", words=[str(word) for word in words])
+        code = self.run("from hf_spectral_prune.cli.main import main\nresult = main(words)", words=[str(word) for word in words])
         return code, self.output.read_bytes()[before:].decode()
 
     def end(self) -> None:

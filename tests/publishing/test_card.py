@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.cli import main
+from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.publishing import build_card, read_card, read_folder, write_card
-from hf_spectral_prune.publishing.base_model import base_model_facts
+from hf_spectral_prune.publishing.card.base_model import base_model_facts
 
 HERE = Path(__file__).parent
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hf_spectral_prune.planning import GroupScores
-from hf_spectral_prune.publishing import charts
-from hf_spectral_prune.publishing.svg import COLOURS, to_png, to_svg
+from hf_spectral_prune.publishing.report import charts
+from hf_spectral_prune.publishing.report.svg import COLOURS, to_png, to_svg
 
 
 def group(seed: int, units: int = 1536, kept: int = 1300) -> GroupScores:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_spectral_prune import SpectralPruningArguments
-from hf_spectral_prune.cli import main
+from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.publishing import check_fit_to_publish, file_digests, read_folder
 from hf_spectral_prune.publishing.hub import files_to_push
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hf_spectral_prune.cli import main
-from hf_spectral_prune.publishing.gguf import export_gguf, interleave_halves
-from hf_spectral_prune.publishing.gguf_tokenizer import PRE_TOKENIZERS, read_tokenizer
+from hf_spectral_prune.cli.main import main
+from hf_spectral_prune.publishing.export.gguf import export_gguf, interleave_halves
+from hf_spectral_prune.publishing.export.gguf_tokenizer import PRE_TOKENIZERS, read_tokenizer
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:

@@ -20,7 +20,7 @@ from hub_server import DIE, LOSE_ANSWER, REFUSE, Hub, upload_mode
 from safetensors.torch import save_file
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.publishing.folder import file_digests
+from hf_spectral_prune.publishing.saved_folder import file_digests
 
 TOKEN, READER, STRANGER = "hf_writes0123456789", "hf_reads0123456789", "hf_stranger0123456789"
 LOAD = """
@@ -35,7 +35,7 @@ result = [type(model).__name__, float((logits - load_file(expected)["logits"]).a
 # A process of its own, for the price of none: the parent has done the imports.
 FORK = """
 import os, huggingface_hub
-from hf_spectral_prune.cli import main
+from hf_spectral_prune.cli.main import main
 result = os.fork()
 if result == 0:
     huggingface_hub.close_session()

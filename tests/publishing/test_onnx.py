@@ -11,10 +11,10 @@ from conftest import ENCODERS, logits, random_batch, tiny_encoder, tiny_model
 from crias import cria
 from pictures import VISION, picture_batch, prune, tiny_vision
 
-from hf_spectral_prune.cli import main
+from hf_spectral_prune.cli.main import main
 
 onnxruntime = pytest.importorskip("onnxruntime")
-onnx_export = pytest.importorskip("hf_spectral_prune.publishing.onnx")
+onnx_export = pytest.importorskip("hf_spectral_prune.publishing.export.onnx")
 
 PLAIN = [family for family in ENCODERS if family != "modernbert-biases"]
 OTHERS = ["mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3"]

@@ -11,11 +11,11 @@ from conftest import random_batch, tiny_model
 from page_check import Page
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.cli import main
+from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.publishing import read_folder
-from hf_spectral_prune.publishing.page import number
-from hf_spectral_prune.publishing.report import write_report
-from hf_spectral_prune.publishing.report_sections import _losses
+from hf_spectral_prune.publishing.report.page import number
+from hf_spectral_prune.publishing.report.sections import _losses
+from hf_spectral_prune.publishing.report.write import write_report
 
 SECTIONS = ["before-and-after", "widths", "scores", "spectrum", "rounds", "recovery", "cost", "settings"]
 HELD_OUT = [random_batch(4, 32, 9)]
@@ -231,7 +231,7 @@ def test_a_stopping_rules_trials_are_not_taken_for_results(tmp_path):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> Path:
-    from hf_spectral_prune.comparison import ComparisonArguments, compare
+    from hf_spectral_prune.studies.comparison import ComparisonArguments, compare
 
     out = tmp_path_factory.mktemp("runs") / "compared"
     args = ComparisonArguments(
@@ -281,7 +281,7 @@ def test_failed_cells_and_strange_labels_of_a_comparison_are_shown(compared, tmp
 
 
 def test_a_report_that_fails_does_not_cost_the_model(tmp_path, monkeypatch):
-    from hf_spectral_prune import saving
+    from hf_spectral_prune.saving import folder as saving
 
     def fail(folder):
         raise ValueError("No such figure.")

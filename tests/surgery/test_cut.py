@@ -9,10 +9,11 @@ import torch
 import transformers
 from conftest import FAMILIES, FFN_ONLY, logits, random_batch, tiny_model
 
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.planning import PruningPlan, choose_units
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.planning import choose_units
 from hf_spectral_prune.surgery import apply_plan, as_mistral, masked, settle_class
+from hf_spectral_prune.surgery.plan import PruningPlan
 
 
 def random_plan(model, kinds=("ffn", "heads"), *, per_layer: bool, seed: int = 0, sizes: dict | None = None) -> PruningPlan:

@@ -11,13 +11,14 @@ from conftest import ENCODER_TASKS, ENCODERS, VOCABULARY, encoder_batch, logits,
 from test_cut import kept, random_plan
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.ablation import loss_curves
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.calibration import CalibrationData, collect_moments
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.planning import PruningPlan
-from hf_spectral_prune.saving import probe_inputs
+from hf_spectral_prune.calibration import collect_moments
+from hf_spectral_prune.data.texts import CalibrationData
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.planning.damage import loss_curves
+from hf_spectral_prune.saving.reload import probe_inputs
 from hf_spectral_prune.surgery import apply_plan, masked, settle_class
+from hf_spectral_prune.surgery.plan import PruningPlan
 
 PLAIN = [family for family in ENCODERS if family != "modernbert-biases"]
 

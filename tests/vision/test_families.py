@@ -10,12 +10,14 @@ import torch
 from pictures import CONVOLUTIONAL, VISION, picture_batch, prune, tiny_vision
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.calibration.signals import readers
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.flops import layer_macs
-from hf_spectral_prune.planning import PruningPlan, budget_of, choose_units
-from hf_spectral_prune.surgery import apply_plan, masked, optimizer_follows, settle_class
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.planning import budget_of, choose_units
+from hf_spectral_prune.planning.flops import layer_macs
+from hf_spectral_prune.surgery import apply_plan, masked, settle_class
+from hf_spectral_prune.surgery.plan import PruningPlan
+from hf_spectral_prune.trainer.optimizer import optimizer_follows
 
 BATCH = picture_batch(4)
 

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hf_spectral_prune import RecoveryArguments, recover
-from hf_spectral_prune.distillation import DistillationTrainer
-from hf_spectral_prune.feature_maps import captured, feature_loss, shared_parts
+from hf_spectral_prune.recovery.distillation import DistillationTrainer
+from hf_spectral_prune.recovery.feature_maps import captured, feature_loss, shared_parts
 
 pytest.importorskip("torch_pruning")
 
@@ -38,7 +38,7 @@ class Blocks(nn.Module):
 
 
 def wrapped(inner: int) -> nn.Module:
-    from hf_spectral_prune.torch_model import wrap
+    from hf_spectral_prune.models.torch_model import wrap
 
     torch.manual_seed(inner)
     return wrap(Blocks(inner), torch.zeros(1, 3, 16, 16))
@@ -52,7 +52,7 @@ def test_blocks_are_compared_where_only_their_inside_was_cut():
 
 
 def test_single_layers_are_compared_where_no_block_matches():
-    from hf_spectral_prune.torch_model import wrap
+    from hf_spectral_prune.models.torch_model import wrap
 
     def flat(width: int) -> nn.Module:
         layers = (nn.Conv2d(3, width, 3), nn.Conv2d(width, 6, 3), nn.Flatten(), nn.Linear(6 * 144, 4))

@@ -10,8 +10,8 @@ from pictures import CLASSES, VISION, picture_batch, picture_folder, processor_o
 from torch.utils.data import DataLoader
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, build_images, load_images
-from hf_spectral_prune.architectures import unit_groups
 from hf_spectral_prune.calibration.signals import Spatial, readers
+from hf_spectral_prune.models.families import unit_groups
 
 VIT = tiny_vision("vit").config
 

@@ -12,10 +12,11 @@ import torch
 from networks import NETWORKS, Vgg, input_batch, tiny_network
 from safetensors.torch import save_file
 
-from hf_spectral_prune.cli import main
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.loading_networks import read_state_dict, read_tensors
-from hf_spectral_prune.modeling.channels import cria_class
+from hf_spectral_prune.cli.inputs_tensors import read_state_dict
+from hf_spectral_prune.cli.main import main
+from hf_spectral_prune.data.tensors import read_tensors
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.cria.channels import cria_class
 
 VGG = json.dumps(NETWORKS["vgg"][1])
 

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.flops import layer_macs
-from hf_spectral_prune.modeling.channels import cria_class, widths_of
-from hf_spectral_prune.planning import PruningPlan, budget_of, choose_units
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.cria.channels import cria_class, widths_of
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.planning import budget_of, choose_units
+from hf_spectral_prune.planning.flops import layer_macs
 from hf_spectral_prune.surgery import apply_plan, masked
+from hf_spectral_prune.surgery.plan import PruningPlan
 
 TESTS = Path(__file__).parent.parent
 
@@ -150,7 +151,7 @@ torch.set_num_threads(1)
 place, names = sys.argv[1], json.loads(sys.argv[2])
 sys.path.insert(0, sys.argv[3])
 import networks
-from hf_spectral_prune.modeling.channels import cria_class
+from hf_spectral_prune.models.cria.channels import cria_class
 for name in names:
     network = cria_class(networks.NETWORKS[name][0]).from_pretrained(f"{place}/{name}").eval()
     network.load_state_dict({key: value.clone() for key, value in network.state_dict().items()}, assign=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.cli import main
+from hf_spectral_prune.cli.main import main
 
 
 def flags(folder: Path, **more) -> list[str]:

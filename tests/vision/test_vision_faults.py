@@ -9,10 +9,10 @@ import torch
 from pictures import picture_batch, prune, tiny_vision
 from torch import nn
 
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.architectures.tracing import example_input
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.modeling.channels import narrow
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.cria.channels import narrow
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.models.families.tracing import example_input
 from hf_spectral_prune.planning import choose_units
 from hf_spectral_prune.surgery import apply_plan, masked
 
@@ -62,7 +62,7 @@ def test_an_operation_that_moves_channels_is_named_and_its_channels_stay_whole(c
 
     model = tiny_vision("resnet-bottleneck")
     model.resnet.embedder.pooler = Roll()
-    logger = logging.get_logger("hf_spectral_prune.architectures.tracing")
+    logger = logging.get_logger("hf_spectral_prune.models.families.tracing")
     level, logger.propagate = logger.level, True
     logger.setLevel("INFO")
     try:
@@ -82,7 +82,7 @@ def test_a_network_in_which_nothing_can_go_says_why():
         def forward(self, x):
             return self.two(self.roll(self.one(x))).mean(dim=(2, 3))
 
-    from hf_spectral_prune.torch_model import wrap
+    from hf_spectral_prune.models.torch_model import wrap
 
     refused(lambda: unit_groups(wrap(Small(), torch.zeros(1, 3, 8, 8))), "`Small`", "`one`", "Roll")
 
@@ -125,7 +125,7 @@ def test_group_norms_whose_groups_do_not_divide_alike_are_named():
         def forward(self, x):
             return self.last(self.norm(torch.cat([self.one(x), self.two(x)], dim=1))).mean(dim=(2, 3))
 
-    from hf_spectral_prune.torch_model import wrap
+    from hf_spectral_prune.models.torch_model import wrap
 
     refused(lambda: unit_groups(wrap(Two(), torch.zeros(1, 3, 4, 4))), "`norm`")
 

@@ -12,11 +12,11 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_spectral_prune import PruningSchedule, SpectralPruner, SpectralPruningArguments, SpectralPruningCallback
-from hf_spectral_prune.architectures import unit_groups
-from hf_spectral_prune.evaluation import num_parameters
-from hf_spectral_prune.flops import layer_macs
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.planning.flops import layer_macs
+from hf_spectral_prune.planning.targets import set_target
 from hf_spectral_prune.surgery import apply_plan, has_batch_norms, recalibrate_norms
-from hf_spectral_prune.targets import set_target
 
 BATCH = picture_batch(4)
 

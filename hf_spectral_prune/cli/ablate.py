@@ -1,0 +1,64 @@
+"""`cria ablate`: measures what removing single units really costs, and which criterion foretells it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tqdm.auto import tqdm
+
+from ..arguments import SpectralPruningArguments
+from ..studies.ablation import AblationArguments, AblationResult, ablate, check_folder, chosen_groups, table
+from .arguments import RunArguments
+from .parsing import parse
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures what removing single units costs in held-out loss, and how well criteria foretell it; a killed run continues."""
+    from ..models.loading import load_tokenizer
+    from .inputs_text import load_text, load_text_model
+
+    args, run = parse([AblationArguments, RunArguments], "ablate", main.__doc__ or "", argv)
+    if args.output_dir is None:
+        raise ValueError("There is no folder for the results. Set `--output_dir`.")
+    if run.num_eval_samples == 0:
+        raise ValueError("`num_eval_samples` is 0, so there is nothing to measure the damage on. Set it to at least 1.")
+    if run.resume_from_checkpoint is not None:
+        raise ValueError("`resume_from_checkpoint` is not for ablations: one that lies in `output_dir` continues by itself.")
+    check_folder(args.output_dir)
+    readers = [label for label, criterion in args.make_criteria().items() if criterion.needs_data]
+    if run.calibration == "dataset" and not (run.calibration_file or run.dataset_name) and run.eval_file:
+        if readers:
+            raise ValueError(f"There is nothing to calibrate on, and `{readers[0]}` needs it. Set `calibration_file`.")
+        run.calibration = "python_docs"  # not used: only the held-out side is read
+    tokenizer = load_tokenizer(run)
+    model = load_text_model(run)
+    chosen_groups(model, args)
+    options = SpectralPruningArguments(seed=args.seed, disable_tqdm=args.disable_tqdm)
+    calibration, held_out = load_text(run, options, model, tokenizer)
+    if held_out is None:
+        raise ValueError(
+            f"There is nothing to measure a `{type(model).__name__}` on. Set `eval_file` if the text is too short to hold any "
+            "back, and `label_column` for a model that classifies texts; for other tasks call "
+            "`hf_spectral_prune.studies.ablation.ablate` with labelled batches."
+        )
+    result = ablate(
+        model,
+        args,
+        calibration if readers else None,
+        held_out,
+        tokenizer,
+        report=lambda line: tqdm.write(line, file=sys.stderr),
+    )
+    print(table(result))
+    print(f"\nEvery unit's damage and scores, as JSON and a plot: {args.output_dir}")
+    _check_complete(result)
+
+
+def _check_complete(result: AblationResult) -> None:
+    if result.failed:
+        reasons = " ".join(f"`{label}`: {error}" for label, error in result.failed.items())
+        raise RuntimeError(
+            f"{len(result.failed)} of {len(result.scored)} criteria failed; the others are kept, and the next run tries these "
+            f"again. {reasons}"
+        )

@@ -1,0 +1,137 @@
+"""RunArguments: which model and which data a command reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..arguments import ModelArguments, _field, _read_json
+
+
+def _is_inner_folder(name: str) -> bool:
+    """Whether it is a folder here, and not written like a path already."""
+    return not name.startswith((".", "~")) and not Path(name).is_absolute() and Path(name).is_dir()
+
+
+@dataclass
+class RunArguments(ModelArguments):
+    """Which model and which text: what the command line needs beside `SpectralPruningArguments`.
+
+    Raises:
+        ValueError: a value that cannot work; says what to set instead.
+    """
+
+    calibration: Literal["dataset", "self", "python_docs"] = _field(
+        "dataset",
+        "Calibration text: `dataset` (a file or data set named below), `self` (sampled from the model itself), or `python_docs` "
+        "(the manual that comes with Python).",
+    )
+    calibration_file: str | None = _field(None, "Text file: .txt, .jsonl, .json, .csv or .parquet, also gzipped text forms.")
+    dataset_name: str | None = _field(None, "Data set on the Hub, or a folder of one.")
+    dataset_config_name: str | None = _field(None, "Configuration of that data set.")
+    dataset_split: str = _field("train", "Split of that data set.")
+    text_column: str | None = _field(None, "Column that holds the text; `text`, or the only column of strings, by default.")
+    image_dir: str | None = _field(None, "Folder of pictures to calibrate on, in a subfolder a class, for models that read them.")
+    image_column: str | None = _field(None, "Column of `dataset_name` that holds pictures; its only such column by default.")
+    eval_image_dir: str | None = _field(None, "Folder of pictures to measure on; by default some are held out.")
+    network_class: str | None = _field(
+        None,
+        "Class of a plain PyTorch network, as `package.module:Class`; `model_name_or_path` is then a folder that its "
+        "`save_pretrained` wrote, or the file of a state dict (.safetensors, .pt, .pth, .th, .bin).",
+    )
+    network_args: dict[str, Any] | str | None = _field(
+        None, "Arguments that this class is made with, as JSON, e.g. '{\"depth\": 56}'."
+    )
+    tensors_file: str | None = _field(
+        None, "Inputs of a plain network to calibrate on: .npz or .safetensors with `pixel_values` (N, ...) and `labels` (N,)."
+    )
+    eval_tensors_file: str | None = _field(None, "The same to measure on; by default some rows are held out.")
+    num_calibration_samples: int = _field(128, "Number of calibration sequences or pictures.")
+    max_seq_length: int = _field(512, "Length of a sequence in tokens, for calibration and evaluation.")
+    calibration_batch_size: int = _field(8, "Sequences that run at a time.")
+    packing: bool = _field(True, "Join texts into one stream and cut it into full blocks; otherwise pad each text by itself.")
+
+    eval_file: str | None = _field(
+        None,
+        "Text file for perplexity before and after, from its start in blocks; by default blocks held out of the calibration.",
+    )
+    eval_split: str | None = _field(None, "Split of `dataset_name` to measure on instead of a file, e.g. `test`.")
+    recovery_file: str | None = _field(
+        None, "Text file to recover on; by default the calibration text, without what is held out."
+    )
+    num_recovery_samples: int = _field(1024, "Most sequences of it.")
+    num_eval_samples: int | None = _field(
+        None, "Number of evaluation sequences: 16 by default, 1,000 for labelled texts and pictures; 0 measures nothing."
+    )
+    label_column: str | None = _field(
+        None,
+        "Column with the label of a text, for models that classify texts: the loss then has its targets, and evaluation gives "
+        "`metric`.",
+    )
+    text_pair_column: str | None = _field(None, "Column with the second text, for models that classify pairs.")
+    metric: str = _field("accuracy", "Metric of labelled texts: accuracy, f1, or the name of a module on the Hub.")
+    resume_from_checkpoint: str | None = _field(None, "`latest`, or a checkpoint folder of an interrupted run.")
+
+    def __post_init__(self) -> None:
+        if self.dataset_name is not None and _is_inner_folder(self.dataset_name):
+            # The reports name the data so, and a folder `a/b` would read like a data set of the Hub.
+            self.dataset_name = f"./{self.dataset_name}"
+        for name in ("num_calibration_samples", "num_recovery_samples", "calibration_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        self.network_args = _read_json("network_args", self.network_args)
+        self._check_network()
+        if self.max_seq_length < 2:
+            raise ValueError(f"`max_seq_length` is {self.max_seq_length}; it must be at least 2.")
+        if self.num_eval_samples is None:
+            pictures = self.image_dir or self.eval_image_dir or self.image_column or self.network_class
+            self.num_eval_samples = 1000 if self.label_column or pictures else 16
+        if self.num_eval_samples < 0:
+            raise ValueError(f"`num_eval_samples` is {self.num_eval_samples}; it must not be negative.")
+        if self.calibration_file and self.dataset_name:
+            raise ValueError("Both `calibration_file` and `dataset_name` are set. Give one of them.")
+        if self.eval_split is not None:
+            self._check_eval_split()
+        if self.image_dir and (self.dataset_name or self.calibration_file):
+            raise ValueError("Both `image_dir` and another source of calibration data are set. Give one of them.")
+        tables = self.calibration_file or self.dataset_name or self.eval_file or self.image_dir
+        if self.label_column is not None and not tables:
+            raise ValueError("`label_column` needs a table of texts. Set `calibration_file` or `dataset_name`.")
+
+    def _check_network(self) -> None:
+        if self.network_class is None:
+            for name in ("network_args", "tensors_file", "eval_tensors_file"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}` is for plain PyTorch networks. Set `network_class` too, or leave it out.")
+            return
+        module, _, network = self.network_class.partition(":")
+        if not (module and network):
+            raise ValueError(f"`network_class` is `{self.network_class}`. Write it like `package.module:Class`.")
+        if not self.tensors_file:
+            raise ValueError("A plain network is traced and calibrated with its inputs. Set `tensors_file`.")
+        if self.dtype not in ("auto", "float32"):
+            raise ValueError(f"`dtype` is `{self.dtype}`, and plain networks are pruned in float32. Leave it out.")
+        if self.calibration != "dataset":
+            raise ValueError(
+                f"`calibration` is `{self.calibration}`, and a plain network is calibrated with `tensors_file`. Leave it out."
+            )
+        others = ("calibration_file", "dataset_name", "image_dir", "eval_file", "eval_image_dir", "recovery_file")
+        for name in (*others, "label_column", "gguf_file"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` is for models of transformers, and `network_class` names a plain network. Leave it out."
+                )
+
+    def _check_eval_split(self) -> None:
+        if not self.dataset_name:
+            raise ValueError(
+                f"`eval_split` `{self.eval_split}` is a split of `dataset_name`, which is not set. Set it, or `eval_file`."
+            )
+        if self.eval_file is not None:
+            raise ValueError("Both `eval_file` and `eval_split` are set. Give one of them.")
+        if self.eval_split == self.dataset_split:
+            raise ValueError(
+                f"`eval_split` and `dataset_split` are both `{self.eval_split}`, so the model would be measured on the text that "
+                "it is calibrated on. Name another split, or leave `eval_split` out."
+            )

@@ -1,0 +1,66 @@
+"""`cria compare`: several criteria, reductions, repairs and recoveries side by side on one model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tqdm.auto import tqdm
+
+from ..studies.comparison import Comparison, ComparisonArguments, check_folder, compare, comparison_cells, table
+from .arguments import RunArguments
+from .parsing import parse
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compares criteria on one model: a table, JSON, CSV, a plot and a report page; a killed run continues."""
+    from ..models.loading import load_tokenizer
+    from ..publishing.report.write import write_report
+    from .inputs_text import load_text, load_text_model, metric_of, recovery_rows
+
+    args, run = parse([ComparisonArguments, RunArguments], "compare", main.__doc__ or "", argv)
+    if args.output_dir is None:
+        raise ValueError("There is no folder for the results. Set `--output_dir`.")
+    if run.num_eval_samples == 0:
+        raise ValueError("`num_eval_samples` is 0, so there is nothing to measure on. Set it to at least 1.")
+    if run.resume_from_checkpoint is not None:
+        raise ValueError("`resume_from_checkpoint` is not for comparisons: one that lies in `output_dir` continues by itself.")
+    check_folder(args.output_dir, args.overwrite_output_dir)
+    comparison_cells(args)
+    metric = metric_of(run)
+    if metric is not None:
+        metric.__qualname__ = run.metric  # by this the comparison tells it from other metrics when it continues
+    tokenizer = load_tokenizer(run)
+    model = load_text_model(run)
+    recovers = next((recovery for recovery in args.recoveries if recovery != "none"), "none")
+    pruning = args.pruning_arguments(recovery=recovers)
+    calibration, held_out = load_text(run, pruning, model, tokenizer)
+    if held_out is None:
+        raise ValueError(
+            f"There is nothing to measure a `{type(model).__name__}` on. Causal language models are measured on held-out text "
+            "(set `eval_file` if the text is too short to hold any back), classifiers of texts where `label_column` is set; for "
+            "other tasks call `hf_spectral_prune.studies.comparison.compare` with labelled data."
+        )
+    comparison = compare(
+        model,
+        args,
+        calibration,
+        held_out,
+        tokenizer,
+        train_dataset=recovery_rows(run, pruning, model, tokenizer, calibration, held_out),
+        compute_metrics=metric,
+        report=lambda line: tqdm.write(line, file=sys.stderr),
+    )
+    print(table(comparison))
+    print(f"\nReport: {write_report(args.output_dir)}; all cells as JSON and CSV, and a plot, lie beside it.")
+    _check_complete(comparison)
+
+
+def _check_complete(comparison: Comparison) -> None:
+    failed = comparison.failed
+    if failed:
+        reasons = dict.fromkeys(f"`{cell['label']}`: {cell['error']}" for cell in failed)
+        raise RuntimeError(
+            f"{len(failed)} of {len(comparison.cells)} cells failed; the others are kept, and the next run tries these again. "
+            + " ".join(reasons)
+        )

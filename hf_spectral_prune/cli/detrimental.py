@@ -1,0 +1,52 @@
+"""`cria detrimental`: removes neurons that make a model confident without making it right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..arguments import ModelArguments
+from .parsing import parse
+
+
+def main(argv: Sequence[str]) -> None:
+    """Removes the detrimental FFN neurons of one layer, found on about ten labelled multiple-choice examples."""
+    from ..models.loading import load_model, load_tokenizer
+    from ..saving.folder import check_output_dir
+    from ..studies.detrimental.arguments import DetrimentalArguments, TaskArguments
+    from ..studies.detrimental.pruner import DetrimentalNeuronPruner, check_model
+    from ..studies.detrimental.report import summary
+    from ..studies.detrimental.tasks import draw_examples, layout_of, read_examples
+
+    args, tasks, run = parse([DetrimentalArguments, TaskArguments, ModelArguments], "detrimental", main.__doc__ or "", argv)
+    if args.output_dir is None:
+        raise ValueError("There is no folder for the result. Set `--output_dir`.")
+    check_output_dir(args.output_dir, args.overwrite_output_dir)
+    if tasks.task_file is None:
+        raise ValueError("There are no labelled examples. Set `--task_file`.")
+    adaptation, rest = draw_examples(read_examples(tasks.task_file, tasks.task), tasks.num_adaptation_examples, args.seed)
+    if tasks.held_out_file is not None:
+        others = read_examples(tasks.held_out_file, tasks.task)
+        rest, _ = draw_examples(others, len(set(others)), args.seed)
+        used = set(adaptation)
+        rest = [example for example in rest if example not in used]
+    held_out = rest[: tasks.num_held_out_examples]
+    if tasks.num_held_out_examples and not held_out:
+        raise ValueError(
+            f"`{tasks.held_out_file or tasks.task_file}` has no example left to measure accuracy on. Set `--held_out_file`, or "
+            "`--num_held_out_examples 0` to measure nothing."
+        )
+    tokenizer = load_tokenizer(run)
+    model = load_model(run)
+    check_model(model)
+    pruner = DetrimentalNeuronPruner(model, args, adaptation, held_out or None, tokenizer)
+    drawn = {"layout": tasks.task, "wording": layout_of(tasks.task).wording, "seed": args.seed}
+    pruner.protocol["adaptation"] = {"source": Path(tasks.task_file).name, **drawn, "num_sequences": len(adaptation)}
+    if held_out:
+        source = Path(tasks.held_out_file or tasks.task_file).name
+        pruner.protocol["held_out"] = {"source": source, **drawn, "num_sequences": len(held_out)}
+    pruner.prune()
+    pruner.save_model()
+    assert pruner.output is not None
+    print(summary(pruner.output.report))
+    print(f"Saved to {args.output_dir}")

@@ -1,0 +1,69 @@
+"""`cria evaluate`: held-out quality, size and speed of a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ..arguments import SpectralPruningArguments
+from .arguments import RunArguments
+from .parsing import parse
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures held-out quality, size and speed of a model; prints JSON.
+
+    Quality is the perplexity of a causal language model, or loss and metric of labelled texts and pictures.
+    """
+    from ..evaluation.figures import default_metrics, num_parameters, perplexity, task_metrics
+    from ..models.families.groups import is_vision
+    from .inputs import load_data, load_held_out, load_model, load_processing_class
+    from .inputs_text import metric_of, names_eval
+
+    (run,) = parse([RunArguments], "evaluate", main.__doc__ or "", argv)
+    _check_source(run)
+    metric = metric_of(run)
+    model = load_model(run)
+    options, processing_class = SpectralPruningArguments(), load_processing_class(run)
+    if names_eval(run) or run.eval_image_dir is not None:
+        held_out = load_held_out(run, options, model, processing_class)
+    else:  # what `cria prune` holds out of its calibration source
+        _, held_out = load_data(run, options, model, processing_class)
+    if held_out is None:
+        raise ValueError(
+            "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file` "
+            "(pictures: `--eval_image_dir`; a plain network: `--eval_tensors_file`)."
+        )
+    figures: dict[str, Any] = {"parameters": num_parameters(model), "evaluation": held_out.protocol}
+    if is_vision(model):
+        figures |= task_metrics(model, held_out, metric or default_metrics(model)) | _macs(model, held_out)
+    elif metric is not None:
+        figures |= task_metrics(model, held_out, metric)
+    else:
+        figures |= perplexity(model, held_out) | _speed(model, run)
+    print(json.dumps(figures, indent=2))
+
+
+def _check_source(run: RunArguments) -> None:
+    named = (run.eval_file, run.calibration_file, run.dataset_name, run.image_dir, run.eval_image_dir, run.tensors_file)
+    if run.calibration == "dataset" and not any(named):
+        raise ValueError(
+            "There is nothing to evaluate on. Set `--eval_file`, `--dataset_name` or `--calibration python_docs` (pictures: "
+            "`--eval_image_dir`)."
+        )
+
+
+def _macs(model: Any, held_out: Any) -> dict[str, int]:
+    from ..planning.flops import layer_macs
+    from ..planning.targets import picture_of
+
+    return {"macs": sum(layer_macs(model, picture_of(model, held_out)).values())}
+
+
+def _speed(model: Any, run: RunArguments) -> dict[str, float]:
+    from ..evaluation.figures import latency
+    from ..models.families import max_tokens
+
+    positions = max_tokens(model.config) or run.max_seq_length + 32
+    return latency(model, prefill_tokens=max(1, min(run.max_seq_length, positions - 32)))

@@ -1,0 +1,270 @@
+"""Loads the model, tokenizer, calibration and held-out text that a command names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EvalPrediction, PreTrainedModel
+
+from ..arguments import SpectralPruningArguments
+from ..data.generated import self_generated
+from ..data.labelled import LabelledRows, load_labelled
+from ..data.rows import training_rows
+from ..data.sources import default_texts, load_texts
+from ..data.texts import CalibrationData, build_calibration, unpadded_row
+from ..evaluation.metrics import load_metric, regression_figures
+from ..models.families import max_tokens
+from ..models.loading import load_model
+from ..models.losses import predicts_next_token
+from .arguments import RunArguments
+
+# A file, or a data set with its configuration and split.
+Source = tuple[str | None, str | None, str | None, str]
+
+
+def load_text_model(run: RunArguments) -> PreTrainedModel:
+    """`load_model` for the commands that read models of text alone.
+
+    Raises:
+        ValueError: a plain network is named; or see `load_model`.
+    """
+    if run.network_class is not None:
+        raise ValueError("`network_class` is for `cria prune`, `cria score` and `cria evaluate`. Leave it out.")
+    return load_model(run)
+
+
+def load_text(
+    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any
+) -> tuple[CalibrationData, CalibrationData | None]:
+    """Calibration and held-out evaluation data.
+
+    Without `eval_file` and `eval_split`, the last blocks of the calibration source are held out for evaluation; for the Python
+    manual, the held-out topics are.
+
+    Raises:
+        ValueError: nothing to calibrate on is named, or the text is too short.
+    """
+    if run.calibration == "dataset" and not run.calibration_file and not run.dataset_name:
+        raise ValueError(
+            "There is nothing to calibrate on. Set `calibration_file` or `dataset_name`, or `calibration` to `self` or "
+            "`python_docs`."
+        )
+    held_out = load_held_out_text(run, args, model, tokenizer)
+    shape = _shape(run, args, model)
+    if run.label_column is not None:
+        return _labelled_text(run, args, model, tokenizer, held_out)
+    num_eval = _num_eval(run, model)
+    if run.calibration == "self":
+        generated = self_generated(
+            model,
+            tokenizer,
+            num_samples=run.num_calibration_samples,
+            max_seq_length=run.max_seq_length,
+            batch_size=run.calibration_batch_size,
+            seed=args.seed,
+        )
+        return generated, held_out
+    if run.calibration == "python_docs":
+        texts, others = default_texts()
+        name = "python_docs (pydoc_data.topics)"
+        if held_out is None and num_eval:
+            held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=f"{name}, held-out topics", **shape)
+        calibration = build_calibration(texts, tokenizer, num_samples=run.num_calibration_samples, name=name, **shape)
+        return calibration, held_out
+    source = load_texts(run.calibration_file, run.dataset_name, run.dataset_config_name, run.dataset_split, run.text_column)
+    name = _source_name(run)
+    extra = num_eval if held_out is None else 0
+    shape |= {"packing": run.packing, "text_column": run.text_column}
+    both = build_calibration(source, tokenizer, num_samples=run.num_calibration_samples + extra, name=name, **shape)
+    return (both, held_out) if extra == 0 else _hold_out(both, run.num_calibration_samples, extra)
+
+
+def load_held_out_text(
+    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any
+) -> CalibrationData | None:
+    """Evaluation data of `eval_file` or `eval_split`; None where neither is named or there is nothing to measure.
+
+    Raises:
+        ValueError, FileNotFoundError: they cannot be read, or the text is too short.
+    """
+    number = _num_eval(run, model)
+    if not names_eval(run) or not number:
+        return None
+    shape = _shape(run, args, model)
+    if run.label_column is not None:
+        rows = _labelled_rows(run, model, tokenizer, _eval_source(run))
+        return build_calibration(rows, tokenizer, num_samples=number, name=_eval_name(run), **shape)
+    texts = load_texts(*_eval_source(run), run.text_column)
+    return build_calibration(texts, tokenizer, num_samples=number, shuffle=False, name=_eval_name(run), **shape)
+
+
+def _shape(run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel) -> dict[str, Any]:
+    return {
+        "max_seq_length": run.max_seq_length,
+        "batch_size": run.calibration_batch_size,
+        "seed": args.seed,
+        "max_position_embeddings": max_tokens(model.config),
+    }
+
+
+def _num_eval(run: RunArguments, model: PreTrainedModel) -> int:
+    # Perplexity is for causal language models.
+    return (run.num_eval_samples or 0) if run.label_column is not None or predicts_next_token(model) else 0
+
+
+def _labelled_text(
+    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any, held_out: CalibrationData | None
+) -> tuple[CalibrationData, CalibrationData | None]:
+    rows = _labelled_rows(run, model, tokenizer)
+    shape = _shape(run, args, model)
+    num_eval = run.num_eval_samples or 0
+    if held_out is None and num_eval:
+        rows, others = _split_rows(rows, num_eval, args.seed)
+        held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=f"{_source_name(run)}, rows held out", **shape)
+    wanted = run.num_calibration_samples
+    return build_calibration(rows, tokenizer, num_samples=wanted, name=_source_name(run), **shape), held_out
+
+
+def _labelled_rows(run: RunArguments, model: PreTrainedModel, tokenizer: Any, source: Source | None = None) -> LabelledRows:
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"`label_column` is for models that classify texts, and this is a {type(model).__name__}. Leave it out, or load a "
+            "checkpoint with a sequence classification head."
+        )
+    names = ("calibration_file", "dataset_name", "dataset_config_name", "dataset_split")
+    named = dict(zip(names, source or [getattr(run, name) for name in names], strict=True))
+    return load_labelled(
+        named,
+        model.config,
+        tokenizer,
+        label_column=str(run.label_column),
+        text_column=run.text_column,
+        text_pair_column=run.text_pair_column,
+        max_seq_length=run.max_seq_length,
+    )
+
+
+def _split_rows(rows: LabelledRows, number: int, seed: int) -> tuple[LabelledRows, LabelledRows]:
+    """Holds rows out at random, never more than a fifth of them."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(number, len(rows) // 5)
+    if count == 0:
+        raise ValueError(f"{len(rows)} labelled rows are too few to hold any out. Give more, or set `eval_file`.")
+    return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
+
+
+def names_eval(run: RunArguments) -> bool:
+    """Whether a file or split of its own is named to measure on."""
+    return run.eval_file is not None or run.eval_split is not None
+
+
+def _eval_source(run: RunArguments) -> Source:
+    if run.eval_file is not None:
+        return run.eval_file, None, None, "train"
+    return None, run.dataset_name, run.dataset_config_name, str(run.eval_split)
+
+
+def _eval_name(run: RunArguments) -> str:
+    return Path(run.eval_file).name if run.eval_file is not None else f"{run.dataset_name}:{run.eval_split}"
+
+
+def _source_name(run: RunArguments) -> str:
+    return Path(run.calibration_file).name if run.calibration_file else f"{run.dataset_name}:{run.dataset_split}"
+
+
+def metric_of(run: RunArguments) -> Callable[[EvalPrediction], dict[str, float]] | None:
+    """`compute_metrics` for labelled texts by the name in `metric`; None where texts have no labels.
+
+    F1 is the mean over the classes where there are more than two. A regression gets its squared error and correlation instead
+    of accuracy or F1.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    if run.label_column is None:
+        return None
+    module = load_metric(run.metric)
+
+    def compute(found: EvalPrediction) -> dict[str, float]:
+        logits: Any = found.predictions  # (N, num_labels), or (N, 1) for a regression
+        references: Any = found.label_ids
+        if logits.shape[-1] == 1 and run.metric in ("accuracy", "f1"):  # those of classes would round the values
+            return regression_figures(logits[:, 0], references)
+        if logits.shape[-1] == 1:
+            return module.compute(predictions=logits[:, 0], references=references)
+        average = {"average": "macro"} if run.metric == "f1" and logits.shape[-1] > 2 else {}
+        return module.compute(predictions=logits.argmax(-1), references=references, **average)
+
+    return compute
+
+
+def recovery_rows(
+    run: RunArguments, args: SpectralPruningArguments, model: Any, tokenizer: Any, calibration: Any, held_out: Any
+) -> list[dict[str, Any]] | None:
+    """Sequences to recover on, without those that are held out; None where no recovery is asked for."""
+    if args.recovery == "none":
+        return None
+    if run.label_column is not None:
+        other = None if run.recovery_file is None else (run.recovery_file, None, None, "train")
+        labelled = _labelled_rows(run, model, tokenizer, other)
+        if other is None and not names_eval(run) and run.num_eval_samples:
+            labelled, _ = _split_rows(labelled, run.num_eval_samples, args.seed)  # the same split as for calibration
+        order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(args.seed)).tolist()
+        drawn = (labelled[index] for index in order[: run.num_recovery_samples])
+        return [row for row in drawn if row["input_ids"]]  # an empty text has no tokens where none are special
+    if run.recovery_file is not None:
+        source, name = load_texts(run.recovery_file, text_column=run.text_column), Path(run.recovery_file).name
+    elif run.calibration == "python_docs":
+        source, name = default_texts()[0], "python_docs"
+    elif run.calibration == "self":
+        source, name = None, "self"
+    else:
+        source = load_texts(run.calibration_file, run.dataset_name, run.dataset_config_name, run.dataset_split, run.text_column)
+        name = run.calibration_file or str(run.dataset_name)
+    data = calibration
+    if source is not None:
+        data = build_calibration(
+            source,
+            tokenizer,
+            num_samples=run.num_recovery_samples,
+            max_seq_length=run.max_seq_length,
+            packing=run.packing,
+            seed=args.seed,
+            text_column=run.text_column if run.recovery_file is None else None,
+            max_position_embeddings=max_tokens(model.config),
+            name=f"{name}, to recover on",
+        )
+    # Without padding, whose width is another in every batch.
+    rows, others = ([unpadded_row(row) for row in training_rows(one)] if one else [] for one in (data, held_out))
+    hidden = {tuple(row["input_ids"].tolist()) for row in others}
+    return [row for row in rows if tuple(row["input_ids"].tolist()) not in hidden]
+
+
+def _hold_out(data: CalibrationData, wanted: int, extra: int) -> tuple[CalibrationData, CalibrationData | None]:
+    """Splits the last blocks off, as far as the text is long enough to spare them (never more than a fifth of it)."""
+    spare = min(extra, max(data.num_sequences - wanted, data.num_sequences // 5))
+    if spare == 0:
+        return data, None
+    rows = [
+        {name: value[i : i + 1] for name, value in batch.items()}
+        for batch in data.batches
+        for i in range(len(batch["input_ids"]))
+    ]
+    parts = []
+    for part, what in ((rows[:-spare], ""), (rows[-spare:], ", blocks held out of the calibration")):
+        protocol = {**data.protocol, "source": f"{data.protocol['source']}{what}", "num_sequences": len(part)}
+        size = len(data.batches[0]["input_ids"])
+        batches = tuple(_stack(part[start : start + size]) for start in range(0, len(part), size))
+        parts.append(CalibrationData(batches, protocol | {"num_tokens": CalibrationData(batches, {}).num_tokens}))
+    return parts[0], parts[1]
+
+
+def _stack(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    width = max(row["input_ids"].shape[1] for row in rows)
+    if any(row["input_ids"].shape[1] != width for row in rows):
+        # Rows padded to different lengths: pad on the right with masked positions.
+        rows = [{n: torch.nn.functional.pad(v, (0, width - v.shape[1])) for n, v in row.items()} for row in rows]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

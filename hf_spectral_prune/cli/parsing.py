@@ -1,0 +1,109 @@
+"""Reads a command's recipe and flags into its dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..utils.fitting import fitted
+from ..utils.words import did_you_mean
+
+ALL = " `--help` lists all."
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-4` as a number, as YAML 1.2 and JSON do; PyYAML's own loaders follow YAML 1.1, where it is text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+class Parser(HfArgumentParser):
+    """HfArgumentParser whose errors are one line with the nearest known flag."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser(types: Sequence[Any], command: str, description: str) -> Parser:
+    parser = Parser(
+        list(types),
+        prog=f"cria {command}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("recipe", nargs="?", help="YAML file with the same names as the flags; flags win.")
+    return parser
+
+
+def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[str]) -> list[Any]:
+    """Reads the recipe (if any) as defaults, then the flags.
+
+    Raises:
+        ValueError: an unknown flag or recipe key (with the nearest name), or a value that cannot work.
+    """
+    parser = _parser(types, command, description)
+    hints = {entry.name: get_type_hints(cls)[entry.name] for cls in types for entry in dataclasses.fields(cls)}
+    found, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        raise ValueError(
+            f"`{word}` is no flag of `cria {command}`.{did_you_mean(word.lstrip('-').replace('-', '_'), hints, '--', ALL)}"
+        )
+    if found.recipe is not None:
+        parser.set_defaults(**_read_recipe(found.recipe, hints))
+        found, _ = parser.parse_known_args(list(argv))
+    values = vars(found)
+    return [cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls)}) for cls in types]
+
+
+def take_folder(command: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Splits off the folder that a command names first: `cria COMMAND FOLDER [recipe.yaml] [--flags]`.
+
+    Returns:
+        the folder (None where help is asked for), and the other words.
+
+    Raises:
+        ValueError: there is none.
+    """
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        return words[0], words[1:]
+    if "-h" in words or "--help" in words:
+        return None, words
+    raise ValueError(f"There is no folder. Write `cria {command} FOLDER`, with the folder first.")
+
+
+def _read_recipe(path: str, hints: Mapping[str, Any]) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"The recipe `{path}` does not exist.")
+    try:
+        recipe = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        # Not the error's whole text: it quotes the line, which may hold a token.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"The recipe `{path}` is not YAML{where}: {problem or type(error).__name__}.") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"The recipe `{path}` must be a list of `name: value` lines.")
+    for key in recipe:
+        if key not in hints:
+            raise ValueError(f"The recipe `{path}` has the unknown key `{key}`.{did_you_mean(str(key), hints, otherwise=ALL)}")
+    try:
+        # Defaults of a parser do not pass through its types.
+        return {key: fitted(key, value, hints[key]) for key, value in recipe.items()}
+    except ValueError as error:
+        raise ValueError(f"The recipe `{path}`: {error}") from None

@@ -1,0 +1,17 @@
+"""`cria report`: writes the report page of a saved folder anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .parsing import parse, take_folder
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes report.html and its plots anew, from the figures in the folder of a pruned model or of a comparison."""
+    from ..publishing.report.write import write_report
+
+    folder, words = take_folder("report", argv)
+    parse([], "report FOLDER", main.__doc__ or "", words)
+    assert folder is not None
+    print(f"Wrote {write_report(folder)}")

@@ -1,0 +1,42 @@
+"""`cria score`: scores every unit of a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..arguments import SpectralPruningArguments
+from .arguments import RunArguments
+from .parsing import parse
+
+
+def main(argv: Sequence[str]) -> None:
+    """Scores every unit of a model and writes the scores as JSON (to --output_dir, else to the screen)."""
+    from ..pruner import SpectralPruner
+    from .inputs import load_data, load_model, load_processing_class
+
+    args, run = parse([SpectralPruningArguments, RunArguments], "score", main.__doc__ or "", argv)
+    model = load_model(run)
+    SpectralPruner.check_model(model, args)
+    run.num_eval_samples = 0
+    calibration, _ = load_data(run, args, model, load_processing_class(run))
+    pruner = SpectralPruner(model, args, calibration)
+    scores = {key: value.tolist() for key, value in pruner.score().items()}
+    text = json.dumps(
+        {
+            "criterion": args.criterion,
+            "criterion_args": args.criterion_args,
+            "calibration": None if calibration is None else calibration.protocol,
+            "scores": scores,
+        }
+    )
+    if args.output_dir is None:
+        print(text)
+        return
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "scores.json.tmp"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(folder / "scores.json")
+    print(f"Scores of {sum(map(len, scores.values())):,} units in {len(scores)} groups: {folder / 'scores.json'}")

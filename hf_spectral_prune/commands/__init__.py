@@ -1,1 +1,0 @@
-"""The subcommands of `cria`: one module each, with a function `main(argv)`."""

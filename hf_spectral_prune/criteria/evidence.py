@@ -1,0 +1,88 @@
+"""What a calibration pass leaves behind: all that scores and repairs read of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..arguments import SpectralPruningArguments
+from ..calibration import GroupMoments, collect_moments
+from ..calibration.parts import MomentsByPart, moments_within
+from ..calibration.signals import Side
+from ..data.texts import CalibrationData
+from ..models.families import UnitGroup, unit_groups
+from . import Criterion, Statistics, collect_statistics, select_statistics
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a calibration pass leaves behind.
+
+    Attributes:
+        moments: by group, of the signals that the criterion reads. Where they do not fit into memory, `MomentsByPart`.
+        statistics: the criterion's own, mostly none.
+        repair: moments of the activations, for compensation; mostly the same object as `moments`.
+    """
+
+    moments: Mapping[str, GroupMoments]
+    statistics: Statistics
+    repair: Mapping[str, GroupMoments]
+
+    def select(self, groups: list[UnitGroup], kept: dict[str, Tensor]) -> Evidence:
+        """What is left of it after a cut."""
+
+        def cut(moments: Mapping[str, GroupMoments]) -> Mapping[str, GroupMoments]:
+            if isinstance(moments, MomentsByPart):
+                return moments.anew()
+            return {group.key: moments[group.key].select(group, kept[group.key]) for group in groups if group.key in moments}
+
+        moments = cut(self.moments)
+        repair = moments if self.repair is self.moments else cut(self.repair)
+        return Evidence(moments, select_statistics(self.statistics, kept), repair)
+
+
+def calibrate(
+    model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion, calibration: CalibrationData | None
+) -> Evidence:
+    """Runs the calibration data through the model for all that scores and repair read; empty where they read nothing."""
+    repairs = args.compensation != "none"
+    if not (criterion.needs_data or repairs):
+        return Evidence({}, {}, {})
+    assert calibration is not None
+    # Criteria that stream statistics of their own read no moments: no pass is spent on them.
+    needed = criterion.needs_moments or repairs
+    sides = criterion.sides if criterion.needs_moments else ("after",)
+    moments = _collect(model, args, criterion, calibration, criterion.signals, sides) if needed else {}
+    # A repair reproduces outputs, so it needs the moments of the activations themselves.
+    repair = moments
+    if repairs and (criterion.signals == "loss" or isinstance(moments, MomentsByPart)):
+        repair = _collect(model, args, criterion, calibration, "activations", ("after",))
+    statistics = collect_statistics(
+        model,
+        unit_groups(model, args.units),
+        criterion,
+        calibration.batches,
+        moments,
+        seed=args.seed,
+        progress=not args.disable_tqdm,
+    )
+    return Evidence(moments, statistics, repair)
+
+
+def _collect(
+    model: PreTrainedModel,
+    args: SpectralPruningArguments,
+    criterion: Criterion,
+    calibration: CalibrationData,
+    signals: str,
+    sides: tuple[Side, ...],
+) -> Mapping[str, GroupMoments]:
+    spatial, progress = replace(criterion.positions, seed=args.seed), not args.disable_tqdm
+
+    def collect(part: Sequence[UnitGroup]) -> dict[str, GroupMoments]:
+        return collect_moments(model, part, calibration.batches, sides=sides, signals=signals, spatial=spatial, progress=progress)
+
+    return moments_within(model, lambda: unit_groups(model, args.units), sides, collect, args.max_moment_gib)

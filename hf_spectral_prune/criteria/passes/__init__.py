@@ -1,0 +1,1 @@
+"""Passes over the model that some criteria need: gradients, curvature, histograms, interpolation."""

@@ -1,0 +1,1 @@
+"""Data: what a user gives (texts, labelled rows, images, tensors) becomes batches."""

@@ -1,0 +1,332 @@
+"""Calibration pictures: reads a source, puts it through the model's image processor and cuts it into batches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Image, load_dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from .texts import Batch, CalibrationData, with_sizes
+
+logger = logging.get_logger(__name__)
+
+_LABEL_COLUMNS = ("label", "labels")
+
+
+def build_images(
+    source: Any,
+    processing_class: Any = None,
+    config: PreTrainedConfig | None = None,
+    *,
+    num_samples: int | None = 256,
+    batch_size: int = 32,
+    shuffle: bool = True,
+    seed: int = 42,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    name: str = "unnamed",
+) -> CalibrationData:
+    """Cuts pictures into batches with `pixel_values` (B, C, H, W) and, where there are labels, `labels` (B,).
+
+    Args:
+        source: a `datasets.Dataset` with an image column (or `pixel_values`); a pair (images, labels) or images alone, as a
+            tensor, an array or a list of pictures; a map-style data set of pairs (image, label) or of rows with
+            `pixel_values`; or ready batches (a `DataLoader`, a list of dicts of tensors), which are all used, unchanged.
+            Floating-point tensors and arrays are taken as they are, in the shape of the model's inputs; pictures and uint8
+            arrays (H, W, C) go through the processor. Pictures are converted to RGB, or to grey for a model of 1 channel.
+        processing_class: the model's image processor.
+        config: the model's; what it says of channels, sizes and labels is checked.
+        num_samples: how many pictures; None takes all.
+        shuffle: True takes them at random by `seed`, without replacement and in their order; False takes the first ones.
+        image_column, label_column: of a `Dataset`; by default its only image column, and `label` or `labels` if it has one.
+        name: what the protocol calls the source.
+
+    Raises:
+        ValueError: pictures without a processor, of a wrong size or number of channels, labels that the model does not have, an
+            empty source, or one of another kind.
+    """
+    for setting, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{setting}` is {value}, but must be at least 1.")
+    if _is_batches(source):
+        batches = [_as_batch(item) for item in source]
+        settings: dict[str, Any] = dict.fromkeys(("num_samples", "shuffle", "seed"))
+    else:
+        images, labels = _images_and_labels(source, image_column, label_column, config)
+        chosen = _chosen(len(images), num_samples, shuffle, seed)
+        if num_samples is not None and len(chosen) < num_samples:
+            logger.warning(f"Calibrating on {len(chosen)} pictures, not `num_samples`={num_samples}: {name} has no more.")
+        parts = [chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)]
+        batches = [_batch(images, labels, part, processing_class, config) for part in parts]
+        settings = {"num_samples": num_samples, "shuffle": shuffle, "seed": seed if shuffle else None}
+    if not batches:
+        raise ValueError("The source of pictures is empty. Give at least one.")
+    for batch in batches:
+        _check(batch, config)
+    shape = list(batches[0]["pixel_values"].shape[1:])
+    return with_sizes(batches, {"source": name, "input_shape": shape, "labels": "labels" in batches[0]} | settings)
+
+
+def load_images(folder: str | Path, setting: str = "image_dir") -> Dataset:
+    """Pictures of a folder; the names of its subfolders, if it has any, are the labels.
+
+    Args:
+        setting: what errors call the folder.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it holds no pictures.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`{setting}` `{folder}` is not a folder.")
+    try:
+        found = load_dataset("imagefolder", data_dir=str(folder), split="train")
+    except (ValueError, FileNotFoundError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"`{setting}` `{folder}` cannot be read as a folder of pictures: {reason}") from None
+    if len(found) == 0 or "image" not in found.column_names:
+        raise ValueError(f"`{setting}` `{folder}` holds no pictures. Name a folder of image files, in a subfolder a class.")
+    return found
+
+
+# ---- sources
+
+
+def _is_batches(source: Any) -> bool:
+    if isinstance(source, DataLoader):
+        return True
+    first = source[0] if isinstance(source, list) and source else None
+    return isinstance(first, Mapping) and all(isinstance(value, Tensor) for value in first.values()) and not _is_row(first)
+
+
+def _is_row(item: Any) -> bool:
+    """Whether a dict is one row of a Trainer's data set, rather than a batch."""
+    if not isinstance(item, Mapping) or "pixel_values" not in item:
+        return False
+    label = next((item[name] for name in _LABEL_COLUMNS if name in item), None)
+    return np.ndim(item["pixel_values"]) == 3 if label is None else np.ndim(label) == 0
+
+
+def _as_batch(item: Any) -> Batch:
+    if isinstance(item, Mapping) and "pixel_values" in item:
+        return {key: torch.as_tensor(item[key]) for key in ("pixel_values", "labels") if key in item}
+    if isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(value, Tensor) for value in item):
+        return {"pixel_values": item[0], "labels": item[1]}
+    if isinstance(item, Tensor):
+        return {"pixel_values": item}
+    raise ValueError("A batch of pictures must be a dict with `pixel_values`, a pair (inputs, labels) or a tensor.")
+
+
+def _images_and_labels(
+    source: Any, image_column: str | None, label_column: str | None, config: PreTrainedConfig | None
+) -> tuple[Any, Any]:
+    """Two sequences of one length; the second is None where there are no labels."""
+    if isinstance(source, Dataset):
+        column = _image_column(source, image_column)
+        if label_column is not None and label_column not in source.column_names:
+            raise ValueError(f"`label_column` is {label_column!r}, but the data set has the columns {source.column_names}.")
+        label = label_column or next((name for name in _LABEL_COLUMNS if name in source.column_names), None)
+        names = getattr(source.features.get(label), "names", None) if label is not None else None
+        rows = source.with_format("numpy" if column == "pixel_values" else None)
+        labels = None if label is None else _named(list(source[label]), names, config)
+        return _Column(rows, column), labels
+    if isinstance(source, (Tensor, np.ndarray)):
+        return source, None
+    if isinstance(source, tuple) and len(source) == 2 and not _is_picture(source[0]):
+        images, labels = source
+        if len(images) != len(labels):
+            raise ValueError(f"There are {len(images)} pictures and {len(labels)} labels. Give one label a picture.")
+        return images, labels
+    if isinstance(source, (list, torch.utils.data.Dataset)) and len(source):  # type: ignore[arg-type]
+        items: Any = source
+        if _is_row(items[0]):
+            label = next((name for name in _LABEL_COLUMNS if name in items[0]), None)
+            return _Pairs(items, "pixel_values"), None if label is None else _Pairs(items, label)
+        if isinstance(items[0], (tuple, list)) and len(items[0]) == 2:
+            return _Pairs(items, 0), _Pairs(items, 1)
+        return items, None
+    if hasattr(source, "__len__") and len(source) == 0:
+        raise ValueError("The source of pictures is empty. Give at least one.")
+    raise ValueError(
+        f"A {type(source).__name__} is no source of pictures. Give a `datasets.Dataset` with an image column, a pair (images, "
+        "labels) of tensors or arrays, a list of pictures, or a `DataLoader`."
+    )
+
+
+class _Column:
+    """One column of a data set, row by row: nothing is decoded before it is asked for."""
+
+    def __init__(self, rows: Dataset, column: str) -> None:
+        self.rows, self.column = rows, column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index][self.column]
+
+
+class _Pairs:
+    """One entry of every pair or row of a map-style data set."""
+
+    def __init__(self, items: Any, place: int | str) -> None:
+        self.items, self.place = items, place
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index][self.place]
+
+
+def _image_column(source: Dataset, image_column: str | None) -> str:
+    pictures = [name for name, feature in source.features.items() if isinstance(feature, Image)]
+    known = [*pictures, *(name for name in ("pixel_values",) if name in source.column_names)]
+    chosen = image_column or (known[0] if len(known) == 1 else None)
+    if chosen is None or chosen not in known:
+        what = f"`image_column` is {image_column!r}" if image_column else "Which column holds the pictures?"
+        raise ValueError(f"{what}: the data set has {source.column_names}, of which {known or 'none'} hold pictures.")
+    return chosen
+
+
+def _named(labels: list[Any], names: list[str] | None, config: PreTrainedConfig | None) -> list[Any]:
+    """Labels by name where the data set and the model know the same names, so that their order does not matter."""
+    if names is None:
+        return labels
+    if set(names) <= set(getattr(config, "label2id", None) or {}):
+        # A hidden label (-1) has no name, and must not become the last one.
+        return [label if label is None or label < 0 else names[label] for label in labels]
+    logger.warning(f"The labels are taken by number: the model does not know the data set's names (`{names[0]}`, ...).")
+    return labels
+
+
+def _chosen(available: int, num_samples: int | None, shuffle: bool, seed: int) -> list[int]:
+    if num_samples is None or available <= num_samples:
+        return list(range(available))
+    if not shuffle:
+        return list(range(num_samples))
+    return sorted(torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:num_samples].tolist())
+
+
+# ---- batches
+
+
+def _batch(
+    images: Sequence[Any],
+    labels: Sequence[Any] | None,
+    indices: list[int],
+    processing_class: Any,
+    config: PreTrainedConfig | None,
+) -> Batch:
+    batch = {"pixel_values": _pixels([images[index] for index in indices], processing_class, config)}
+    if labels is not None:
+        batch["labels"] = torch.tensor([_label_id(labels[index], config) for index in indices])
+    return batch
+
+
+def _pixels(images: list[Any], processing_class: Any, config: PreTrainedConfig | None) -> Tensor:
+    first = images[0]
+    if isinstance(first, (Tensor, np.ndarray)) and not _is_raw(first):
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) > 1:
+            raise ValueError(f"The pictures have different shapes: {sorted(shapes)[0]} and {sorted(shapes)[-1]}. Give one shape.")
+        return torch.stack([torch.as_tensor(image) for image in images]).float()
+    if not (_is_picture(first) or isinstance(first, (Tensor, np.ndarray))):
+        raise ValueError(f"A picture is a {type(first).__name__}. Give PIL pictures, arrays or tensors.")
+    if processing_class is None:
+        raise ValueError(
+            "The pictures are not yet the model's inputs, and there is no image processor to make them so. Pass "
+            "`processing_class`, or floating-point tensors as the model takes them."
+        )
+    images = [_converted(image, config) for image in images]
+    for image in images:
+        _check_channels(image, config)
+    return processing_class(images=images, return_tensors="pt")["pixel_values"]
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether it is a picture of PIL, asked without importing it, because work on text does without."""
+    pil = sys.modules.get("PIL.Image")
+    return pil is not None and isinstance(value, pil.Image)
+
+
+def _converted(image: Any, config: PreTrainedConfig | None) -> Any:
+    """A picture of PIL with as many channels as the model reads: most folders have a grey, transparent or CMYK one somewhere."""
+    mode = {1: "L", 3: "RGB"}.get(getattr(config, "num_channels", None) or 0)
+    # Integers of more than 8 bits and fractions ("I", "I;16", "F") would be clipped: how to scale them is the user's to say.
+    if mode is None or not _is_picture(image) or image.mode == mode or image.mode.startswith(("I", "F")):
+        return image
+    return image.convert(mode)
+
+
+def _is_raw(image: Tensor | np.ndarray) -> bool:
+    return image.dtype in (torch.uint8, np.dtype("uint8"))
+
+
+def _check_channels(image: Any, config: PreTrainedConfig | None) -> None:
+    wanted = getattr(config, "num_channels", None)
+    if _is_picture(image):
+        found, kind = len(image.getbands()), f"mode {image.mode}"
+    else:
+        found, kind = (image.shape[-1] if image.ndim == 3 else 1), f"shape {tuple(image.shape)}"
+    if wanted is not None and found != wanted:
+        raise ValueError(
+            f"A picture has {found} channel{'s' if found > 1 else ''} ({kind}), and the model takes {wanted}. Convert the "
+            'pictures (e.g. `image.convert("RGB")`).'
+        )
+
+
+def _label_id(label: Any, config: PreTrainedConfig | None) -> int:
+    if label is None:
+        raise ValueError("A picture has no label. Give every picture one, or leave those without out.")
+    if isinstance(label, str):
+        known: dict[str, int] = getattr(config, "label2id", None) or {}
+        if label not in known:
+            raise ValueError(
+                f"The label `{label}` is none of the model's: {', '.join(f'`{name}`' for name in list(known)[:5])}, ..."
+            )
+        return known[label]
+    return int(label)
+
+
+def _check(batch: Batch, config: PreTrainedConfig | None) -> None:
+    """Checks a batch against what the model's config says.
+
+    Raises:
+        ValueError: wrong number of channels, wrong size, hidden labels, or a label that the model does not have.
+    """
+    labels = batch.get("labels")
+    if labels is not None and bool(((labels < 0) & (labels != -100)).any()):  # -100 says that a row has no target
+        raise ValueError(
+            f"A label is {int(labels.min())}: the labels of this split are hidden, as those of test splits often are. Name a "
+            "split with labels."
+        )
+    if config is None:
+        return
+    pixels = batch["pixel_values"]
+    channels = getattr(config, "num_channels", None)
+    if channels is not None and (pixels.dim() != 4 or pixels.shape[1] != channels):
+        raise ValueError(
+            f"The pictures have the shape {tuple(pixels.shape[1:])}, and the model takes ({channels}, height, width)."
+        )
+    size = getattr(config, "image_size", None) if hasattr(config, "patch_size") else None  # others take any size
+    if size is not None:
+        wanted = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        if tuple(pixels.shape[2:]) != wanted:
+            raise ValueError(
+                f"The pictures are {pixels.shape[2]} x {pixels.shape[3]}, and the model takes {wanted[0]} x {wanted[1]}. Resize "
+                "them, or give pictures and the model's image processor."
+            )
+    count = getattr(config, "num_labels", None)
+    if labels is not None and count and config.model_type != "torch" and int(labels.max()) >= count:
+        raise ValueError(f"A label is {int(labels.max())}, and the model has {count} classes (0 to {count - 1}).")

@@ -1,0 +1,78 @@
+"""Data as users give it to a pruner or a callback, made into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..arguments import SpectralPruningArguments
+from ..models.families import max_tokens
+from ..models.families.groups import is_vision
+from ..models.torch_model import TorchModelForImageClassification, check_rebuildable, importable, original_class, wrap
+from .images import build_images
+from .texts import CalibrationData, build_calibration
+
+# Length of a row of text in tokens, if the model takes as many.
+_SEQUENCE_LENGTH = 512
+# Sequences of raw text to evaluate on at most: half a million tokens, as many as WikiText-2 and the like have to test on.
+_MOST_EVAL_SEQUENCES = 1000
+
+
+def read_data(source: Any, processing_class: Any, model: PreTrainedModel, seed: int, name: str) -> CalibrationData:
+    """Data as users give it, in batches; `CalibrationData` stays as it is.
+
+    Args:
+        source: as for `build_images` where the model reads pictures, else as for `build_calibration`.
+        name: "eval_dataset" takes all pictures and tokenised rows, and the first 1,000 sequences of raw text;
+            "calibration_dataset" takes a sample.
+
+    Raises:
+        ValueError: see `build_images` and `build_calibration`.
+    """
+    if isinstance(source, CalibrationData):
+        return source
+    measured = name == "eval_dataset"
+    if is_vision(model):
+        pictures: dict[str, Any] = {"num_samples": None} if measured else {}
+        return build_images(source, processing_class, model.config, seed=seed, name=name, **pictures)
+    limit = max_tokens(model.config)
+    length = _SEQUENCE_LENGTH if limit is None else min(_SEQUENCE_LENGTH, limit)
+    options: dict[str, Any] = {"max_seq_length": length, "max_position_embeddings": limit, "seed": seed, "name": name}
+    if measured:
+        source = source if isinstance(source, (Sequence, Mapping, Dataset)) else list(source)
+        options |= {"shuffle": False, "num_samples": _MOST_EVAL_SEQUENCES if _is_raw_text(source) else max(1, len(source))}
+    return build_calibration(source, processing_class, **options)
+
+
+def _is_raw_text(source: Any) -> bool:
+    if isinstance(source, Dataset):
+        return "input_ids" not in source.column_names
+    return isinstance(source, Sequence) and len(source) > 0 and isinstance(source[0], str)
+
+
+def wrap_for(
+    network: nn.Module, calibration_dataset: Any, eval_dataset: Any, args: SpectralPruningArguments
+) -> TorchModelForImageClassification:
+    """A plain network for a pruning run; its data says what its inputs look like.
+
+    Raises:
+        ValueError: there is no data; or the run will save the network, and it cannot be built again or not be imported by the
+            process that checks it.
+    """
+    source = eval_dataset if calibration_dataset is None else calibration_dataset
+    name = type(network).__name__
+    if source is None:
+        raise ValueError(f"`{name}` is traced with one of its inputs, and there is no data. Pass `calibration_dataset`.")
+    data = source if isinstance(source, CalibrationData) else build_images(source, num_samples=1)
+    if args.output_dir is not None:
+        check_rebuildable(network)
+        if args.self_check and not importable(original_class(type(network))):
+            raise ValueError(
+                f"`{name}` is defined in a script or a function, where the process that checks the saved folder cannot import "
+                "it. Put it into a module, or set `self_check=False`."
+            )
+    return wrap(network, data.batches[0]["pixel_values"][:1])

@@ -1,0 +1,1 @@
+"""Evaluation: the one ruler that measures a model before and after."""

@@ -1,0 +1,1 @@
+"""Models: families, the Cria classes, loading, losses, and walking the layers."""

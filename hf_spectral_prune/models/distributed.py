@@ -1,0 +1,156 @@
+"""Training over several processes: sharded weights (FSDP2), whole copies of such models, decisions of the first process."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate
+from transformers import PreTrainedModel
+
+from .families import family_of
+
+T = TypeVar("T")
+
+# Set while the first process works on something that the others wait for.
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+def works_together() -> bool:
+    """Whether several processes do the same now, each on its part of the data, so that their sums belong together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and not _alone.get()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 holds the model's weights: every process has a part of each, whose shape still says the whole one."""
+    return isinstance(model, FSDPModule)
+
+
+def shards_weights(model: PreTrainedModel) -> bool:
+    """Whether a Trainer's model is sharded or will be when training begins, as `AcceleratorState` says.
+
+    Raises:
+        ValueError: weights are split in a way that cannot be masked and gathered: stage 3 of DeepSpeed, FSDP1, tensor
+            parallelism and the like, or FSDP2 for a family whose units are traced.
+    """
+    state = AcceleratorState()
+    kind = state.distributed_type
+    remedy = "Train data-parallel or with FSDP2, or prune with `SpectralPruner` before training."
+    if kind == DistributedType.FSDP and not state.is_fsdp2:
+        raise ValueError(
+            "Pruning while training takes FSDP in its version 2, and this is version 1, which flattens the weights. Set "
+            '`"version": 2` in `fsdp_config` (`fsdp_version: 2` in the file of `accelerate config`).'
+        )
+    if kind == DistributedType.DEEPSPEED and state.deepspeed_plugin.zero_stage > 2:
+        raise ValueError(f"Pruning while training cannot mask weights that stage 3 of DeepSpeed shards. Use stage 2. {remedy}")
+    known = (DistributedType.NO, DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if kind not in known and not kind.value.startswith("MULTI_"):
+        raise ValueError(f"Pruning while training does not know how {kind.value} spreads the weights. {remedy}")
+    if _split_inside_layers(model):
+        raise ValueError(f"Pruning while training cannot mask units that tensor parallelism splits over processes. {remedy}")
+    sharded = kind == DistributedType.FSDP or is_sharded(model)
+    if sharded and family_of(model.config).traced:
+        raise ValueError(
+            f"The channels of the {family_of(model.config).name} family cannot be traced in sharded weights. Train data-parallel."
+        )
+    return sharded
+
+
+def _split_inside_layers(model: nn.Module) -> bool:
+    """Whether more than FSDP, which splits a weight along one dimension of the processes, has split it."""
+    allowed = int(is_sharded(model))
+    return any(
+        sum(not placement.is_replicate() for placement in parameter.placements) > allowed
+        for parameter in model.parameters()
+        if isinstance(parameter, DTensor)
+    )
+
+
+def whole_copy(model: PreTrainedModel) -> PreTrainedModel | None:
+    """A plain copy of the model on the first process, and None on the others. All of them must call it.
+
+    The copy of a sharded model is on the CPU of the first process, which needs room for the whole model; it has the class and
+    config that were sharded. Another model is copied where it is.
+    """
+    first = PartialState().is_main_process
+    if not is_sharded(model):
+        return copy.deepcopy(model) if first else None
+    # Gathered one weight at a time; the other processes let go of it at once.
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not first:
+        return None
+    plain_class: Any = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+    config = copy.deepcopy(model.config)
+    vars(config).pop("distributed_config", None)  # of a model that transformers sharded as it was loaded
+    with init_empty_weights(include_buffers=False):
+        plain: PreTrainedModel = plain_class(config)
+    plain.load_state_dict(weights, assign=True)
+    plain.tie_weights()
+    if model.can_generate():
+        plain.generation_config = copy.deepcopy(model.generation_config)
+    return plain.train(model.training)
+
+
+def of_first_process(make: Callable[[], T]) -> T:
+    """What `make` gives on the first process, the only one that calls it, on all of them. It must not wait for the others.
+
+    Raises:
+        RuntimeError: on the other processes, where `make` raised something on the first: none waits for one that has stopped.
+    """
+    value, failure = None, None
+    if PartialState().is_main_process:
+        token = _alone.set(True)
+        try:
+            value = make()
+        except Exception as error:
+            failure = error
+        finally:
+            _alone.reset(token)
+    value, message = broadcast_object_list([value, None if failure is None else str(failure)])
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise RuntimeError(f"The first process stopped: {message}")
+    return value  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def zero_columns(weight: Tensor, columns: Tensor) -> None:
+    """Sets columns of a weight (out, in), whole or sharded, to zero in place.
+
+    Args:
+        columns: (in,) bool, the same on every process.
+    """
+    columns = columns.to(weight.device)
+    if isinstance(weight, DTensor):
+        columns = DTensor.from_local(columns, weight.device_mesh, [Replicate()] * weight.device_mesh.ndim, run_check=False)
+    weight.masked_fill_(columns, 0)
+
+
+def saves_instead(model: PreTrainedModel, saved: PreTrainedModel | None) -> None:
+    """Lets `model.save_pretrained` write another model: `saved`, on the process that has it. Undone by `saves_itself`.
+
+    A Trainer calls it on the first process for `save_model`, after it has gathered sharded weights on all.
+    """
+
+    def save_pretrained(
+        save_directory: Any, is_main_process: bool = True, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        if saved is not None and is_main_process:
+            saved.save_pretrained(save_directory, **kwargs)
+
+    vars(model)["save_pretrained"] = save_pretrained
+
+
+def saves_itself(model: PreTrainedModel) -> None:
+    """Undoes `saves_instead`."""
+    vars(model).pop("save_pretrained", None)

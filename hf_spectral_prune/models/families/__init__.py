@@ -1,0 +1,32 @@
+"""What each supported model family looks like: tables, no maths, no surgery."""
+
+from .base import Family, Producer, Signal, Slice, UnitGroup, UnitKind, network_of
+from .bert import FAMILIES as _ENCODER_FAMILIES
+from .channels import FAMILIES as _CHANNEL_FAMILIES
+from .ffn_only import FAMILIES as _FFN_FAMILIES
+from .groups import Part, consumers, family_of, layer_field, layers_of, max_tokens, module_of, parts, take, unit_groups
+from .llama import FAMILIES as _LLAMA_FAMILIES
+from .vit import FAMILIES as _VIT_FAMILIES
+
+FAMILIES: tuple[Family, ...] = (*_LLAMA_FAMILIES, *_FFN_FAMILIES, *_ENCODER_FAMILIES, *_VIT_FAMILIES, *_CHANNEL_FAMILIES)
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Part",
+    "Producer",
+    "Signal",
+    "Slice",
+    "UnitGroup",
+    "UnitKind",
+    "consumers",
+    "family_of",
+    "layer_field",
+    "layers_of",
+    "max_tokens",
+    "module_of",
+    "network_of",
+    "parts",
+    "take",
+    "unit_groups",
+]

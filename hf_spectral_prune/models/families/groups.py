@@ -1,0 +1,182 @@
+"""Finds a model's family and lists its unit groups, with the modules and the exact parameter cost of a unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations import is_fsdp_enabled
+
+from ...utils.words import did_you_mean
+from .base import Family, Slice, UnitGroup, UnitKind, network_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family table for a config, by `model_type`.
+
+    Raises:
+        ValueError: the family is unknown; names the known ones and the nearest.
+    """
+    from . import FAMILIES
+
+    known = {model_type: family for family in FAMILIES for model_type in family.model_types}
+    if config.model_type in known:
+        return known[config.model_type]
+    text = config.get_text_config()
+    if text is not config and text.model_type in known:
+        raise ValueError(
+            f"Model type `{config.model_type}` holds more than a text model, and only that one (`{text.model_type}`) can be "
+            "pruned. Load it alone."
+        )
+    hint = did_you_mean(str(config.model_type), known)
+    names = ", ".join(f"`{family.name}`" for family in FAMILIES)
+    raise ValueError(
+        f"Model type `{config.model_type}` is not a known family; known: {names}.{hint} "
+        "Add a table for it in hf_spectral_prune/architectures/ or choose another model."
+    )
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The model's list of layers, whatever task head is on top; empty for a traced network, which has no list of its own."""
+    family = family_of(model.config)
+    if family.traced:
+        return nn.ModuleList()
+    layers = model.base_model.get_submodule(family.layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def module_of(model: PreTrainedModel, layer: int, path: str) -> Any:
+    """The module at `path` inside one layer; a linear layer for every producer and consumer of a family table."""
+    return layers_of(model)[layer].get_submodule(path)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A slice together with its module.
+
+    Attributes:
+        name: what the criteria call it; its path inside the layer for table families.
+        module: the module itself.
+        slice: which of its entries belong to the units.
+    """
+
+    name: str
+    module: Any
+    slice: Slice
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the module reads the units (a consumer), rather than making them or passing them on."""
+        return self.slice.side == "input"
+
+
+def parts(model: PreTrainedModel, group: UnitGroup) -> list[Part]:
+    """Everything in the model that belongs to a group's units, consumers last."""
+    if group.slices:
+        network = network_of(model)
+        found = [Part(piece.path, network.get_submodule(piece.path), piece) for piece in group.slices]
+        return [part for part in found if not part.is_input] + [part for part in found if part.is_input]
+    row = family_of(model.config).kind(group.kind)
+    found = []
+    for producer in row.producers:
+        linear = module_of(model, group.layer, producer.module)
+        index = _block_index(linear.out_features, group.size, producer.num_blocks)
+        found.append(Part(producer.module, linear, Slice(producer.module, "output", index, producer.num_blocks)))
+    consumer = module_of(model, group.layer, row.consumer)
+    index = torch.arange(consumer.in_features).reshape(group.size, -1)
+    return [*found, Part(row.consumer, consumer, Slice(row.consumer, "input", index))]
+
+
+def take(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows of a tensor by index; the tensor itself where that is all of them in order, which costs no memory."""
+    index = index.to(tensor.device)
+    if len(index) == len(tensor) and torch.equal(index, torch.arange(len(index), device=index.device)):
+        return tensor
+    return tensor[index]
+
+
+def consumers(model: PreTrainedModel, group: UnitGroup) -> list[Part]:
+    """The modules that read a group's units."""
+    return [part for part in parts(model, group) if part.is_input]
+
+
+def _block_index(rows: int, size: int, num_blocks: int) -> torch.Tensor:
+    """(size, rows / size): every unit's rows of a projection laid out as (num_blocks, size, rows per unit and block)."""
+    return torch.arange(rows).reshape(num_blocks, size, -1).transpose(0, 1).reshape(size, -1)
+
+
+def max_tokens(config: PreTrainedConfig) -> int | None:
+    """Most tokens that a row of a model may have; None for a model without that limit."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and family_of(config).positions_after_padding:
+        return positions - int(config.pad_token_id or 0) - 1
+    return positions
+
+
+def layer_field(config: PreTrainedConfig, layer: int, name: str) -> Any:
+    """A config attribute as one layer has it (the global value unless `per_layer_config` overrides it)."""
+    return getattr(config.per_layer_config[layer], name)
+
+
+def _check_in_memory(weight: Tensor, name: str) -> None:
+    # A process that loads for FSDP has no weights either, before those of the first one are sent to it.
+    if weight.is_meta and not is_fsdp_enabled():
+        raise ValueError(
+            f"The weights of `{name}` are not in memory: the model is offloaded or empty. Load it whole on one device (leave "
+            "`device_map` out, or give it one device)."
+        )
+
+
+def _check_plain(module: nn.Module, name: str) -> None:
+    if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
+        raise ValueError(
+            f"`{name}` is a {type(module).__name__} with {getattr(module.weight, 'dtype', 'unknown')} weights, which cannot "
+            "be cut. Load the model without quantisation or adapters (dequantise or merge first)."
+        )
+    _check_in_memory(module.weight, name)
+
+
+def _group(model: PreTrainedModel, layer: int, row: UnitKind) -> UnitGroup:
+    size = layer_field(model.config, layer, row.size_field)
+    consumer = module_of(model, layer, row.consumer)
+    _check_plain(consumer, f"layers.{layer}.{row.consumer}")
+    cost = consumer.weight.numel() // size
+    for producer in row.producers:
+        module = module_of(model, layer, producer.module)
+        _check_plain(module, f"layers.{layer}.{producer.module}")
+        cost += sum(parameter.numel() for parameter in module.parameters()) // size
+    return UnitGroup(layer, row.kind, size, consumer.weight.shape[1] // size, cost)
+
+
+def unit_groups(model: PreTrainedModel, kinds: tuple[str, ...] | list[str] | None = None) -> list[UnitGroup]:
+    """Every unit group of the model, layer by layer.
+
+    Args:
+        kinds: kinds of unit to list; None lists all the family has.
+
+    Raises:
+        ValueError: unknown family, unknown kind, weights that cannot be cut (quantised, wrapped by an adapter, offloaded), or a
+            network that cannot be traced (see `traced_groups`).
+    """
+    family = family_of(model.config)
+    family.check_kinds(kinds or ())
+    if family.traced:
+        from .tracing import traced_groups  # needs torch-pruning, which is an extra
+
+        for name, parameter in model.named_parameters():
+            _check_in_memory(parameter, name)
+        return traced_groups(model)
+    rows = family.kinds if kinds is None else tuple(family.kind(kind) for kind in kinds)
+    return [_group(model, layer, row) for layer in range(len(layers_of(model))) for row in rows]
+
+
+def is_vision(model: Any) -> bool:
+    """Whether the model reads pictures (or the plain inputs of a `TorchModelForImageClassification`)."""
+    return getattr(model, "main_input_name", None) == "pixel_values"

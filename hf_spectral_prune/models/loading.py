@@ -1,0 +1,144 @@
+"""Loads the model and tokenizer that a name, a folder or a GGUF file stands for, onto a device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from ..arguments import ModelArguments
+from ..utils.environment import accelerator
+from .cria import AUTO_CLASSES
+from .families import family_of
+
+
+def choose_device(name: str) -> torch.device:
+    """The device by name; "auto" takes the accelerator if there is one that has float64.
+
+    Raises:
+        ValueError: the device does not exist here, or has no float64.
+    """
+    if name == "auto":
+        return accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        if device.type != "mps":
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device` `{name}` cannot be used here: {str(error).splitlines()[0]}") from None
+    if device.type == "mps":
+        raise ValueError(f"`device` `{name}` has no float64, which scores are computed in. Set `device` to `cpu`.")
+    return device
+
+
+def load_model(run: ModelArguments) -> PreTrainedModel:
+    """The model with the task head its checkpoint has, dense (GGUF files are de-quantised).
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: no model named, folder or file missing, or not a model.
+    """
+    name = model_name(run)
+    options: dict[str, Any] = {"trust_remote_code": run.trust_remote_code, "dtype": run.dtype}
+    if run.gguf_file is not None:
+        if hasattr(transformers, "GgufConfig"):  # older ones always de-quantise
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        options["gguf_file"] = run.gguf_file
+        options["dtype"] = "float32" if run.dtype == "auto" else run.dtype
+    model: Any = _auto_class(run, name).from_pretrained(name, **options)
+    return without_quantisation_marks(model).to(choose_device(run.device)).eval()  # type: ignore[arg-type]
+
+
+def _auto_class(run: ModelArguments, name: str) -> Any:
+    if run.gguf_file is not None:
+        return transformers.AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(name, trust_remote_code=run.trust_remote_code)
+    text = config.get_text_config()
+    if text is not config and _causal_class(config) == _causal_class(text) != "":
+        # A model that sees pictures too, whose text model transformers loads alone.
+        family_of(text)
+        return transformers.AutoModelForCausalLM
+    family_of(config)  # an unknown family is told before gigabytes are read
+    architecture = (config.architectures or [""])[0]
+    endings = (auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending))
+    return getattr(transformers, next(endings, "AutoModel"))
+
+
+def _causal_class(config: Any) -> str:
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ""))
+
+
+def load_tokenizer(run: ModelArguments) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    options = {"trust_remote_code": run.trust_remote_code}
+    if run.gguf_file is not None:
+        options["gguf_file"] = run.gguf_file  # type: ignore[assignment]
+    try:
+        return AutoTokenizer.from_pretrained(model_name(run), **options)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"`{run.model_name_or_path}` has no tokenizer that loads ({reason}). Put its files in that folder."
+        ) from None
+
+
+def model_name(run: ModelArguments) -> str:
+    """Folder or Hub name of the model.
+
+    Raises:
+        ValueError, FileNotFoundError: none is named, or the folder holds no model.
+    """
+    name = run.model_name_or_path
+    if not name:
+        raise ValueError("There is no model. Set `model_name_or_path` to a folder or a Hub name.")
+    path = Path(name)
+    looks_local = path.is_absolute() or name.startswith(".") or name.count("/") > 1
+    if looks_local and not path.is_dir():
+        raise FileNotFoundError(f"`model_name_or_path` `{name}` is not a folder.")
+    if path.is_dir() and run.gguf_file is None and not (path / "config.json").is_file():
+        raise FileNotFoundError(f"`{name}` has no `config.json`, so it is no model folder (for a GGUF file set `gguf_file`).")
+    network = network_in(path) if path.is_dir() and run.gguf_file is None else None
+    if network is not None:
+        raise ValueError(
+            f"`{name}` holds the plain network `{network}`, which transformers does not know. Set `network_class` to it and "
+            "`tensors_file` to its inputs."
+        )
+    if path.is_dir() and run.gguf_file is not None and not (path / run.gguf_file).is_file():
+        raise FileNotFoundError(f"`gguf_file` `{run.gguf_file}` is not in `{name}`.")
+    return name
+
+
+def network_in(folder: Path) -> str | None:
+    """`package.module:Class` of the pruned plain network that a folder holds; None where it holds another model."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # transformers tells what is wrong with it
+    return config.get("cria_network") if isinstance(config, dict) else None
+
+
+def without_quantisation_marks(model: PreTrainedModel) -> PreTrainedModel:
+    """Takes the marks of a de-quantised GGUF load off a model, so that it can be saved.
+
+    Raises:
+        ValueError: the weights are really quantised, so they cannot be cut.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return model
+    method = getattr(quantizer.quantization_config.quant_method, "value", quantizer.quantization_config.quant_method)
+    if method != "gguf" or getattr(quantizer, "packed_modules", None):
+        raise ValueError(
+            f"The model's weights are quantised ({method}) and cannot be cut. Load it without quantisation "
+            "(for GGUF: `quantization_config=GgufConfig(dequantize=True)`) and quantise after pruning."
+        )
+    quantizer.remove_quantization_config(model)
+    return model

@@ -1,0 +1,144 @@
+"""Batches, their targets, and the one loss that every room measures by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils.generic import find_labels
+
+from .families import family_of
+
+Batch = dict[str, Tensor]
+
+
+def moved_to(model: PreTrainedModel, batch: Batch) -> Batch:
+    """A batch on the model's device, its pictures in the model's dtype: convolutions do not take another."""
+    moved: Batch = send_to_device(batch, model.device)
+    if "pixel_values" in moved and moved["pixel_values"].is_floating_point():
+        moved = {**moved, "pixel_values": moved["pixel_values"].to(model.dtype)}
+    return moved
+
+
+def predicts_next_token(model: PreTrainedModel) -> bool:
+    """Whether the model is a causal language model, whose text holds its own targets."""
+    # A BERT-like model with a causal head still looks ahead unless its config makes it a decoder.
+    stock_type = family_of(model.config).model_types[0]
+    looks_ahead = stock_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False)
+    return isinstance(model, GenerationMixin) and not looks_ahead
+
+
+def check_targets(model: PreTrainedModel, batch: Batch) -> None:
+    """Checks that a batch holds the targets that its model's loss needs.
+
+    Raises:
+        ValueError: the model has no task head, or the batch lacks targets (names them).
+    """
+    if has_targets(model, batch):
+        return
+    names = find_labels(type(model))
+    hint = 'use `allocation="scores"` and a criterion with `signals="activations"`'
+    if not names:
+        raise ValueError(f"`{type(model).__name__}` has no task head, so there is no loss. Load it with one, or {hint}.")
+    missing = ", ".join(f"`{name}`" for name in names if name not in batch)
+    raise ValueError(
+        f"A loss is needed, but the calibration batches have no {missing}, which `{type(model).__name__}` cannot do without. "
+        f"Add them to the calibration data, or {hint}."
+    )
+
+
+def has_targets(model: PreTrainedModel, batch: Batch) -> bool:
+    """Whether a batch holds the targets that its model's loss needs."""
+    names = find_labels(type(model))
+    return predicts_next_token(model) or (bool(names) and all(name in batch for name in names))
+
+
+def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Sum over targets of the loss of one batch: its `labels` where given, else the next token (padding ignored).
+
+    Raises:
+        ValueError: see `check_targets`.
+    """
+    check_targets(model, batch)
+    given = [name for name in find_labels(type(model)) if name in batch]
+    if given:
+        output, count = model(**batch), batch[given[0]].ne(-100).sum()
+        # The mean over no target is not a number: such a batch (a truncated prompt, say) adds nothing, also to gradients.
+        return output.loss * count if count else 0 * sum(value.sum() for name, value in output.items() if name.endswith("logits"))
+    logits = model(**batch, use_cache=False).logits[:, :-1].float()
+    targets = batch["input_ids"][:, 1:]
+    if "attention_mask" in batch:
+        both_real = batch["attention_mask"][:, 1:].bool() & batch["attention_mask"][:, :-1].bool()
+        targets = targets.masked_fill(~both_real, -100)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+
+
+def num_rows(batch: Batch) -> int:
+    """Sequences or pictures in a batch."""
+    return next(iter(batch.values())).shape[0]
+
+
+def num_positions(batch: Batch) -> int:
+    """Real tokens in a batch of text; of pictures, their number."""
+    if "input_ids" not in batch:
+        return num_rows(batch)
+    return int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
+
+
+def check_gradients(model: PreTrainedModel, otherwise: str = ", or choose a criterion without gradients (e.g. `energy`)") -> None:
+    """Checks that a loss of the model can be differentiated.
+
+    Args:
+        otherwise: end of the message: what can be done instead.
+
+    Raises:
+        ValueError: inference mode is on or made the weights, or the weights are quantised (names the first).
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(f"Loss gradients are needed, but `torch.inference_mode` is on. Leave it for this call{otherwise}.")
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"Loss gradients are needed, but `{name}` was made under `torch.inference_mode`. Load the model outside of "
+                f"it{otherwise}."
+            )
+        if not parameter.is_floating_point():
+            raise ValueError(
+                f"Loss gradients are needed, but `{name}` is quantised ({parameter.dtype}). Load the model without "
+                f"quantisation{otherwise}."
+            )
+
+
+def single_sequences(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches of one row each: a backward pass keeps all activations of its batch, the largest thing in memory."""
+    for batch in batches:
+        for index in range(num_rows(batch)):
+            yield {name: value[index : index + 1] for name, value in batch.items()}
+
+
+def _differentiable_picture(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, kwargs | {"pixel_values": kwargs["pixel_values"].detach().requires_grad_()}
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """No weight gets a gradient, but activations do: the embedding's output, or the picture, is made to require one."""
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in required:
+        parameter.requires_grad_(False)
+    if getattr(model, "main_input_name", None) == "pixel_values":
+        handle: Any = model.register_forward_pre_hook(_differentiable_picture, with_kwargs=True)
+    else:
+        handle = model.get_input_embeddings().register_forward_hook(lambda _module, _args, output: output.requires_grad_())
+    try:
+        yield
+    finally:
+        handle.remove()
+        for parameter, value in required:
+            parameter.requires_grad_(value)

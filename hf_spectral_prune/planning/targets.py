@@ -1,0 +1,130 @@
+"""What a run counts, and how much of it may be left: parameters, or MACs at a stated input size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..arguments import SpectralPruningArguments
+from ..data.texts import CalibrationData
+from ..evaluation.figures import num_non_embedding_parameters
+from ..models.families import UnitGroup, consumers, family_of, network_of, unit_groups
+from ..models.families.groups import is_vision
+from ..models.families.tracing import example_input
+from ..models.losses import Batch
+from . import Budget, Count, Sizes, budget_of, macs_per_unit
+from .flops import attention_path, layer_macs
+
+
+@dataclass(frozen=True)
+class Target:
+    """The cost that is to be cut.
+
+    Attributes:
+        unit: "parameters" or "MACs".
+        now, goal: of the model before pruning, and wanted after it.
+        groups: the groups, with the cost in this unit as their `parameters_per_unit`.
+        count: cost of a shape where the groups' costs interact (channels); else they add up.
+        budget: exact counts of a shape where costs interact.
+    """
+
+    unit: str
+    now: int
+    goal: int
+    groups: list[UnitGroup]
+    count: Count | None = None
+    budget: Budget | None = None
+
+
+def check_scope(model: PreTrainedModel, args: SpectralPruningArguments) -> None:
+    """Checks that the model has what `target_scope` counts.
+
+    Raises:
+        ValueError: "flops" for a model that reads no pictures, or "non_embedding" for one that has no tokens.
+    """
+    if args.target_scope == "flops" and not is_vision(model):
+        raise ValueError(
+            f'`target_scope="flops"` is for models that read pictures, and the FLOPs of a {type(model).__name__} depend on the '
+            "length of its text. Use `all`, `non_embedding` or `prunable`."
+        )
+    if args.target_scope == "non_embedding" and is_vision(model):
+        raise ValueError(
+            f'`target_scope="non_embedding"` is for models of text, and a {type(model).__name__} embeds no tokens. Use `all`, '
+            "`prunable` or `flops`."
+        )
+
+
+def set_target(
+    model: PreTrainedModel, args: SpectralPruningArguments, before: int, now: int, calibration: CalibrationData | None
+) -> Target:
+    """The target of a run.
+
+    Args:
+        before: parameters of the model as it was given, which the fraction is of.
+        now: parameters as it stands, biases for a repair included.
+
+    Raises:
+        ValueError: see `check_scope`.
+    """
+    check_scope(model, args)
+    groups = unit_groups(model, args.units)
+    if args.target_scope == "flops":
+        return _macs_target(model, args, groups, calibration)
+    budget = budget_of(model, groups) if family_of(model.config).traced else None
+    if args.target_scope == "non_embedding":
+        base = num_non_embedding_parameters(model)
+    elif args.target_scope == "prunable":
+        costs = sum(group.size * group.parameters_per_unit for group in groups)
+        base = costs if budget is None else before - budget.parameters(dict.fromkeys((group.key for group in groups), 0))
+    else:
+        base = before
+    count = None if budget is None else budget.parameters
+    return Target("parameters", now, before - int(args.target_reduction * base), groups, count, budget)
+
+
+def _macs_target(
+    model: PreTrainedModel, args: SpectralPruningArguments, groups: list[UnitGroup], calibration: CalibrationData | None
+) -> Target:
+    macs = layer_macs(model, picture_of(model, calibration))
+    total = sum(macs.values())
+    paths = {module: name for name, module in network_of(model).named_modules()}
+    costs = []
+    for group in groups:
+        attention = attention_path(paths[consumers(model, group)[0].module]) if group.kind == "heads" else None
+        costs.append(replace(group, parameters_per_unit=macs_per_unit(model, group, macs, attention)))
+    budget = budget_of(model, groups, macs) if family_of(model.config).traced else None
+    goal = total - int(args.target_reduction * total)
+    return Target("MACs", total, goal, costs, None if budget is None else budget.macs, budget)
+
+
+def picture_of(model: PreTrainedModel, calibration: CalibrationData | None) -> Batch:
+    """One input of a model that reads pictures: the first of the calibration data, else one of the config's size."""
+    if calibration is None:
+        return {"pixel_values": example_input(model).to(model.dtype)}
+    return {"pixel_values": calibration.batches[0]["pixel_values"][:1].to(model.dtype)}
+
+
+def check_macs(target: Target, sizes: Sizes, macs: Mapping[str, int]) -> None:
+    """Checks that a cut model takes the MACs that were counted before the cut.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    if target.unit == "MACs" and target.budget is not None and target.budget.macs(sizes) != sum(macs.values()):
+        raise RuntimeError(
+            f"The cut model takes {sum(macs.values()):,} MACs, but the plan predicted {target.budget.macs(sizes):,}. This is a "
+            "fault of the tracing; please report it."
+        )
+
+
+def macs_report(before: Mapping[str, int], after: Mapping[str, int], shape: Sequence[int]) -> dict[str, Any]:
+    """What the report says of MACs: totals, and [before, after] of every layer."""
+    return {
+        "input_shape": list(shape),
+        "before": sum(before.values()),
+        "after": sum(after.values()),
+        "layers": {path: [count, after.get(path, 0)] for path, count in before.items()},
+    }

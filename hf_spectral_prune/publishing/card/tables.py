@@ -1,0 +1,160 @@
+"""The tables of a model card, each figure from a saved folder; what was not measured is said."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from ..saved_folder import REPORT, SavedFolder
+
+Row = tuple[str, ...]
+
+_NOT_MEASURED = "not measured"
+_KINDS = {"ffn": "FFN neurons", "channels": "Channels"}
+# Figures of an evaluation that say how it ran, not how good the model is.
+_PROTOCOL_FIGURES = ("num_", "runtime", "samples_per_second", "steps_per_second")
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{share:.1%}".replace("%", " %")
+
+
+def _number(value: float) -> str:
+    """Four digits, without an exponent for large figures."""
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}"
+
+
+def _change(before: float, after: float) -> str:
+    return f"{after / before - 1:+.1%}".replace("%", " %")
+
+
+def size_rows(saved: SavedFolder) -> list[Row]:
+    """(what, before, after, change) of parameters and bytes on disk."""
+    before, after = saved.figure("parameters_before"), saved.figure("parameters_after")
+    rows: list[Row] = [("Parameters", f"{before:,}", f"{after:,}", _change(before, after))]
+    if saved.report.get("macs") is not None:
+        macs = [saved.figure("macs", side) for side in ("before", "after")]
+        rows.append(("MACs of one picture", *(f"{count:,}" for count in macs), _change(*macs)))
+    old, new = saved.report.get("size_on_disk_before"), saved.report.get("size_on_disk")
+    if new is not None:
+        megabytes = _NOT_MEASURED if old is None else f"{old / 1e6:,.1f}"
+        rows.append(("Weights on disk, MB", megabytes, f"{new / 1e6:,.1f}", "" if old is None else _change(old, new)))
+    return rows
+
+
+def kind_name(saved: SavedFolder, kind: str) -> str:
+    """What a kind of unit is called."""
+    if kind == "heads":
+        return "Key/value groups" if "num_key_value_heads" in saved.config else "Attention heads"
+    return _KINDS.get(kind, kind.capitalize())
+
+
+def cut_kinds(saved: SavedFolder) -> list[str]:
+    """What the kinds of units are called of which any was removed."""
+    cut = (key.rpartition(".")[2] for key, (before, after) in saved.figure("sizes").items() if after < before)
+    return [kind_name(saved, kind) for kind in dict.fromkeys(cut)]
+
+
+def width_table(saved: SavedFolder) -> tuple[list[str], list[Row]]:
+    """Names of the kinds of units, and a row (layers, "before → after" per kind) for every run of equal layers."""
+    layers: dict[str, dict[str, str]] = {}
+    for key, (before, after) in saved.figure("sizes").items():
+        place, _, kind = key.rpartition(".")
+        layers.setdefault(place, {})[kind] = f"{before:,} → {after:,}"
+    kinds = list(dict.fromkeys(kind for widths in layers.values() for kind in widths))
+    cells = [(place, tuple(widths.get(kind, "–") for kind in kinds)) for place, widths in layers.items()]
+    rows = [(_span([place for place, _ in run]), *widths) for widths, run in _runs(cells)]
+    return [kind_name(saved, kind) for kind in kinds], rows
+
+
+def _runs(cells: list[tuple[str, Row]]) -> list[tuple[Row, list[tuple[str, Row]]]]:
+    return [(widths, list(run)) for widths, run in groupby(cells, key=lambda cell: cell[1])]
+
+
+def _span(places: list[str]) -> str:
+    """ "0–29" for layers.0 to layers.29 in a row; paths of a network as they are."""
+    numbers = [place.removeprefix("layers.") for place in places]
+    return numbers[0] if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
+
+
+def metrics(saved: SavedFolder) -> list[tuple[str, float, float]]:
+    """(name, before, after) of every quality figure that the run measured on both models.
+
+    Raises:
+        ValueError: a figure was measured on one of them only, so one was taken out of the report.
+    """
+    sides = {side: saved.report.get(f"metrics_{side}") or {} for side in ("before", "after")}
+    figures = {side: {name.removeprefix(f"{side}_"): value for name, value in values.items()} for side, values in sides.items()}
+    names = list(dict.fromkeys([*figures["before"], *figures["after"]]))
+    for name in names:
+        for side in ("before", "after"):
+            if figures[side].get(name) is None:
+                raise ValueError(
+                    f"`{saved.path / REPORT}` lacks `{side}_{name}` in `metrics_{side}`, but has the other of the pair. Take the "
+                    "report that the run wrote, or prune and save the model again."
+                )
+    return [(name, figures["before"][name], figures["after"][name]) for name in names if not name.startswith(_PROTOCOL_FIGURES)]
+
+
+def metric_rows(saved: SavedFolder) -> list[Row]:
+    """The metrics as cells, with the change."""
+    rows: list[Row] = []
+    for name, before, after in metrics(saved):
+        what = name.replace("_", " ").replace("|", "\\|").capitalize()
+        rows.append((what, _number(before), _number(after), _change(before, after) if before else ""))
+    return rows
+
+
+def speed_rows(saved: SavedFolder) -> list[Row]:
+    """(what, before, after, change) of the measured speeds; empty where none was measured."""
+    if saved.report.get("latency") is None:
+        return []
+    rows: list[Row] = []
+    for name, what in (("prefill", "Prefill, tokens/s"), ("decode", "Decode, tokens/s")):
+        before, after = (saved.figure("latency", side, f"{name}_tokens_per_second") for side in ("before", "after"))
+        rows.append((what, f"{before:,.1f}", f"{after:,.1f}", _change(before, after)))
+    return rows
+
+
+def before_after_table(report: dict[str, Any]) -> str:
+    """The report's figures as a table of three columns, from what was measured only."""
+    rows: list[tuple[str, float | None, float | None, str]] = [
+        ("Parameters", report["parameters_before"], report["parameters_after"], ",.0f")
+    ]
+    if "macs" in report:
+        rows.append(("MACs of one picture", report["macs"]["before"], report["macs"]["after"], ",.0f"))
+    if "size_on_disk_before" in report:
+        rows.append(("Size on disk, MB", report["size_on_disk_before"] / 1e6, report["size_on_disk"] / 1e6, ",.0f"))
+    before, after = report["metrics_before"], report["metrics_after"]
+    for name in ("perplexity",) if "before_perplexity" in before else [key.removeprefix("before_") for key in before]:
+        form = ",.2f" if name == "perplexity" else ",.4f"
+        rows.append((f"Held-out {name}", before[f"before_{name}"], after[f"after_{name}"], form))
+    if "latency" in report:
+        for name, key in (("Prefill, tokens/s", "prefill"), ("Decode, tokens/s", "decode")):
+            key = f"{key}_tokens_per_second"
+            rows.append((name, report["latency"]["before"][key], report["latency"]["after"][key], ",.1f"))
+    lines = [f"| {'':20} | {'before':>12} | {'after':>12} | {'change':>8} |", f"|{'-' * 22}|{'-' * 13}:|{'-' * 13}:|{'-' * 9}:|"]
+    for name, old, new, form in rows:
+        assert old is not None and new is not None
+        lines.append(f"| {name:20} | {old:>12{form}} | {new:>12{form}} | {_relative(new, old):>8} |")
+    shapes = _shapes(report["sizes"])
+    return "\n".join([*lines, "", *shapes, *report["notes"]])
+
+
+def _relative(new: float, old: float) -> str:
+    return f"{new / old - 1:+.1%}" if old else ""
+
+
+def _shapes(sizes: dict[str, list[int]]) -> list[str]:
+    """One line per kind of unit: how many a layer has before and after."""
+    lines = []
+    kinds = {"ffn": "FFN neurons a layer", "heads": "Key/value groups a layer", "channels": "Channels a layer"}
+    for kind, what in kinds.items():
+        pairs = [pair for key, pair in sizes.items() if key.endswith(kind)]
+        if not pairs:
+            continue
+        before, after = ([pair[side] for pair in pairs] for side in (0, 1))
+        span = [f"{min(side)}" if min(side) == max(side) else f"{min(side)} to {max(side)}" for side in (before, after)]
+        lines.append(f"{what}: {span[0]} -> {span[1]}")
+    return lines

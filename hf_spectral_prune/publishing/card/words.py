@@ -1,0 +1,309 @@
+"""The words of a model card, each from measured figures of a saved folder; what was not measured is said."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from typing import Any
+
+from ...criteria import CRITERIA
+from ...models.cria import AUTO_CLASSES
+from ..saved_folder import SavedFolder
+from . import tables as card_tables
+
+_PIPELINES = {
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+    "ForMultipleChoice": "multiple-choice",
+    "ForImageClassification": "image-classification",
+}
+_REPAIRS = {
+    "none": "No repair: the remaining weights are those of the base model.",
+    "recovered": "No repair: until the recovery, the remaining weights were those of the base model.",
+    "bias": "Repair: the mean of what was removed was added to the consumers' biases.",
+    "least_squares": "Repair: the consumers' remaining columns were refitted to the dense layers' outputs in closed form "
+    "(least squares, ridge {ridge}).",
+}
+_SHARES = {
+    "uniform": {
+        "auto": "Every layer gave the same share of a kind of unit.",
+        "proportional": "Every layer gave the same share.",
+        "scores": "Every layer gave the same share of a kind of unit; what a kind gave follows its scores.",
+        "loss_curves": "Every layer gave the same share of a kind of unit; what a kind gave follows the measured loss of cutting "
+        "it in all layers{on}.",
+    },
+    "per_layer": {
+        "scores": "Scores were ranked over all layers together.",
+        "loss_curves": "The share of each layer follows the measured loss of cutting it alone{on}.",
+    },
+}
+_SCOPES = {
+    "all": "all parameters",
+    "non_embedding": "the parameters outside the embeddings",
+    "prunable": "the parameters of the prunable units",
+    "flops": "the FLOPs of one picture",
+}
+_RECOVERIES = {
+    "full": "fine-tuning of all weights",
+    "lora": "LoRA adapters, merged into the weights",
+    "distill": "distillation from the dense model",
+}
+
+
+def architecture(saved: SavedFolder) -> str:
+    """Class name of the model, from its config.
+
+    Raises:
+        ValueError: the config names none.
+    """
+    if network(saved):
+        return network(saved).rpartition(":")[2]
+    names = saved.config.get("architectures")
+    if not names:
+        raise ValueError(f"`{saved.path / 'config.json'}` has no `architectures`. Save the model again.")
+    return names[0]
+
+
+def network(saved: SavedFolder) -> str:
+    """`module:class` of a plain PyTorch network; empty for a model of transformers."""
+    return saved.config.get("cria_network") or ""
+
+
+def _by_ending(saved: SavedFolder, table: dict[str, str]) -> str | None:
+    return next((value for ending, value in table.items() if architecture(saved).endswith(ending)), None)
+
+
+def pipeline_tag(saved: SavedFolder) -> str | None:
+    """The Hub's name of the model's task; None for a head that the Hub has no name for."""
+    if architecture(saved).endswith("Model") and not architecture(saved).endswith("LMHeadModel"):
+        return "feature-extraction"
+    return _by_ending(saved, _PIPELINES)
+
+
+# ---- how
+
+
+def method_lines(saved: SavedFolder) -> list[str]:
+    """What the run did, one sentence or two a line; a pruner of another method than SpectralPruner's reports them itself."""
+    if "method" in saved.report:
+        return [*saved.figure("method"), *saved.plan.notes, f"Seed {saved.plan.seed}."]
+    arguments = saved.figure("arguments")
+    compensation = saved.figure("arguments", "compensation")
+    options = f" with {_options(saved.plan.criterion_args)}" if saved.plan.criterion_args else ""
+    lines = [f"Criterion `{saved.plan.criterion}`{options}. {criterion_words(saved.plan.criterion)}".strip()]
+    lines.append(
+        f"Layout `{saved.figure('layout')}`; target: {card_tables.percent(saved.figure('target_reduction'))} of "
+        f"{_SCOPES[saved.figure('target_scope')]}. {_share_words(saved)}".strip()
+    )
+    lines += _round_lines(saved)
+    repair = "recovered" if compensation == "none" and _is_recovered(saved) else compensation
+    lines.append(_REPAIRS[repair].format(**arguments))
+    lines.append(_recovery_line(saved))
+    return [*lines, *saved.plan.notes, f"Seed {saved.plan.seed}."]
+
+
+def _share_words(saved: SavedFolder) -> str:
+    samples = saved.figure("arguments").get("num_allocation_samples")
+    on = f" ({samples} sequences)" if samples else ""
+    return _SHARES[saved.figure("layout")].get(_allocation(saved), "").format(on=on)
+
+
+def _allocation(saved: SavedFolder) -> str:
+    """The allocation as it took effect; `auto` where the report leaves that open."""
+    allocation = saved.figure("arguments", "allocation")
+    if saved.figure("layout") != "uniform":
+        return allocation
+    # A uniform layout weighs kinds of unit against each other, and nothing else.
+    kinds = {key.rpartition(".")[2] for key in saved.figure("sizes")}
+    if len(kinds) < 2 or saved.figure("target_scope") == "flops":
+        return "proportional"
+    if allocation != "auto":
+        return allocation
+    if saved.report.get("calibration") is None:
+        return "proportional"
+    return "loss_curves" if pipeline_tag(saved) == "text-generation" else "auto"  # there next tokens give a loss
+
+
+def _round_lines(saved: SavedFolder) -> list[str]:
+    """How many rounds there were, and the parameters after those that were logged."""
+    count = saved.state.get("global_step", 0)
+    logged = {entry["step"]: f"{entry['parameters']:,}" for entry in saved.state.get("log_history", []) if "parameters" in entry}
+    if count < 2:
+        return []
+    if not logged:
+        return [f"{count} rounds."]
+    names = ", ".join(str(step) for step in logged)
+    after = "each" if len(logged) == count else f"round{'s' if len(logged) > 1 else ''} {names}"
+    return [f"{count} rounds; parameters after {after}: {', '.join(logged.values())}."]
+
+
+def _options(options: dict[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in sorted(options.items()))
+
+
+def criterion_words(name: str) -> str:
+    """What the criterion's own docstring says it measures; empty where the criterion is not installed here."""
+    doc = inspect.getdoc(CRITERIA[name]) if name in CRITERIA else None
+    return " ".join((doc or "").partition("\n\n")[0].split())
+
+
+def sources(name: str) -> list[str]:
+    """arXiv numbers that the criterion's docstring names ahead of its options, beside that of the package's own method."""
+    doc = inspect.getdoc(CRITERIA[name]) if name in CRITERIA else None
+    found = re.findall(r"arXiv:\d{4}\.\d{4,5}", (doc or "").partition("Options:")[0])
+    return [source for source in dict.fromkeys(found) if source != "arXiv:2605.18860"]
+
+
+def _recovery_line(saved: SavedFolder) -> str:
+    if saved.report.get("recovery") is None:
+        return "No training after the cut."
+    how, metrics = saved.figure("arguments", "recovery"), saved.figure("recovery", "metrics")
+    line = f"One recovery stage: {_RECOVERIES.get(how, how)}"
+    training = saved.report["arguments"].get("training_args") or {}
+    judge = (training.get("metric_for_best_model") or "loss").removeprefix("eval_")  # by this it was kept or not
+    if f"before_{judge}" in metrics and f"after_{judge}" in metrics:
+        line += f"; held-out {judge} {metrics[f'before_{judge}']:.4g} before it, {metrics[f'after_{judge}']:.4g} after it"
+    kept = "The recovered weights were kept." if _is_recovered(saved) else "They were no better and were not kept."
+    return f"{line}. {kept}"
+
+
+def _is_recovered(saved: SavedFolder) -> bool:
+    return saved.report.get("recovery") is not None and saved.figure("recovery", "kept") == "recovered"
+
+
+# ---- data and figures
+
+
+def scores_read_data(saved: SavedFolder) -> bool:
+    """Whether the units were scored by calibration data; a criterion that is not installed here counts as one that was."""
+    criterion = CRITERIA.get(saved.plan.criterion)
+    return criterion is None or criterion.needs_moments or criterion.needs_statistics
+
+
+def protocol_words(saved: SavedFolder, name: str) -> str | None:
+    """The protocol of "calibration" or "evaluation" as a phrase: source, sequences, tokens, draw; None if there was no data."""
+    protocol = saved.report.get(name)
+    if protocol is None:
+        return None
+    source, split = saved.figure(name, "source"), protocol.get("split")
+    named = f" (split `{split}`)" if split and not source.endswith(f":{split}") else ""
+    what = "pictures" if "input_shape" in protocol else "sequences"
+    words = f"`{source}`{named}, {saved.figure(name, 'num_sequences'):,} {what}"
+    if protocol.get("max_seq_length"):
+        words += f" of at most {protocol['max_seq_length']:,} tokens"
+    if protocol.get("num_tokens"):
+        words += f", {protocol['num_tokens']:,} tokens in all"
+    if protocol.get("packing"):
+        words += ", texts joined into one stream"
+    if protocol.get("seed") is not None:
+        words += f", drawn with seed {protocol['seed']}"
+    return words
+
+
+def calibration_words(saved: SavedFolder) -> str:
+    """The calibration data, and whether the scores come from it."""
+    protocol = protocol_words(saved, "calibration")
+    if protocol is None:
+        return "none; the criterion reads weights only"
+    return protocol if scores_read_data(saved) else f"{protocol}; not read for the scores"
+
+
+def machine_words(saved: SavedFolder) -> str:
+    """The machine of the run, as a phrase."""
+    system, cpus, threads, accelerator = (
+        saved.figure("machine", name) for name in ("system", "cpus", "torch_threads", "accelerator")
+    )
+    return f"{system}, {cpus} processors ({threads} threads), {'no accelerator' if accelerator == 'none' else accelerator}"
+
+
+def cost_words(saved: SavedFolder) -> str | None:
+    """Time and memory of the pruning run, as a sentence."""
+    if not saved.report.get("timings") or not saved.report.get("peak_memory"):
+        return None
+    seconds = sum(saved.figure("timings").values())
+    host, accelerator = (saved.figure("peak_memory", name) / 2**30 for name in ("host", "accelerator"))
+    there = f" and {accelerator:.1f} GiB on the accelerator" if accelerator else ""
+    return f"The pruning run took {seconds:,.0f} s and at most {host:.1f} GiB of memory{there}."
+
+
+# ---- use and limits
+
+
+def is_cria(saved: SavedFolder) -> bool:
+    """Whether the model needs a class that transformers does not have."""
+    return "auto_map" in saved.config
+
+
+def loading_code(saved: SavedFolder, name: str, *, remote: bool) -> str:
+    """The lines that load this very folder.
+
+    Args:
+        remote: for a Cria class, by the code beside the weights instead of the installed package.
+    """
+    if network(saved):
+        module, _, cls = network(saved).partition(":")
+        imports = f"from cria_channels import cria_class  # the file beside the weights\nfrom {module} import {cls}"
+        return f'{imports}\n\nmodel = cria_class({cls}).from_pretrained("{name}")'
+    auto = _by_ending(saved, AUTO_CLASSES) or "AutoModel"
+    processor = _processor(saved)
+    option = ", trust_remote_code=True" if remote else ""
+    lines = [f"from transformers import {', '.join([auto, *processor])}", ""]
+    if is_cria(saved) and not remote:
+        lines = ["import hf_spectral_prune  # registers the Cria classes", *lines]
+    lines.append(f'model = {auto}.from_pretrained("{name}"{option})')
+    lines += [
+        f'{"tokenizer" if "Tokenizer" in cls else "processor"} = {cls}.from_pretrained("{name}"{option})' for cls in processor
+    ]
+    return "\n".join(lines)
+
+
+def _processor(saved: SavedFolder) -> list[str]:
+    if (saved.path / "tokenizer_config.json").is_file():
+        return ["AutoTokenizer"]
+    return ["AutoImageProcessor"] if (saved.path / "preprocessor_config.json").is_file() else []
+
+
+def self_check_words(saved: SavedFolder) -> str:
+    """What the reload in a fresh process showed."""
+    checks = saved.report.get("self_check")
+    if not checks:
+        return "The saved folder was not reloaded and compared (`self_check` was off)."
+    worst = max(saved.figure("self_check", road, "max_abs_diff") for road in checks)
+    return f"The saved folder was reloaded in a fresh process and its outputs compared: the largest difference was {worst:.3g}."
+
+
+def limit_lines(saved: SavedFolder) -> list[str]:
+    """What this card does not show."""
+    lines = []
+    if not card_tables.metrics(saved):
+        lines.append("Quality was not measured, neither before nor after pruning.")
+    else:
+        lines.append("Quality was measured on the data named above and nowhere else: other data and tasks were not measured.")
+    if saved.report.get("calibration") is not None:
+        source = saved.figure("calibration", "source")
+        if scores_read_data(saved):
+            lines.append(f"The units were judged on `{source}`; what that data does not show may have lost more.")
+        elif fitted := _fitted_words(saved):
+            lines.append(f"{fitted} fitted to `{source}`; what that data does not show may have lost more.")
+    if not card_tables.speed_rows(saved):
+        lines.append("Speed was not measured.")
+    lines.append("Bias and safety were not measured again; the limits of the base model hold here too.")
+    return lines
+
+
+def _fitted_words(saved: SavedFolder) -> str:
+    """What but the scores the calibration data decided."""
+    repaired = saved.figure("arguments", "compensation") != "none"
+    if _allocation(saved) == "loss_curves":
+        return "The widths and the repair were" if repaired else "The widths were"
+    return "The repair was" if repaired else ""
+
+
+def finite(value: Any) -> bool:
+    """Whether a figure can stand in metadata: a number that is neither infinite nor undefined."""
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,0 +1,305 @@
+"""The model card: metadata and text from the figures in a saved folder, put into whatever README.md is there already."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..saved_folder import README, SavedFolder, read_folder
+from . import tables as card_tables
+from . import words
+from .base_model import CARRIED_OVER, base_model_facts
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+BEGIN = "<!-- cria card: `cria card` rewrites what stands between this mark and the next; write outside of them -->"
+END = "<!-- end of cria card -->"
+_BEGIN_PATTERN = re.compile(r"<!-- cria card:.*?-->")
+_CODE_BLOCK = re.compile(r"^(```|~~~).*?^\1", flags=re.MULTILINE | re.DOTALL)
+# Order of a new card's metadata.
+_KEYS = ("base_model", "base_model_relation", "license", "license_name", "license_link", "language", "datasets", "library_name")
+_PROTOCOL = ("max_seq_length", "packing", "num_sequences", "num_tokens", "seed")
+# Endings of our own entries in `model-index`: they are replaced, others are kept.
+_AFTER, _BEFORE = "after pruning", "base model before pruning"
+
+
+@dataclass(frozen=True)
+class ExistingCard:
+    """A README.md taken apart: its metadata, and its text without our section.
+
+    Attributes:
+        metadata: the YAML block.
+        order: its keys as they stand.
+        before, after: text before and behind our section; without a section, all text is `before`.
+    """
+
+    metadata: ModelCardData = field(default_factory=ModelCardData)
+    order: tuple[str, ...] = ()
+    before: str = ""
+    after: str = ""
+
+    @property
+    def own_text(self) -> str:
+        """What the user wrote."""
+        return "\n\n".join(part for part in (self.before, self.after) if part)
+
+    @property
+    def has_title(self) -> bool:
+        """Whether that has a title: a first-level heading, outside of code."""
+        return re.search(r"^# ", _CODE_BLOCK.sub("", self.own_text), flags=re.MULTILINE) is not None
+
+
+def readme_text(folder: Path) -> str | None:
+    """Text of a folder's README.md; None if it has none.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    file = folder / README
+    if not file.is_file():
+        return None
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{file}` is not UTF-8 (byte {error.start}). Save it in that encoding.") from None
+
+
+def read_card(text: str | None, place: str | Path = README) -> ExistingCard:
+    """Takes a README.md apart.
+
+    Args:
+        text: its whole text, or None if there is none.
+        place: what errors call it.
+
+    Raises:
+        ValueError: its metadata cannot be read, or our marks in it are broken.
+    """
+    if not (text or "").strip():
+        return ExistingCard()
+    text = str(text).removeprefix("\ufeff").replace("\r\n", "\n").lstrip("\n")
+    text = text if text.startswith("---\n") else f"---\n{{}}\n---\n{text}"
+    try:
+        card = ModelCard(text)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"The metadata of `{place}` cannot be read ({_one_line(error)}). Mend the YAML at its top.") from None
+    data: Any = card.data
+    order = tuple(card._original_order)
+    begins, ends = list(_BEGIN_PATTERN.finditer(card.text)), list(re.finditer(re.escape(END), card.text))
+    if not begins and not ends:
+        return ExistingCard(data, order, card.text.strip("\n"))
+    if len(begins) != 1 or len(ends) != 1 or ends[0].start() < begins[0].end():
+        raise ValueError(
+            f"`{place}` has {len(begins)} begin and {len(ends)} end marks of the generated card, and needs one of each in that "
+            "order. Take all out to have the card added at the end."
+        )
+    before, after = card.text[: begins[0].start()].strip("\n"), card.text[ends[0].end() :].strip("\n")
+    return ExistingCard(data, order, before, after)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def build_card(
+    saved: SavedFolder, name: str, existing: ExistingCard | None = None, base_model: dict[str, Any] | None = None
+) -> str:
+    """The whole text of README.md for a saved folder. Building it again on its own result changes nothing.
+
+    Args:
+        name: what to call the model and to load it by: a repo id or a folder.
+        existing: the README.md to update. Its text and metadata are kept, except what this card knows better: base model,
+            own figures.
+        base_model: facts of `base_model_facts`, in place of those that the report has.
+
+    Raises:
+        ValueError: a figure is missing that every run has; names the figure, the file and the remedy.
+    """
+    existing = existing or ExistingCard()
+    facts = base_model or saved.report.get("base_model") or {}
+    data = _merged(existing.metadata, _metadata(saved, name, facts), _results(saved))
+    base_id = next(iter(_listed(data.base_model)), None)
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        **_context(saved, name)
+        | {
+            # A card reads as one document: where the user has a title of their own, ours is left out.
+            "title": None if existing.has_title else name,
+            "base": _base_words(base_id, facts.get("name")),
+            "licence": _licence_words(data),
+        },
+    )
+    section = re.sub(r"\n{3,}", "\n\n", card.text).strip("\n")
+    parts = [existing.before, f"{BEGIN}\n\n{section}\n\n{END}", existing.after]
+    text = "\n\n".join(part for part in parts if part)
+    return f"---\n{data.to_yaml(original_order=[*existing.order, *_KEYS])}\n---\n\n{text}\n"
+
+
+def write_card(folder: str | Path, name: str | None = None, base_model: str | None = None, existing: str | None = None) -> Path:
+    """Writes README.md into a saved folder, or brings the one that is there up to date.
+
+    Args:
+        name: repo id, or None for the folder's name.
+        base_model: id on the Hub of the model that was pruned, where the run could not know it.
+        existing: text of a README.md to update in place of the folder's own.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder or a figure in it is missing (says which), or see `read_card`.
+    """
+    saved = read_folder(folder)
+    file = saved.path / README
+    existing = readme_text(saved.path) if existing is None else existing
+    facts = None if base_model is None else base_model_facts(None, base_model)
+    text = build_card(saved, name or saved.path.resolve().name, read_card(existing, file), facts)
+    temporary = file.with_name(f"{README}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+    return file
+
+
+# ---- metadata
+
+
+def _metadata(saved: SavedFolder, name: str, facts: dict[str, Any]) -> dict[str, Any]:
+    base = facts.get("hub_id")
+    dataset = _hub_dataset(saved.report.get("calibration"))
+    return {
+        "base_model": base,
+        "base_model_relation": "finetune" if base else None,
+        "library_name": "pytorch" if words.network(saved) else "transformers",
+        "pipeline_tag": words.pipeline_tag(saved),
+        **{key: facts.get(key) for key in CARRIED_OVER},
+        "datasets": [dataset] if dataset else None,
+        "tags": ["cria", "pruned", "structured-pruning", "hf_spectral_prune"],
+        "model_name": name,
+    }
+
+
+def _hub_dataset(protocol: dict[str, Any] | None) -> str | None:
+    """The id of a data set on the Hub that a protocol names, `OWNER/NAME:SPLIT`. Files have no owner, and of folders the
+    commands write `./a/b`; a folder that was named otherwise is told by lying here."""
+    found = re.fullmatch(r"(\w[\w.-]*/[\w.-]+):[\w.\[\]:%+-]+", (protocol or {}).get("source") or "")
+    return found[1] if found and not Path(found[1]).is_dir() else None
+
+
+def _results(saved: SavedFolder) -> list[EvalResult]:
+    """Entries of `model-index`: every finite metric after and before pruning, with the protocol of its data."""
+    protocol = saved.report.get("evaluation") or {}
+    source = protocol.get("source") or "evaluation data of the run"
+    dataset = _hub_dataset(protocol)
+    task = words.pipeline_tag(saved) or "other"
+    args = {key: protocol[key] for key in _PROTOCOL if protocol.get(key) is not None}
+    if args.get("num_tokens") == 0:  # pictures
+        del args["num_tokens"]
+    shared: dict[str, Any] = {
+        "task_type": task,
+        "task_name": task.replace("-", " ").capitalize(),
+        "dataset_type": dataset or re.sub(r"[^\w.-]+", "-", source).strip("-"),
+        "dataset_name": source,
+        "dataset_split": protocol.get("split"),
+        "dataset_args": args or None,
+    }
+    return [
+        EvalResult(metric_type=metric, metric_value=value, metric_name=f"{metric}, {side}", **shared)
+        for metric, before, after in card_tables.metrics(saved)
+        for side, value in ((_AFTER, after), (_BEFORE, before))
+        if words.finite(value)
+    ]
+
+
+def _merged(theirs: ModelCardData, ours: dict[str, Any], results: Sequence[EvalResult]) -> ModelCardData:
+    """Metadata in one: the user's word stands, except on the base model; tags and data sets are joined."""
+    kept = {key: value for key, value in theirs.__dict__.items() if value is not None}
+    merged = ours | kept | {key: ours[key] for key in ("base_model", "base_model_relation") if ours[key] is not None}
+    for key in ("tags", "datasets"):
+        both = [*_listed(kept.get(key)), *_listed(ours[key])]
+        merged[key] = list(dict.fromkeys(both)) or None
+    others = [result for result in kept.get("eval_results") or [] if not _is_ours(result)]
+    merged["eval_results"] = [*others, *results] or None
+    if not (others and kept.get("model_name")):
+        merged["model_name"] = ours["model_name"] if merged["eval_results"] else None
+    return ModelCardData(**merged)
+
+
+def combined(theirs: ModelCardData, ours: ModelCardData) -> ModelCardData:
+    """The metadata of two cards of one model: where both say something, `ours` counts; lists are joined."""
+    first, second = ({key: value for key, value in data.__dict__.items() if value is not None} for data in (theirs, ours))
+    lists = {
+        key: list(dict.fromkeys([*_listed(first.get(key)), *_listed(second.get(key))])) or None for key in ("tags", "datasets")
+    }
+    results = first.get("eval_results") or []
+    mine = second.get("eval_results") or []
+    lists["eval_results"] = [*(result for result in results if result not in mine), *mine] or None
+    return ModelCardData(**first | second | lists)
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_ours(result: EvalResult) -> bool:
+    return (result.metric_name or "").endswith((f", {_AFTER}", f", {_BEFORE}"))
+
+
+# ---- text
+
+
+def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
+    kinds, width_rows = card_tables.width_table(saved)
+    cria = words.is_cria(saved)
+    versions = saved.figure("versions")
+    return {
+        "reduction": card_tables.percent(saved.figure("reduction")),
+        "units": " and ".join(kind.lower().replace("ffn", "FFN") for kind in card_tables.cut_kinds(saved)) or "none in the end",
+        "size_rows": card_tables.size_rows(saved),
+        "kinds": kinds,
+        "width_rows": width_rows,
+        "plots": _plots(saved.path),
+        "method": words.method_lines(saved),
+        "calibration": words.calibration_words(saved),
+        "cost": words.cost_words(saved),
+        "metric_rows": card_tables.metric_rows(saved),
+        "evaluation": words.protocol_words(saved, "evaluation") or "the evaluation data of the run",
+        "cria": cria,
+        "network": words.network(saved),
+        "architecture": words.architecture(saved),
+        "code": words.loading_code(saved, name, remote=False),
+        "remote_code": words.loading_code(saved, name, remote=True) if cria else None,
+        "self_check": words.self_check_words(saved),
+        "speed_rows": card_tables.speed_rows(saved),
+        "machine": words.machine_words(saved),
+        "limits": words.limit_lines(saved),
+        "versions": ", ".join(f"{library} {version}" for library, version in versions.items()),
+        "criterion": saved.plan.criterion,
+        "sources": saved.report.get("sources") or words.sources(saved.plan.criterion),
+    }
+
+
+def _plots(folder: Path) -> list[dict[str, str]]:
+    """Pictures of the widths that lie in the folder, with their text alternatives."""
+    files = sorted(folder.glob("plots/widths*.png"))
+    text = "Widths of every layer before and after pruning, as in the table above"
+    return [{"text": text, "path": file.relative_to(folder).as_posix()} for file in files]
+
+
+def _base_words(hub_id: str | None, name: str | None) -> str:
+    if hub_id is not None:
+        return f"[`{hub_id}`](https://huggingface.co/{hub_id})"
+    return f"`{name}`" if name else "a base model that the run did not name,"
+
+
+def _licence_words(data: ModelCardData) -> str:
+    if data.license is None:
+        return (
+            "The base model's licence was not at hand when this card was made. Look it up before you use or pass on this model, "
+            "and set `license` in the metadata of this card."
+        )
+    link = f" ([text]({data.license_link}))" if data.license_link else ""
+    return f"`{data.license_name or data.license}`{link}. The weights derive from the base model; its card has its terms."

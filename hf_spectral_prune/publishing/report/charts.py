@@ -1,0 +1,397 @@
+"""The report's charts: widths, scores with the line of the cut, spectra, rounds, recovery, time and memory.
+
+Every function takes plain values and returns a matplotlib Figure in points (1/72 inch). Layers stand in rows or columns
+whose size follows from their number, so that 1 layer and 100 layers are both readable. Many marks of one colour are one path:
+it keeps the page small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from ...planning import GroupScores
+from .svg import COLOURS, STYLE
+
+_WIDTH = 620.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 14.0, 30.0, 42.0
+# Scores and eigenvalues that span more than this factor are drawn on a logarithmic axis.
+_LOG_FACTOR = 30.0
+_BINS = 72
+# Points that a character of a tick label takes.
+_CHARACTER = 5.2
+
+
+def _figure(height: float, width: float = _WIDTH) -> Any:
+    # No pyplot: it would keep the figure in a global list and may look for a display.
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _panel(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
+    """Axes at a place given in points from the lower left corner."""
+    whole_width, whole_height = figure.get_size_inches() * 72
+    return figure.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
+
+
+def _stack(number: int, height: float, gap: float = 52.0, below: float = 0.0) -> tuple[Any, list[Any]]:
+    """Panels of equal height below each other, the first on top, with so much more room below each."""
+    gap += below
+    total = _TOP + number * height + (number - 1) * gap + _BOTTOM + below
+    figure = _figure(total)
+    bottoms = [total - _TOP - (index + 1) * height - index * gap for index in range(number)]
+    return figure, [_panel(figure, _LEFT, bottom, _WIDTH - _LEFT - _RIGHT, height) for bottom in bottoms]
+
+
+def _reach(labels: Sequence[str]) -> float:
+    """Points that the longest of the labels takes beyond what a number of three figures does."""
+    return max(0.0, _CHARACTER * (max(map(len, labels), default=0) - 3))
+
+
+def _label_layers(axis: Any, labels: Sequence[str], most: int) -> None:
+    """Names of the layers along an axis, at most so many that they do not touch."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, len(labels)) if len(labels) <= most * step)
+    shown = range(0, len(labels), step)
+    axis.set_major_locator(FixedLocator([float(index) for index in shown]))
+    axis.set_ticklabels([labels[index] for index in shown])
+    axis.set_tick_params(length=0)
+
+
+def _fill(axis: Any, outlines: Sequence[Sequence[tuple[float, float]]], colour: str, alpha: float = 1.0) -> None:
+    """Filled polygons as one path."""
+    vertices, codes = [], []
+    for outline in outlines:
+        vertices += [*outline, outline[0]]
+        codes += [Outline.MOVETO, *[Outline.LINETO] * (len(outline) - 1), Outline.CLOSEPOLY]
+    if vertices:
+        axis.add_patch(PathPatch(Outline(vertices, codes), facecolor=COLOURS[colour], linewidth=0, alpha=alpha))
+
+
+def _ticks(axis: Any, places: Sequence[tuple[float, float, float]], colour: str, width: float = 1.0) -> None:
+    """Upright strokes (x, from, to) as one path."""
+    if places:
+        xs = [value for x, _, _ in places for value in (x, x, math.nan)]
+        ys = [value for _, low, high in places for value in (low, high, math.nan)]
+        axis.plot(xs, ys, color=COLOURS[colour], linewidth=width, solid_capstyle="butt")
+
+
+def _key(axis: Any, entries: Sequence[tuple[str, str]], x: float = 1.0) -> None:
+    """Names of colours, at the right above the axes."""
+    handles = [PathPatch(Outline([(0, 0)]), facecolor=COLOURS[colour], linewidth=0, label=name) for colour, name in entries]
+    axis.legend(
+        handles=handles,
+        loc="lower right",
+        bbox_to_anchor=(x, 1.0),
+        ncols=len(handles),
+        handlelength=0.9,
+        handleheight=0.9,
+        columnspacing=1.2,
+        borderaxespad=0.15,
+        labelcolor=COLOURS["faint"],
+    )
+
+
+# ---- widths
+
+
+@mpl.rc_context(STYLE)
+def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]]]) -> Any:
+    """Units of every layer before and after, a panel for every kind of unit.
+
+    Args:
+        kinds: {name: (names of the layers, units before, units after)}.
+    """
+    # Numbers stand beside each other below the bars; paths are too long for that and stand upright.
+    upright = {name: _reach(labels) for name, (labels, _, _) in kinds.items()}
+    figure, axes = _stack(len(kinds), 120, below=max(upright.values(), default=0.0))
+    for axis, (name, (labels, before, after)) in zip(axes, kinds.items(), strict=True):
+        count = len(labels)
+        half = 0.42 if count <= 60 else 0.5
+        for values, colour in ((before, "pale"), (after, "kept")):
+            bars = [
+                [(x - half, 0), (x - half, value), (x + half, value), (x + half, 0)] for x, value in enumerate(map(float, values))
+            ]
+            _fill(axis, bars, colour)
+        # A model of few layers must not get bars as wide as the page.
+        middle, reach = (count - 1) / 2, max(count / 2, 4.0) + 0.1
+        axis.set_xlim(middle - reach, middle + reach)
+        axis.set_ylim(0, max(before) * 1.04)
+        axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}"))
+        axis.grid(True, axis="y")
+        axis.set_title(f"{name} of every layer")
+        _label_layers(axis.xaxis, labels, 30 if not upright[name] else 48)
+        if upright[name]:
+            axis.xaxis.set_tick_params(labelrotation=90)
+        axis.set_xlabel("layer")
+        _key(axis, [("kept", "after"), ("pale", "before")])
+    return figure
+
+
+# ---- rows of layers
+
+
+def _rows(labels: Sequence[str], title: str, xlabel: str) -> tuple[Any, Any]:
+    """A figure with a row for every layer, the first on top; row i reaches from y = i - 0.5 to y = i + 0.5."""
+    count = len(labels)
+    height = count * min(56.0, max(9.0, 540.0 / count))
+    figure = _figure(_TOP + height + _BOTTOM)
+    left = _LEFT + _reach(labels)
+    axis = _panel(figure, left, _BOTTOM, _WIDTH - left - _RIGHT, height)
+    axis.set_ylim(count - 0.5, -0.5)
+    _label_layers(axis.yaxis, labels, max(1, int(height / 11)))
+    axis.set_title(title)
+    axis.set_xlabel(xlabel)
+    axis.annotate("layer", (0, 0), (-12, -13), "axes fraction", "offset points", ha="right", fontsize=8.5, color=COLOURS["faint"])
+    axis.spines["left"].set_visible(False)
+    axis.grid(True, axis="x")
+    return figure, axis
+
+
+def is_logarithmic(values: Sequence[float]) -> bool:
+    """Whether values are drawn on a logarithmic axis: none is negative, and those above zero span a large factor."""
+    positive = [value for value in values if value > 0]
+    return bool(positive) and min(values) >= 0 and max(positive) > _LOG_FACTOR * min(positive)
+
+
+def _set_scale(axis: Any, values: Sequence[float], *, logarithmic: bool) -> None:
+    shown = [value for value in values if value > 0] if logarithmic else list(values)
+    low, high = min(shown, default=0.0), max(shown, default=1.0)
+    if logarithmic:
+        axis.set_xscale("log")
+        margin = (high / low) ** 0.02
+        axis.set_xlim(low / margin, high * margin)
+        # A label every decade or every few; within two decades a few more.
+        subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+        axis.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=9))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: _decade(value)))
+    else:
+        margin = 0.02 * (high - low) or abs(high) * 0.05 or 1.0
+        axis.set_xlim(low - margin, high + margin)
+
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _decade(value: float) -> str:
+    exponent = math.floor(math.log10(value) + 1e-9)
+    if -3 <= exponent <= 4:
+        return f"{value:,g}"
+    mantissa = round(value / 10**exponent)
+    return f"{'' if mantissa == 1 else f'{mantissa}·'}10{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
+@mpl.rc_context(STYLE)
+def scores(title: str, layers: Mapping[str, GroupScores]) -> Any:
+    """Distribution of the scores of every layer, in two colours at the line of the cut.
+
+    Where all scores of a layer are known (few units), each is a stroke; else the shape follows from the known ranks, as high
+    in every row as the row allows.
+
+    Args:
+        layers: {name of the layer: its scores}.
+    """
+    values = [value for group in layers.values() for value in group.scores]
+    logarithmic = is_logarithmic(values)
+    figure, axis = _rows(list(layers), title, "score, logarithmic (higher = keep)" if logarithmic else "score (higher = keep)")
+    _set_scale(axis, values, logarithmic=logarithmic)
+    floor = min((value for value in values if value > 0), default=0.0)
+    shapes: dict[str, list[list[tuple[float, float]]]] = {"removed": [], "kept": []}
+    strokes: dict[str, list[tuple[float, float, float]]] = {"removed": [], "kept": [], "ink": []}
+    for row, group in enumerate(layers.values()):
+        known = [max(value, floor) for value in group.scores] if logarithmic else list(group.scores)
+        cut = _cut(group, floor if logarithmic else None)
+        if len(known) == group.units:
+            removed = group.units - group.kept
+            strokes["removed"] += [(value, row + 0.3, row - 0.3) for value in known[:removed]]
+            strokes["kept"] += [(value, row + 0.3, row - 0.3) for value in known[removed:]]
+        elif known[0] == known[-1]:
+            strokes["kept"].append((known[0], row + 0.3, row - 0.3))
+        else:
+            for colour, outline in _shape(np.array(known), cut, row, logarithmic=logarithmic):
+                shapes[colour].append(outline)
+        if cut is not None:
+            strokes["ink"].append((cut, row + 0.5, row - 0.5))
+    for colour, outlines in shapes.items():
+        _fill(axis, outlines, colour, 0.85)
+    for colour in ("removed", "kept"):
+        _ticks(axis, strokes[colour], colour, 1.4)
+    _ticks(axis, strokes["ink"], "ink", 1.2)
+    _key(axis, [("removed", "removed"), ("kept", "kept"), ("ink", "cut")])
+    return figure
+
+
+def _cut(group: GroupScores, floor: float | None) -> float | None:
+    """The middle between the last score removed and the first one kept; on a logarithmic axis their geometric middle."""
+    if group.largest_removed is None:
+        return None
+    if floor is None:
+        return (group.largest_removed + group.smallest_kept) / 2
+    return math.sqrt(max(group.largest_removed, floor) * max(group.smallest_kept, floor))
+
+
+def _shape(known: np.ndarray, cut: float | None, row: int, *, logarithmic: bool) -> list[tuple[str, list[tuple[float, float]]]]:
+    """Outlines of a layer's density left and right of the cut, in row `row`: ascending scores at even ranks (m,)."""
+    place = np.log10(known) if logarithmic else known
+    edges = np.linspace(place[0], place[-1], _BINS + 1)
+    below = np.interp(edges, place, np.linspace(0, 1, len(place)))
+    # Three bins at a time: the known ranks are hardly more than the bins, and their steps are not the scores'.
+    density = np.convolve(np.diff(below), np.ones(3) / 3, mode="same")
+    middles = np.concatenate([edges[:1], (edges[1:] + edges[:-1]) / 2, edges[-1:]])
+    heights = np.concatenate([[0], density / density.max() * 0.88, [0]])
+    if cut is None:
+        return [("kept", _outline(middles, heights, row, logarithmic=logarithmic))]
+    line = math.log10(cut) if logarithmic else cut
+    here = np.interp(line, middles, heights)
+    parts = []
+    for colour, side, at in (("removed", middles < line, None), ("kept", middles > line, 0)):
+        xs, ys = middles[side], heights[side]
+        index = len(xs) if at is None else at
+        parts.append((colour, _outline(np.insert(xs, index, line), np.insert(ys, index, here), row, logarithmic=logarithmic)))
+    return parts
+
+
+def _outline(places: np.ndarray, heights: np.ndarray, row: int, *, logarithmic: bool) -> list[tuple[float, float]]:
+    xs = (10**places if logarithmic else places).tolist()
+    ys = (row + 0.5 - heights).tolist()
+    return [(xs[0], row + 0.5), *zip(xs, ys, strict=True), (xs[-1], row + 0.5)]
+
+
+@mpl.rc_context(STYLE)
+def spectra(title: str, layers: Mapping[str, Sequence[float]]) -> Any:
+    """Leading eigenvalues of every layer as strokes in its row, the largest in another colour.
+
+    Args:
+        layers: {name of the layer: eigenvalues, largest first}.
+    """
+    values = [value for found in layers.values() for value in found if value > 0]
+    logarithmic = is_logarithmic(values)
+    figure, axis = _rows(list(layers), title, "eigenvalue λ, logarithmic" if logarithmic else "eigenvalue λ")
+    _set_scale(axis, values or [0.0], logarithmic=logarithmic)
+    rest = [(value, row + 0.3, row - 0.3) for row, found in enumerate(layers.values()) for value in found[1:] if value > 0]
+    first = [(found[0], row + 0.42, row - 0.42) for row, found in enumerate(layers.values()) if found and found[0] > 0]
+    _ticks(axis, rest, "kept", 1.1)
+    _ticks(axis, first, "removed", 1.8)
+    _key(axis, [("removed", "largest"), ("kept", "next ones")])
+    return figure
+
+
+# ---- curves
+
+
+AFTER_ROUND, MASKED, AT_THE_END = "after the round", "its units masked", "at the end"
+_SERIES = {AFTER_ROUND: ("kept", "o", "-"), MASKED: ("third", "s", "--"), AT_THE_END: ("removed", "D", "none")}
+
+
+@mpl.rc_context(STYLE)
+def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) -> Any:
+    """Parameters after every round and, where measured, the held-out loss, below each other.
+
+    Args:
+        sizes: {round: parameters}; round 0 is the dense model.
+        losses: {one of the three names above: {round: loss}}.
+    """
+    series = {name: points for name, points in losses.items() if points}
+    figure, axes = _stack(2 if series else 1, 110)
+    last = max([*sizes, *(step for points in series.values() for step in points)])
+    axes[0].plot(list(sizes), [size / 1e6 for size in sizes.values()], color=COLOURS["kept"], marker="o", markersize=4)
+    axes[0].set_title("Parameters, millions")
+    if series:
+        for name, points in series.items():
+            colour, marker, dash = _SERIES[name]
+            axes[1].plot(
+                list(points),
+                list(points.values()),
+                color=COLOURS[colour],
+                marker=marker,
+                markersize=4.5,
+                linestyle=dash,
+                label=name,
+                clip_on=False,
+            )
+        axes[1].set_title("Held-out loss, nats")
+        if len(series) > 1:
+            _legend(axes[1])
+    for axis in axes:
+        axis.grid(True, axis="y")
+        axis.set_xlim(-0.1 * max(last, 1), last * 1.05 + 0.05)
+        axis.margins(y=0.15)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+        axis.yaxis.set_major_locator(MaxNLocator(4))
+        axis.set_xlabel("round")
+    return figure
+
+
+def _legend(axis: Any) -> None:
+    axis.legend(
+        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, columnspacing=1.4, borderaxespad=0.15, labelcolor=COLOURS["faint"]
+    )
+
+
+@mpl.rc_context(STYLE)
+def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> Any:
+    """Loss of the one fine-tuning stage over its steps: as trained, and held out before, meanwhile and after."""
+    figure, (axis,) = _stack(1, 150)
+    axis.plot(list(training), list(training.values()), color=COLOURS["kept"], linewidth=1.5, label="training")
+    axis.plot(
+        list(held_out),
+        list(held_out.values()),
+        color=COLOURS["removed"],
+        linestyle="--",
+        linewidth=1.2,
+        marker="o",
+        markersize=4.5,
+        label="held out",
+        clip_on=False,
+    )
+    axis.grid(True, axis="y")
+    axis.margins(x=0.02, y=0.12)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axis.set_title("Loss, nats")
+    axis.set_xlabel("step")
+    _legend(axis)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def cost(panels: Mapping[str, Mapping[str, float]]) -> Any:
+    """Horizontal bars with their figures, a panel for every quantity side by side.
+
+    Args:
+        panels: {title: {name of the bar: value}}.
+    """
+    rows = max(len(bars) for bars in panels.values())
+    height = rows * 20.0
+    figure = _figure(_TOP + height + 14)
+    gap, left = 118.0, 92.0
+    width = (_WIDTH - left - 54 - gap * (len(panels) - 1)) / len(panels)
+    for index, (title, bars) in enumerate(panels.items()):
+        axis = _panel(figure, left + index * (width + gap), 14, width, height)
+        most = max(bars.values()) or 1.0
+        for row, (name, value) in enumerate(bars.items()):
+            _fill(axis, [[(0, row - 0.32), (value, row - 0.32), (value, row + 0.32), (0, row + 0.32)]], "kept")
+            axis.text(
+                value + 0.02 * most,
+                row,
+                f"{value:,.0f}" if value >= 100 else f"{value:.2g}",
+                va="center",
+                fontsize=8.5,
+                color=COLOURS["faint"],
+            )
+            axis.text(-0.02 * most, row, name, va="center", ha="right", fontsize=8.5)
+        axis.set_xlim(0, most)
+        axis.set_ylim(rows - 0.5, -0.5)
+        axis.set_axis_off()
+        axis.set_title(title)
+    return figure

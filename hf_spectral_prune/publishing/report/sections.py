@@ -1,0 +1,366 @@
+"""The sections of a run's report, each from the figures in a saved folder; what was not measured is said."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ...planning import SCORES_FILE, GroupScores, RoundScores
+from ..card import tables as card_tables
+from ..card import words
+from ..saved_folder import SavedFolder
+from . import charts
+from .page import Chart, Section, Table, change, number
+
+NOT_MEASURED = "Not measured in this run"
+# Eigenvalues that the table names, counted from the largest; the chart has all that were kept.
+_EIGENVALUES = (1, 2, 3, 5, 10, 24)
+_STATIONS = {"start": "before the run", "evaluation": "evaluation", "recovery": "recovery"}
+
+
+def _missing(id: str, title: str, reason: str) -> Section:
+    return Section(id, title, [f"{NOT_MEASURED}. {reason}"], missing=True)
+
+
+def _by_kind(keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """{kind: {name of the layer: group key}}, in order."""
+    found: dict[str, dict[str, str]] = {}
+    for key in keys:
+        place, _, kind = key.rpartition(".")
+        found.setdefault(kind, {})[place.removeprefix("layers.")] = key
+    return found
+
+
+def _name(*parts: str) -> str:
+    """A name for ids and files."""
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = number(min(values)), number(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+# ---- before and after
+
+
+def comparison_rows(saved: SavedFolder) -> list[tuple[str, str, str, str]]:
+    """(what, before, after, change) of size, quality and speed, as far as they were measured.
+
+    Raises:
+        ValueError: a figure of a pair is missing.
+    """
+    rows = [tuple(row) for row in card_tables.size_rows(saved)]
+    for name, before, after in card_tables.metrics(saved):
+        rows.append((f"Held-out {name.replace('_', ' ')}", number(before), number(after), change(before, after)))
+    return [*rows, *card_tables.speed_rows(saved)]  # type: ignore[list-item]
+
+
+def before_and_after(saved: SavedFolder) -> Section:
+    """The table of all pairs of figures."""
+    text = []
+    evaluation = words.protocol_words(saved, "evaluation")
+    if not card_tables.metrics(saved):
+        text.append("Quality was not measured in this run: there was no held-out data.")
+    elif evaluation:
+        text.append(f"Held-out figures were measured on {evaluation}.")
+    if not card_tables.speed_rows(saved):
+        text.append("Speed was not measured in this run.")
+    table = Table(["", "before", "after", "change"], comparison_rows(saved))
+    return Section("before-and-after", "Before and after", text, tables=[table])
+
+
+# ---- widths
+
+
+def widths(saved: SavedFolder) -> Section:
+    """Units of every layer before and after."""
+    sizes: Mapping[str, Sequence[int]] = saved.figure("sizes")
+    kinds, tables, spans = {}, [], []
+    for kind, keys in _by_kind(sizes).items():
+        name = card_tables.kind_name(saved, kind)
+        pairs = [sizes[key] for key in keys.values()]
+        before, after = ([pair[side] for pair in pairs] for side in (0, 1))
+        kinds[name] = (list(keys), before, after)
+        tables += [
+            (name, layer, number(old), number(new), change(old, new)) for layer, old, new in zip(keys, before, after, strict=True)
+        ]
+        spans.append(f"{name} a layer: {_span(before)} before, {_span(after)} after")
+    if not kinds:
+        return _missing("widths", "Widths per layer", "The report names no layers.")
+    text = f"Bars of {len(next(iter(kinds.values()))[0])} layers. {'. '.join(spans)}."
+    caption = "Blue is what is left of a layer, grey what it had."
+    numbers = Table(["Units", "layer", "before", "after", "change"], tables)
+    return Section("widths", "Widths per layer", charts=[Chart("widths", charts.widths(kinds), text, caption, numbers)])
+
+
+# ---- scores
+
+
+def scores(saved: SavedFolder, rounds: Sequence[RoundScores]) -> Section:
+    """Distributions of the scores with the line of the cut, in the last round and, if there were more, in the first."""
+    title = "Scores and the cut"
+    if not rounds:
+        return _missing("scores", title, f"The folder has no `{SCORES_FILE}`.")
+    shown = {len(rounds): rounds[-1]} | ({1: rounds[0]} if len(rounds) > 1 else {})
+    text = [
+        f"The criterion `{saved.plan.criterion}` gives every unit a score; in each layer those with the lowest are removed. "
+        "A row is a layer, the line across it the cut."
+    ]
+    if len(rounds) > 1:
+        text.append(f"There were {len(rounds)} rounds, each with new scores for what was left: here the last and the first.")
+    drawn = [
+        _score_chart(saved, kind, {layer: groups[key] for layer, key in keys.items()}, index, len(rounds))
+        for index, groups in shown.items()
+        for kind, keys in _by_kind(groups).items()
+    ]
+    return Section("scores", title, text, charts=drawn, folded=_cuts_by_round(rounds) if len(rounds) > 1 else [])
+
+
+def _score_chart(saved: SavedFolder, kind: str, layers: Mapping[str, GroupScores], index: int, total: int) -> Chart:
+    name = card_tables.kind_name(saved, kind)
+    when = f", round {index} of {total}" if total > 1 else ""
+    removed = sum(group.units - group.kept for group in layers.values())
+    units = sum(group.units for group in layers.values())
+    values = [value for group in layers.values() for value in group.scores]
+    text = (
+        f"Scores of the {name.lower()} of {len(layers)} layers{when}, from {number(min(values))} to {number(max(values))}; "
+        f"{removed:,} of {units:,} lie left of their layer's line and were removed."
+    )
+    full = all(len(group.scores) == group.units for group in layers.values())
+    caption = (
+        "Every stroke is a unit."
+        if full
+        else f"Every shape is drawn from {max(len(group.scores) for group in layers.values())} scores at even ranks; heights are "
+        "relative within a row."
+    )
+    if charts.is_logarithmic(values) and min(values) == 0:
+        caption += " Scores of zero stand at the left edge."
+    head = ["layer", "units", "removed", "smallest", "median", "largest", "largest removed", "smallest kept"]
+    rows = [
+        (
+            layer,
+            number(group.units),
+            number(group.units - group.kept),
+            *(number(value) for value in (group.scores[0], group.scores[len(group.scores) // 2], group.scores[-1])),
+            number(group.largest_removed),
+            number(group.smallest_kept),
+        )
+        for layer, group in layers.items()
+    ]
+    figure = charts.scores(f"{name}{when}", layers)
+    chart_name = _name("scores", kind) if index == total else _name("scores", kind, "first")
+    return Chart(chart_name, figure, text, caption, Table(head, rows))
+
+
+def _cuts_by_round(rounds: Sequence[RoundScores]) -> list[Table]:
+    """The line of the cut of every layer in every round."""
+    head = ["Group", *(f"round {index}" for index in range(1, len(rounds) + 1))]
+    rows = [
+        (
+            f"`{key}`",
+            *(
+                "none removed"
+                if group.largest_removed is None
+                else f"{number(group.largest_removed)} | {number(group.smallest_kept)}"
+                for group in (groups[key] for groups in rounds)
+            ),
+        )
+        for key in rounds[0]
+    ]
+    return [Table(head, rows, title="The line of the cut by round: largest score removed | smallest kept")]
+
+
+# ---- spectra
+
+
+def spectra(saved: SavedFolder, rounds: Sequence[RoundScores]) -> Section:
+    """The leading part of every layer's distortion spectrum, before anything was cut."""
+    title = "Distortion spectrum"
+    groups = {key: group for key, group in rounds[0].items() if group.spectrum} if rounds else {}
+    if not groups:
+        reason = f"The criterion `{saved.plan.criterion}` has no such spectrum, or the folder does not keep it."
+        return _missing("spectrum", title, reason)
+    text = [
+        "Two neighbour graphs of a layer's channels, one of the signals before the layer and one of those after it, have the "
+        "Laplacians L_in and L_out. The eigenvalues λ of `L_in v = λ (L_out + ε) v` say how far the layer tears neighbours "
+        "apart along a direction v; a unit's score is its share in all of them."
+    ]
+    if len(rounds) > 1:
+        text.append("Shown is the first round: the dense model.")
+    drawn = []
+    for kind, keys in _by_kind(groups).items():
+        layers = {layer: groups[key].spectrum for layer, key in keys.items()}
+        name, most = card_tables.kind_name(saved, kind), max(map(len, layers.values()))
+        shown = [rank for rank in _EIGENVALUES if rank <= most]
+        rows = [
+            (layer, *(number(found[rank - 1]) if rank <= len(found) else "–" for rank in shown))
+            for layer, found in layers.items()
+        ]
+        largest = [found[0] for found in layers.values()]
+        described = (
+            f"The {most} largest eigenvalues of {len(layers)} layers, {name.lower()}. A layer's largest is {_span(largest)}."
+        )
+        caption = f"The {most} largest eigenvalues of every layer. Long gaps mean that a few directions carry the distortion."
+        numbers = Table(["layer", *(f"λ {rank}" for rank in shown)], rows)
+        drawn.append(Chart(_name("spectrum", kind), charts.spectra(name, layers), described, caption, numbers))
+    return Section("spectrum", title, text, charts=drawn)
+
+
+# ---- rounds
+
+
+def rounds(saved: SavedFolder) -> Section:
+    """Size and, where measured, held-out loss after every round."""
+    log = saved.state.get("log_history") or []
+    before = saved.figure("parameters_before")
+    sizes = {0: before} | {entry["step"]: entry["parameters"] for entry in log if "parameters" in entry}
+    if len(sizes) < 2:
+        return _missing("rounds", "Rounds", "Nothing was logged of its rounds.")
+    last = max(sizes)
+    after, masked = _losses(saved, log, last)
+    start, end = ((saved.report.get(f"metrics_{side}") or {}).get(f"{side}_loss") for side in ("before", "after"))
+    if start is not None:
+        after = {0: start, **after}
+    final = {} if end is None else {last: end}
+    series = {charts.AFTER_ROUND: after, charts.MASKED: masked, charts.AT_THE_END: final}
+    head = ["Round", "parameters", "change", *(name for name, points in series.items() if points)]
+    rows = [
+        (
+            "dense" if step == 0 else str(step),
+            f"{size:,}",
+            change(before, size) if step else "",
+            *(number(points.get(step)) for points in series.values() if points),
+        )
+        for step, size in sizes.items()
+    ]
+    text = ["One round: scored and cut once." if last == 1 else f"{last} rounds, each of which scored again what was left."]
+    if not after and not final:
+        text.append("The held-out loss was not measured in this run.")
+    elif last > 1 and len(after) < 2 and not masked:
+        text.append("The held-out loss was measured before and after the run only; `eval_strategy=steps` measures every round.")
+    if saved.report.get("recovery"):
+        text.append("The loss at the end is that after the recovery.")
+    table = Table(head, rows)
+    if last == 1:
+        return Section("rounds", "Rounds", text, tables=[table])
+    described = f"{last} rounds: from {before:,} to {sizes[last]:,} parameters."
+    if end is not None and start is not None:
+        described += f" Held-out loss from {number(start)} to {number(end)}."
+    chart = Chart("rounds", charts.rounds(sizes, series), described, "Size and held-out loss after every round.", table)
+    return Section("rounds", "Rounds", text, charts=[chart])
+
+
+def _losses(saved: SavedFolder, log: Sequence[Mapping[str, Any]], last: int) -> tuple[dict[int, float], dict[int, float]]:
+    """Held-out losses {round: loss} after a round's cut, and with its units masked before it (under a stopping rule)."""
+    logged: dict[int, list[float]] = {}
+    for entry in log:
+        if "eval_loss" in entry:
+            logged.setdefault(entry["step"], []).append(entry["eval_loss"])
+    arguments = saved.report.get("arguments") or {}
+    masked = {}
+    if arguments.get("stop_metric"):
+        # A stopping rule tries the next round last of all, when the step is still that of the round before.
+        for step in [step for step in logged if step < arguments["num_rounds"]]:
+            masked[step + 1] = logged[step].pop()
+    # The round that the rule refused has no size to stand beside.
+    return {step: found[-1] for step, found in logged.items() if found}, {k: v for k, v in masked.items() if k <= last}
+
+
+# ---- recovery
+
+
+def recovery(saved: SavedFolder) -> Section:
+    """The loss of the one fine-tuning stage over its steps."""
+    title, found = "Recovery", saved.report.get("recovery")
+    if not found:
+        return _missing("recovery", title, "There was no training after the cut.")
+    metrics, log = found["metrics"], found.get("log_history") or []
+    training = {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+    last = max((entry["step"] for entry in log), default=0)
+    held_out = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+    before, after = metrics.get("before_loss"), metrics.get("after_loss")
+    held_out = ({} if before is None else {0: before}) | held_out | ({} if after is None else {last: after})
+    kept = "The recovered weights were kept." if found["kept"] == "recovered" else "They were no better and were not kept."
+    text = [
+        f"One stage (`{saved.figure('arguments', 'recovery')}`) of {last:,} steps. Held-out loss {number(before)} before it, "
+        f"{number(after)} after it. {kept}",
+        *found.get("notes", []),
+    ]
+    if not training:
+        text.append("The Trainer logged no curve; `logging_steps` in `training_args` sets how often it does.")
+        return Section("recovery", title, text)
+    steps = sorted({*training, *held_out})
+    rows = [(f"{step:,}", number(training.get(step)), number(held_out.get(step))) for step in steps]
+    numbers = Table(["step", "training loss", "held-out loss"], rows)
+    described = f"Training loss over {last:,} steps, from {number(training[min(training)])} to {number(training[max(training)])}."
+    caption = (
+        "The training loss is what the Trainer minimised (a distillation's has its own terms); the held-out loss is the task's."
+    )
+    return Section(
+        "recovery", title, text, charts=[Chart("recovery", charts.recovery(training, held_out), described, caption, numbers)]
+    )
+
+
+# ---- cost
+
+
+def cost(saved: SavedFolder) -> Section:
+    """Where time and memory went."""
+    title = "Time and memory"
+    timings: Mapping[str, float] = saved.report.get("timings") or {}
+    peak = saved.report.get("peak_memory") or {}
+    if not timings:
+        return _missing("cost", title, "The report has no timings.")
+    growth: Mapping[str, Mapping[str, int]] = saved.report.get("peak_memory_growth") or {}
+    total = sum(timings.values())
+    panels = {"Seconds": {_station(name): seconds for name, seconds in timings.items()}}
+    places = {"host": "Peak memory, MiB", "accelerator": "Accelerator, MiB"}
+    used = {place: what for place, what in places.items() if growth and peak.get(place)}
+    for place, what in used.items():
+        panels[what] = {_station(name): found.get(place, 0) / 2**20 for name, found in growth.items()}
+    names = list(dict.fromkeys([*growth, *timings]))
+    rows = [
+        (
+            _station(name),
+            number(timings.get(name)),
+            card_tables.percent(timings[name] / total) if name in timings and total else "–",
+            *(f"{growth.get(name, {}).get(place, 0) / 2**20:,.0f}" for place in used),
+        )
+        for name in names
+    ]
+    most = [f"{bytes / 2**30:.2f} GiB on the {place}" for place, bytes in peak.items() if bytes]
+    memory = f" The peak of its memory was {' and '.join(most)}." if most else ""
+    text = [f"The stations of the run took {total:,.1f} s; loading, saving and the self-check are not among them.{memory}"]
+    caption = "Seconds by station"
+    if used:
+        caption += ", and by how many MiB each raised the peak of memory"
+    numbers = Table(["Station", "seconds", "share", *used.values()], rows)
+    described = f"Seconds by station, {total:,.1f} in all; most went to {_station(max(timings, key=lambda name: timings[name]))}."
+    return Section("cost", title, text, charts=[Chart("cost", charts.cost(panels), described, f"{caption}.", numbers)])
+
+
+def _station(name: str) -> str:
+    return _STATIONS.get(name, name.replace("_", " "))
+
+
+# ---- settings
+
+
+def settings(saved: SavedFolder) -> Section:
+    """Method, data, machine, arguments and versions."""
+    data = [(name, words.protocol_words(saved, name) or "none") for name in ("calibration", "evaluation")]
+    arguments = [(f"`{name}`", json.dumps(value, ensure_ascii=False)) for name, value in saved.figure("arguments").items()]
+    versions = [(name, str(version)) for name, version in saved.figure("versions").items()]
+    return Section(
+        "settings",
+        "Arguments and versions",
+        points=[*words.method_lines(saved), words.self_check_words(saved)],
+        tables=[Table(["", ""], [*data, ("machine", words.machine_words(saved))], words=True)],
+        folded=[
+            Table(["Argument", "value"], arguments, words=True, title=f"All {len(arguments)} arguments"),
+            Table(["Library", "version"], versions, words=True, title="Versions"),
+        ],
+    )

@@ -1,0 +1,111 @@
+"""The report page of a run or a comparison, `report.html` and its plots, from the JSON files of a folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...planning import SCORES_FILE, RoundScores, scores_from_json
+from ..card import tables as card_tables
+from ..card import words
+from ..saved_folder import REPORT, SavedFolder, read_folder
+from .page import Page, write_page
+
+REPORT_PAGE, PLOTS, COMPARISON = "report.html", "plots", "comparison.json"
+# Charts whose name begins so are written as PNGs too, for the card.
+_FOR_THE_CARD = ("widths", "scores")
+
+
+def write_report(folder: str | Path) -> Path:
+    """Writes `report.html` into a saved folder, and its charts of widths and scores as PNGs into `plots/`.
+
+    A folder of `cria compare` gets the page of its comparison. The same figures give the same files, whatever the folder's
+    name.
+
+    Returns:
+        the page.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder or a figure in it is missing or broken (says which).
+    """
+    from .svg import to_png  # matplotlib takes its time to import
+
+    if (Path(folder) / COMPARISON).is_file() and not (Path(folder) / REPORT).is_file():
+        from ...studies.comparison.report import comparison_page
+
+        return write_page(comparison_page(Path(folder) / COMPARISON), Path(folder) / REPORT_PAGE)
+    saved = read_folder(folder)
+    try:
+        page = build_report(saved, read_scores(saved))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and str(saved.path) in str(error):
+            raise  # it tells what is missing, and where
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"A figure in the JSON files of `{folder}` is not what a run writes ({reason}). Take the files that the run wrote."
+        ) from None
+    plots = saved.path / PLOTS
+    plots.mkdir(exist_ok=True)
+    for chart in (chart for section in page.sections for chart in section.charts):
+        if chart.name.startswith(_FOR_THE_CARD):
+            to_png(chart.figure, plots / f"{chart.name}.png")
+    return write_page(page, saved.path / REPORT_PAGE)
+
+
+def read_scores(saved: SavedFolder) -> list[RoundScores]:
+    """The scores of every round in short; none where the folder does not keep them.
+
+    Raises:
+        ValueError: the file is broken.
+    """
+    file = saved.path / SCORES_FILE
+    if not file.is_file():
+        return []
+    try:
+        return scores_from_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`{file}`: {error}") from None
+
+
+def build_report(saved: SavedFolder, scores: Sequence[RoundScores]) -> Page:
+    """The page of a run.
+
+    Raises:
+        ValueError: a figure is missing that every run has; names the figure, the file and the remedy.
+    """
+    from . import sections
+
+    base = (saved.report.get("base_model") or {}).get("name") or words.architecture(saved)
+    reduction = card_tables.percent(saved.figure("reduction")).replace(" ", "\u00a0")
+    layout = saved.figure("layout").replace("_", " ")
+    return Page(
+        title=f"{base}, pruned by {reduction}",
+        lead=f"A `{words.architecture(saved)}` with a {layout} layout, cut by the criterion `{saved.plan.criterion}`.",
+        tiles=_tiles(sections.comparison_rows(saved)),
+        notes=saved.plan.notes,
+        sections=[
+            sections.before_and_after(saved),
+            sections.widths(saved),
+            sections.scores(saved, scores),
+            sections.spectra(saved, scores),
+            sections.rounds(saved),
+            sections.recovery(saved),
+            sections.cost(saved),
+            sections.settings(saved),
+        ],
+        foot="Written by `cria report` from the figures in this folder: `pruning_report.json`, `pruning_plan.json`, "
+        f"`{SCORES_FILE}`, `pruner_state.json`.",
+    )
+
+
+def _tiles(rows: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:
+    """The figures that matter most: size, quality (a perplexity rather than its loss), speed."""
+    named = {row[0]: row for row in rows}
+    quality = [name for name in named if name.startswith("Held-out")]
+    first = [name for name in quality if not name.endswith("loss")] or quality
+    chosen = ["Parameters", "Weights on disk, MB", *first[:1], "Decode, tokens/s"]
+    return [
+        (name, after, f"from {before} ({change})" if change else f"from {before}")
+        for name, before, after, change in (named[name] for name in chosen if name in named)
+        if before != "not measured"
+    ]

@@ -1,0 +1,1 @@
+"""Recovery: the one fine-tuning stage after pruning."""

@@ -1,0 +1,365 @@
+"""Recovery: the one fine-tuning stage after the last round (full, LoRA merged back, or distillation) on the HF Trainer."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from accelerate.utils import parse_flag_from_env
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
+
+from ..arguments import SpectralPruningArguments
+from ..data.rows import default_collator, hold_out, training_rows
+from ..models.distributed import is_sharded, of_first_process
+from ..models.families import family_of
+from ..utils.environment import accelerator
+from ..utils.fitting import fitted
+from ..utils.words import did_you_mean
+from .distillation import DistillationTrainer, check_teacher, load_teacher
+
+logger = logging.get_logger(__name__)
+
+# Where the Trainer takes more than the type hints of `TrainingArguments` say.
+_WIDER_HINTS: dict[str, Any] = {"resume_from_checkpoint": str | bool | None, "fsdp": Any, "accelerator_config": Any}
+
+
+@dataclass
+class RecoveryArguments:
+    """How to recover; how to train is said by the `TrainingArguments` beside it.
+
+    Attributes:
+        method: "full" trains all weights; "lora" trains adapters and merges them, so that the result is one dense model of
+            the same class; "distill" trains all weights toward the labels and a dense teacher.
+        lora_target_modules: linear layers that get an adapter, by the end of their names; None takes every producer and
+            consumer of the family's table (attention and FFN projections).
+        keep_adapters: also save the adapters, to `adapters/` in the Trainer's `output_dir`.
+        distill_temperature: T of the logits' term `T^2 KL(teacher || student)`.
+        distill_alpha: weight of that term; the labels' loss has the rest.
+        distill_hidden_weight: weight of `1 - cos` between the two models' hidden states, mean over layers and positions (1 if
+            None); for networks pruned by channels, of the relative square error of the blocks' outputs (1,000 if None: labels
+            and logits that a network knows by heart teach it little beside them).
+
+    Raises:
+        ValueError: a value that cannot work; says what to set instead.
+    """
+
+    method: Literal["full", "lora", "distill"] = "full"
+    lora_r: int = 16
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    lora_target_modules: list[str] | None = None
+    keep_adapters: bool = False
+    distill_temperature: float = 2.0
+    distill_alpha: float = 0.5
+    distill_hidden_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in ("full", "lora", "distill"):
+            raise ValueError(f"`method` of the recovery is `{self.method}`; choose from `full`, `lora`, `distill`.")
+        if self.lora_r < 1:
+            raise ValueError(f"`lora_r` is {self.lora_r}; it must be at least 1.")
+        for name in ("lora_alpha", "distill_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be above 0.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"`lora_dropout` is {self.lora_dropout}; it must be at least 0 and below 1.")
+        if not 0 <= self.distill_alpha <= 1:
+            raise ValueError(f"`distill_alpha` is {self.distill_alpha}; it must be between 0 and 1.")
+        if self.distill_hidden_weight is not None and not self.distill_hidden_weight >= 0:
+            raise ValueError(f"`distill_hidden_weight` is {self.distill_hidden_weight}; it must not be negative.")
+
+
+@dataclass
+class RecoveryOutput:
+    """What `recover` returns.
+
+    Attributes:
+        model: the model that was given, recovered or as it was before.
+        kept: "recovered", or "unrecovered" where training had made it worse on the held-out data.
+        metrics: held-out figures `before_*` and `after_*` (after training, kept or not) and the Trainer's `train_*`.
+        notes: sentences for the user.
+        log_history: what the Trainer logged meanwhile: the curve of the loss.
+        adapters: folder of the saved adapters, or None.
+    """
+
+    model: PreTrainedModel
+    kept: Literal["recovered", "unrecovered"]
+    metrics: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+    log_history: list[dict[str, float]] = field(default_factory=list)
+    adapters: Path | None = None
+
+    def report(self) -> dict[str, Any]:
+        """Everything but the model, as plain values."""
+        return {"kept": self.kept, "metrics": self.metrics, "notes": self.notes, "log_history": self.log_history}
+
+
+def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArguments, dict[str, Any]]:
+    """The recovery's options, and the keywords of its `TrainingArguments`, as the arguments of a pruning run give them.
+
+    Raises:
+        ValueError: an unknown name (with the nearest), or a value of another type or that cannot work.
+    """
+    options = _fitted_options("recovery_args", args.recovery_args, RecoveryArguments)
+    training = _fitted_options("training_args", args.training_args, TrainingArguments)
+    method: Any = args.recovery if args.recovery != "none" else "full"
+    recovery = RecoveryArguments(method=method, **options)
+    defaults = {
+        "output_dir": f"{args.output_dir or 'cria'}-recovery",
+        "save_strategy": "no",
+        # A share of all steps: twenty points make a curve, however long the training is.
+        "logging_steps": 0.05,
+        "report_to": args.report_to,
+        "run_name": args.run_name,
+        "seed": args.seed,
+        "disable_tqdm": args.disable_tqdm,
+        "use_cpu": accelerator() is None,  # without this, TrainingArguments refuses bf16 there
+    }
+    return recovery, defaults | training
+
+
+def _fitted_options(field_name: str, options: Any, kind: Any) -> dict[str, Any]:
+    known = [entry.name for entry in dataclasses.fields(kind) if entry.name != "method"]
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(f"`{field_name}` has `{name}`, which `{kind.__name__}` does not take.{hint}")
+    hints = get_type_hints(kind) | _WIDER_HINTS
+    try:
+        return {name: fitted(name, value, hints[name]) for name, value in options.items()}
+    except ValueError as error:
+        raise ValueError(f"`{field_name}`: {error}") from None
+
+
+def recover(
+    model: PreTrainedModel,
+    args: RecoveryArguments,
+    training_args: TrainingArguments,
+    train_dataset: Any,
+    eval_dataset: Any = None,
+    processing_class: Any = None,
+    data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+    teacher: PreTrainedModel | str | Path | None = None,
+    compute_metrics: Callable[[Any], dict[str, float]] | None = None,
+    callbacks: Sequence[TrainerCallback] | None = None,
+) -> RecoveryOutput:
+    """Fine-tunes a pruned model once, in place, and keeps the result only if it is no worse on held-out data.
+
+    Better and worse are told by `training_args.metric_for_best_model` (the loss by default). A copy of the weights is kept
+    on the CPU meanwhile, to go back to. `training_args.resume_from_checkpoint` is honoured. Launched on several processes
+    (data-parallel) all end with the same model. The Trainer then repeats rows to fill its last evaluation batches, so figures
+    are those of one process only where the rows divide evenly.
+
+    Args:
+        training_args: the Trainer's own: optimizer, schedule, precision, loggers, checkpoints.
+        train_dataset: tokenised rows (a `datasets.Dataset`, any map-style data set of dicts) or `CalibrationData`.
+        eval_dataset: the same, held out; without it a tenth of the training rows (512 at most) is split off.
+        data_collator: for causal language models the default makes labels of the ids that are not padding; else it is the
+            Trainer's.
+        teacher: the dense model, a folder or a Hub name, for "distill"; it may be on another device.
+        compute_metrics: as for Trainer.
+
+    Raises:
+        ValueError: LoRA targets that the model does not have, a teacher that is missing or of another shape, data that
+            cannot be split or has no labels, sharded training. All before the first step.
+    """
+    _check_unsharded(model, training_args)
+    notes: list[str] = []
+    targets = lora_targets(model, args.lora_target_modules) if args.method == "lora" else []
+    if args.method == "distill":
+        teacher = load_teacher(teacher)
+        check_teacher(model, teacher)
+    train_rows = training_rows(train_dataset)
+    if eval_dataset is None:
+        train_rows, eval_rows = hold_out(train_rows, training_args.seed)
+        notes.append(f"No `eval_dataset` was given, so {len(eval_rows)} rows of the training data were held out to judge by.")
+    else:
+        eval_rows = training_rows(eval_dataset)
+    options: dict[str, Any] = {
+        "processing_class": processing_class,
+        "data_collator": data_collator or default_collator(model, processing_class),
+        "compute_metrics": compute_metrics,
+        "eval_dataset": eval_rows,
+    }
+    with _left_as_it_was(model):
+        metrics = _held_out_figures(model, training_args, "before", options)
+        before = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+        options |= {"train_dataset": train_rows, "callbacks": None if callbacks is None else list(callbacks)}
+        if args.method == "lora":
+            history, adapters = _train_lora(model, args, training_args, targets, options)
+        else:
+            history, adapters = _train_whole(model, args, training_args, teacher, options), None
+        metrics |= {name: value for entry in history for name, value in entry.items() if name.startswith("train_")}
+        options = {name: value for name, value in options.items() if name not in ("train_dataset", "callbacks")}
+        metrics |= _held_out_figures(model, training_args, "after", options)
+        name = _judge(training_args)
+        kept: Literal["recovered", "unrecovered"] = "recovered"
+        # One process decides: a user's figures may differ between processes, and with them the models that are kept.
+        if not of_first_process(lambda: _no_worse(metrics[f"before_{name}"], metrics[f"after_{name}"], training_args, name)):
+            model.load_state_dict(before)
+            kept = "unrecovered"
+            notes.append(
+                f"Recovery made the held-out `{name}` worse ({metrics[f'before_{name}']:.4g} to {metrics[f'after_{name}']:.4g}), "
+                "so the model was put back as it was before."
+            )
+    for note in notes:
+        logger.warning(note)
+    return RecoveryOutput(model, kept, metrics, notes, history, adapters)
+
+
+def _check_unsharded(model: PreTrainedModel, training_args: TrainingArguments) -> None:
+    launched = any(parse_flag_from_env(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED"))
+    if training_args.fsdp or training_args.deepspeed or launched or is_sharded(model):
+        raise ValueError(
+            "`recover` keeps a copy of the whole model to go back to, which `fsdp` and `deepspeed` shard over processes. "
+            "Use `accelerate launch` without them (data-parallel), or fine-tune the saved model with a Trainer of your own."
+        )
+
+
+# ---- the two ways to train
+
+
+def _train_whole(
+    model: PreTrainedModel,
+    args: RecoveryArguments,
+    training_args: TrainingArguments,
+    teacher: Any,
+    options: dict[str, Any],
+) -> list[dict[str, float]]:
+    if args.method == "full":
+        trainer = Trainer(model=model, args=training_args, **options)
+    else:
+        trainer = DistillationTrainer(
+            model=model,
+            args=training_args,
+            teacher=teacher,
+            temperature=args.distill_temperature,
+            alpha=args.distill_alpha,
+            hidden_weight=args.distill_hidden_weight,
+            **options,
+        )
+    with _unprepared(model):
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    return trainer.state.log_history
+
+
+def _train_lora(
+    model: PreTrainedModel,
+    args: RecoveryArguments,
+    training_args: TrainingArguments,
+    targets: list[str],
+    options: dict[str, Any],
+) -> tuple[list[dict[str, float]], Path | None]:
+    from peft import LoraConfig, get_peft_model  # slow to import, and needed here alone
+
+    config = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, target_modules=targets)  # type: ignore[arg-type]
+    wrapped: Any = get_peft_model(model, config)
+    trainer = Trainer(model=wrapped, args=training_args, **options)
+    try:
+        with _unprepared(model):
+            trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    except BaseException:
+        wrapped.unload()  # an interrupted run leaves the model as it was, not wrapped
+        raise
+    adapters = None
+    if args.keep_adapters:
+        adapters = Path(str(training_args.output_dir)) / "adapters"
+        if trainer.is_world_process_zero():
+            wrapped.save_pretrained(adapters)
+    wrapped.merge_and_unload()
+    return trainer.state.log_history, adapters
+
+
+def lora_targets(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[str]:
+    """Names of the layers that get an adapter, each matched by the end of its path.
+
+    Raises:
+        ValueError: a name matches no linear layer of the model as it is now.
+    """
+    kinds = family_of(model.config).kinds
+    table = sorted({path for row in kinds for path in (row.consumer, *(producer.module for producer in row.producers))})
+    if wanted is None:
+        return table
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    missing = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linears)]
+    if missing or not wanted:
+        raise ValueError(
+            f"`lora_target_modules` names {', '.join(f'`{name}`' for name in missing) or 'nothing'}, which is no linear layer of "
+            f"this {type(model).__name__}. Choose from {', '.join(f'`{name}`' for name in table)}, or leave it out for all."
+        )
+    return list(wanted)
+
+
+# ---- better or worse
+
+
+def _judge(training_args: TrainingArguments) -> str:
+    return (training_args.metric_for_best_model or "loss").removeprefix("eval_")
+
+
+def _no_worse(before: float, after: float, training_args: TrainingArguments, name: str) -> bool:
+    higher = training_args.greater_is_better
+    if higher is None:
+        higher = not name.endswith("loss")
+    # Written so that a figure that is not a number counts as worse.
+    return bool(after >= before if higher else after <= before)
+
+
+def _held_out_figures(
+    model: PreTrainedModel, training_args: TrainingArguments, prefix: str, options: dict[str, Any]
+) -> dict[str, float]:
+    """Figures of the dense model in the arguments' precision, by a Trainer without loggers."""
+    quiet = copy.copy(training_args)
+    quiet.report_to = []
+    quiet.push_to_hub = False
+    with _unprepared(model):
+        metrics = Trainer(model=model, args=quiet, **options).evaluate(metric_key_prefix=prefix)
+    name = _judge(training_args)
+    if f"{prefix}_{name}" not in metrics:
+        known = ", ".join(f"`{key.removeprefix(prefix + '_')}`" for key in metrics)
+        raise ValueError(
+            f"The held-out data gives no `{name}` to judge the recovery by, only {known}. Give rows with labels, or set "
+            "`metric_for_best_model` to a name that `compute_metrics` returns."
+        )
+    return metrics
+
+
+@contextmanager
+def _left_as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """Undoes what a Trainer and adapters leave on a model beside its weights."""
+    use_cache = getattr(model.config, "use_cache", None)
+    training = model.training
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+        model.train(training)
+        if use_cache is not None:
+            model.config.use_cache = use_cache
+
+
+@contextmanager
+def _unprepared(model: PreTrainedModel) -> Iterator[None]:
+    """A model for one Trainer to prepare: it comes unmarked, and what accelerate sets on the instance is undone afterwards.
+
+    accelerate marks a model that it has prepared, and does not wrap a marked one again: a model that a Trainer has evaluated
+    would then be trained on each process apart. Mixed precision wraps `forward`; the model must compute in its own type.
+    """
+    names = ("forward", "_original_forward", "_is_accelerate_prepared")
+    before: dict[str, Any] = {name: vars(model)[name] for name in names if name in vars(model)}
+    vars(model).pop("_is_accelerate_prepared", None)
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(model).pop(name, None)
+        vars(model).update(before)

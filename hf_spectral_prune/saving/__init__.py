@@ -1,0 +1,1 @@
+"""Saving: the output folder, its check in a fresh process, and checkpoints."""

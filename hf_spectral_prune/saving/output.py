@@ -1,0 +1,109 @@
+"""What a pruning returns and reports, and what each of its stations cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..arguments import SpectralPruningArguments
+from ..data.texts import CalibrationData
+from ..planning import RoundScores
+from ..publishing.card.base_model import base_model_facts
+from ..recovery.recover import RecoveryOutput
+from ..rounds import Run
+from ..surgery.plan import PruningPlan
+from ..utils.environment import library_versions, machine, peak_memory
+
+
+@dataclass
+class PruningOutput:
+    """What `prune()` returns, as TrainOutput is for Trainer.
+
+    Attributes:
+        model: the pruned model, or the plain network that was given.
+        plan: what was kept, in the original model's numbering.
+        metrics: figures of the run (parameters, reduction, seconds).
+        report: everything that `pruning_report.json` holds.
+        scores: of every round, in short, as in `pruning_scores.json`.
+    """
+
+    model: Any
+    plan: PruningPlan
+    metrics: dict[str, float]
+    report: dict[str, Any]
+    scores: list[RoundScores] = field(default_factory=list)
+
+
+@dataclass
+class StationCosts:
+    """Seconds and growth of the peak memory, station by station.
+
+    Attributes:
+        seconds: {station: seconds of all its turns}.
+        growth: bytes that the peak had reached before the run (`start`), and by which each station raised it; they add up to
+            the peak.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    growth: dict[str, dict[str, int]] = field(default_factory=lambda: {"start": peak_memory()})
+
+    @contextmanager
+    def of(self, station: str) -> Iterator[None]:
+        """Adds what happens inside to a station."""
+        start, before = time.perf_counter(), peak_memory()
+        yield
+        self.seconds[station] = self.seconds.get(station, 0.0) + time.perf_counter() - start
+        growth = self.growth.setdefault(station, dict.fromkeys(before, 0))
+        for place, peak in peak_memory().items():
+            growth[place] += max(0, peak - before[place])
+
+
+def pruning_report(
+    args: SpectralPruningArguments,
+    run: Run,
+    parameters: int,
+    before: dict[str, float],
+    after: dict[str, float],
+    recovered: RecoveryOutput | None,
+    calibration: CalibrationData | None,
+    evaluation: CalibrationData | None,
+) -> dict[str, Any]:
+    """What `pruning_report.json` says of the run itself.
+
+    Args:
+        parameters: of the pruned model.
+        before, after: held-out figures.
+    """
+    assert run.plan is not None
+    return {
+        "parameters_before": run.parameters_before,
+        "parameters_after": parameters,
+        "reduction": 1 - parameters / run.parameters_before,
+        "target_reduction": args.target_reduction,
+        "target_scope": args.target_scope,
+        "layout": args.layout,
+        "sizes": {group.key: [group.size, len(run.plan.kept[group.key])] for group in run.groups},
+        "metrics_before": before,
+        "metrics_after": after,
+        "recovery": None if recovered is None else recovered.report(),
+        "calibration": None if calibration is None else calibration.protocol,
+        "evaluation": None if evaluation is None else evaluation.protocol,
+        "notes": list(run.plan.notes),
+        "arguments": args.to_dict(),
+    }
+
+
+def circumstances(costs: StationCosts, base_model: str | None) -> dict[str, Any]:
+    """What every report says of a run, whatever was pruned: its costs, where it ran, and where the model came from."""
+    return {
+        "timings": costs.seconds,
+        "peak_memory": peak_memory(),
+        "peak_memory_growth": costs.growth,
+        "machine": machine(),
+        "base_model": base_model_facts(base_model),
+        "versions": library_versions(),
+        "self_check": None,
+    }

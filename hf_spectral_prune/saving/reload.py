@@ -1,0 +1,97 @@
+"""Proves a saved folder by reloading it in a fresh process and comparing its outputs with the model's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from ..models.cria import auto_class_of
+from ..models.families import network_of
+from ..models.families.groups import is_vision
+from ..models.families.tracing import example_input
+
+_SELF_CHECK = Path(__file__).with_name("selfcheck.py")
+
+
+# Largest difference of a logit, relative to the largest logit, that the same weights may show. On one CPU it is zero; an
+# accelerator may choose another kernel in another process.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Fixed random token ids on which two copies of a model are compared: 2 sequences of up to 64 tokens, (2, T).
+
+    For multiple choice they are 2 questions with 2 choices each, (2, 2, T); for models that read pictures, 2 pictures of noise.
+    For sequence classification without a pad token it is one sequence, as its end cannot be told among others.
+    """
+    if is_vision(model):
+        picture = example_input(model).to(model.dtype)
+        return {"pixel_values": torch.cat([picture, -picture])}
+    generator = torch.Generator().manual_seed(0)
+    # Not to the last position: RoBERTa's numbering begins behind its pad token.
+    length = min(64, (getattr(model.config, "max_position_embeddings", None) or 128) // 2)
+    task = auto_class_of(type(model))
+    rows = (2, 2) if task == "AutoModelForMultipleChoice" else (2,)
+    if task == "AutoModelForSequenceClassification" and model.config.pad_token_id is None:
+        rows = (1,)
+    input_ids = torch.randint(0, model.config.vocab_size, (*rows, length), generator=generator)
+    # One pad token at most: sequence classifiers look for the last real one.
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+
+
+def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
+    """Loads `folder` in a new process, with Auto classes only, and compares its output with the model's.
+
+    A per-layer folder is loaded twice: by `trust_remote_code=True` without this package, and with the package imported.
+
+    Returns:
+        {road: {"class", "max_abs_diff", "parameters"}} for every road that was tried.
+
+    Raises:
+        RuntimeError: it does not load, or the outputs differ; names the first weights that differ.
+    """
+    inputs = probe_inputs(model)
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        expected = model(**send_to_device(inputs, model.device))[0]
+    model.train(training)
+    with tempfile.TemporaryDirectory() as scratch:
+        probe = Path(scratch) / "probe.safetensors"
+        save_file({**inputs, "expected": expected.float().cpu().contiguous()}, probe)
+        command = [sys.executable, str(_SELF_CHECK), str(folder), str(probe), str(torch.get_num_threads())]
+        command += [model.config._attn_implementation or "eager", str(model.device), auto_class_of(type(model))]
+        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch) / "modules"), "HF_HUB_OFFLINE": "1"}
+        if network_of(model) is not model:  # the class of a plain network is imported from where this process has it
+            environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"The saved folder does not load in a fresh process: {reason}")
+    results = json.loads(done.stdout.strip().splitlines()[-1])
+    for road, result in results.items():
+        _compare(road, result, model)
+    return {road: {name: value for name, value in result.items() if name != "sums"} for road, result in results.items()}
+
+
+def _compare(road: str, result: dict[str, Any], model: PreTrainedModel) -> None:
+    tolerance = result["allowed"] = _TOLERANCE.get(model.dtype, 1e-5) * max(1.0, result["max_abs"])
+    if result["max_abs_diff"] <= tolerance:
+        return
+    sums = {name: float(value.double().sum()) for name, value in network_of(model).state_dict().items()}
+    differing = [name for name, value in sums.items() if result["sums"].get(name) != value]
+    what = f"the first weight that differs is `{differing[0]}`" if differing else "all weights are equal, so the config differs"
+    raise RuntimeError(
+        f"The reloaded {result['class']} ({road}) gives outputs that differ by {result['max_abs_diff']:.3g} "
+        f"(allowed {tolerance:.3g}); {what}."
+    )

@@ -1,0 +1,1 @@
+"""Studies: comparison of criteria, direct ablation, detrimental neurons, neural differentiation."""

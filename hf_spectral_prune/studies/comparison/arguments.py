@@ -1,0 +1,221 @@
+"""What to compare, as a dataclass for HfArgumentParser and YAML recipes, and the cells that it makes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, Literal, cast
+
+from transformers import TrainingArguments
+
+from ...arguments import SpectralPruningArguments
+from ...criteria import Criterion, make_criterion
+from ...models.families import FAMILIES
+from ...recovery.recover import recovery_arguments
+from ...utils.words import did_you_mean, one_line
+
+_COMPENSATIONS = ("none", "least_squares")
+_RECOVERIES = ("none", "full", "lora", "distill")
+_ARGS_EXAMPLE = '{"spectral-loss": {"criterion": "spectral", "signals": "loss"}}'
+# Options of a pruning run that make a cell what it is, whatever its criterion.
+_CELL_OPTIONS = (
+    "criterion",
+    "target_reduction",
+    "target_scope",
+    "units",
+    "layout",
+    "allocation",
+    "round_to",
+    "min_ffn_units",
+    "min_kv_groups",
+    "compensation",
+    "recovery",
+    "seed",
+)
+
+
+def _list(default: list[Any], help: str) -> Any:
+    return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help})
+
+
+def _as_in_prune(name: str) -> Any:
+    """The field of SpectralPruningArguments: its default and its help text."""
+    (entry,) = (entry for entry in dataclasses.fields(SpectralPruningArguments) if entry.name == name)
+    if entry.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=entry.default_factory, metadata=entry.metadata)
+    return dataclasses.field(default=entry.default, metadata=entry.metadata)
+
+
+@dataclass
+class ComparisonArguments:
+    """Options of a comparison. `cria compare --help` prints each with its default.
+
+    Raises:
+        ValueError: a value that cannot work; says what to set instead.
+    """
+
+    output_dir: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Folder for the cells and the results; a comparison that lies there is continued."},
+    )
+    overwrite_output_dir: bool = dataclasses.field(
+        default=False, metadata={"help": "Throw away the cells of a comparison that lies in `output_dir`."}
+    )
+    criteria: list[str] = _list(
+        ["spectral", "energy", "activation_weights", "magnitude", "random"],
+        "Criteria to compare: names of criteria, or labels that `criteria_args` explains.",
+    )
+    criteria_args: dict[str, Any] | str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": f"Options by the names in `criteria`, as JSON; `criterion` says what a label stands for: '{_ARGS_EXAMPLE}'."
+        },
+    )
+    reductions: list[float] = _list([0.1, 0.2, 0.3, 0.5], "Fractions of parameters to remove, between 0 and 1.")
+    compensations: list[str] = _list(["none"], "Closed-form repairs to try: none, least_squares.")
+    recoveries: list[str] = _list(["none"], "Recoveries to try: none, full, lora, distill.")
+    seeds: list[int] = _list(
+        [42],
+        "Seeds of cells that are drawn: random criteria and recoveries. All else, the choice of the calibration text included, "
+        "goes by the first of them alone.",
+    )
+
+    target_scope: Literal["all", "non_embedding", "prunable"] = _as_in_prune("target_scope")
+    units: list[str] = _as_in_prune("units")
+    layout: Literal["uniform", "per_layer"] = _as_in_prune("layout")
+    allocation: Literal["auto", "proportional", "scores", "loss_curves"] = _as_in_prune("allocation")
+    num_allocation_samples: int | None = _as_in_prune("num_allocation_samples")
+    ridge: float = _as_in_prune("ridge")
+    round_to: int = _as_in_prune("round_to")
+    min_ffn_units: int = _as_in_prune("min_ffn_units")
+    min_kv_groups: int = _as_in_prune("min_kv_groups")
+    recovery_args: dict[str, Any] | str | None = _as_in_prune("recovery_args")
+    training_args: dict[str, Any] | str | None = _as_in_prune("training_args")
+    disable_tqdm: bool = _as_in_prune("disable_tqdm")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.criteria_args, str):
+            try:
+                self.criteria_args = json.loads(self.criteria_args)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"`criteria_args` is not JSON ({error}). Write it like '{_ARGS_EXAMPLE}'.") from None
+        options = self.criteria_args or {}
+        if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
+            raise ValueError(f"`criteria_args` must be a JSON object of objects, like '{_ARGS_EXAMPLE}'.")
+        self.criteria_args = options
+        _check_list("criteria", self.criteria, str, "`spectral energy random`")
+        _check_list("reductions", self.reductions, (int, float), "`0.1 0.2`")
+        _check_list("compensations", self.compensations, str, "`none least_squares`", _COMPENSATIONS)
+        _check_list("recoveries", self.recoveries, str, "`none lora`", _RECOVERIES)
+        _check_list("seeds", self.seeds, int, "`0 1 2`")
+        _check_list("units", self.units, str, "`ffn heads`", sorted({row.kind for family in FAMILIES for row in family.kinds}))
+        for reduction in self.reductions:
+            if not 0 < reduction < 1:
+                raise ValueError(f"`reductions` has {reduction}; each must be between 0 and 1, both excluded.")
+        for label in options:
+            if label not in self.criteria:
+                hint = did_you_mean(label, self.criteria)
+                raise ValueError(f"`criteria_args` has `{label}`, which is not among the `criteria`.{hint}")
+
+    def pruning_arguments(self, **fields: Any) -> SpectralPruningArguments:
+        """The options of one pruning run; `fields` wins."""
+        known = {entry.name for entry in dataclasses.fields(SpectralPruningArguments)} - {"output_dir", "overwrite_output_dir"}
+        # Lists and dicts are copied: each run checks and completes its own.
+        shared = {name: copy.copy(value) for name, value in vars(self).items() if name in known}
+        if self.allocation == "auto" and self.layout == "uniform":
+            shared["allocation"] = "proportional"  # one shape for all criteria, so that only their choice of units differs
+        return SpectralPruningArguments(**shared | {"seed": self.seeds[0]} | fields)
+
+
+def _check_list(name: str, values: Any, kind: Any, example: str, choices: Sequence[str] | None = None) -> None:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"`{name}` must be a list with at least one entry, like {example}.")
+    for value in values:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"`{name}` has {value!r}; give entries like {example}.")
+        if choices is not None and value not in choices:
+            listed = ", ".join(f"`{choice}`" for choice in choices)
+            raise ValueError(f"`{name}` has `{value}`; choose from {listed}.{did_you_mean(value, choices)}")
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"`{name}` has `{twice}` twice. Name each once (a criterion with other options takes a label of its own)."
+        )
+
+
+# ---- the cells
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pruning run of a comparison.
+
+    Attributes:
+        label: the criterion's name in the table.
+        criterion: the criterion with its options.
+        args: the run's options.
+    """
+
+    label: str
+    criterion: Criterion
+    args: SpectralPruningArguments
+
+    def options(self) -> dict[str, Any]:
+        """All that decides about its figures, but for the model and the data."""
+        args = self.args
+        names = [*_CELL_OPTIONS]
+        names += ["num_allocation_samples"] if args.allocation == "loss_curves" else []
+        names += ["ridge"] if args.compensation != "none" else []
+        names += ["recovery_args", "training_args"] if args.recovery != "none" else []
+        return {name: getattr(args, name) for name in names} | {"criterion_args": asdict(cast(Any, self.criterion))}
+
+
+def comparison_cells(args: ComparisonArguments) -> list[Cell]:
+    """All cells, criterion by criterion and seed by seed.
+
+    Raises:
+        ValueError: an unknown criterion, option or value, or a plug-in that cannot be loaded.
+    """
+    cells: list[Cell] = []
+    labels: dict[str, str] = {}
+    for label in args.criteria:
+        assert isinstance(args.criteria_args, dict)
+        options = dict(args.criteria_args.get(label, {}))
+        name = options.pop("criterion", label)
+        try:
+            criterion = make_criterion(name, options)
+        except Exception as error:  # a plug-in's class can fail in any way
+            raise ValueError(f"`{label}` of `criteria`: {one_line(error)}") from error
+        other = labels.setdefault(f"{name} {criterion}", label)
+        if other != label:
+            raise ValueError(f"`{other}` and `{label}` of `criteria` are one criterion with the same options. Leave one out.")
+        grid = product(args.seeds, args.reductions, args.compensations, args.recoveries)
+        for seed, reduction, compensation, recovery in grid:
+            if seed == args.seeds[0] or criterion.is_random or recovery != "none":
+                run = args.pruning_arguments(
+                    criterion=name,
+                    criterion_args=options,
+                    target_reduction=reduction,
+                    compensation=compensation,
+                    recovery=recovery,
+                    seed=seed,
+                )
+                cells.append(Cell(label, criterion, run))
+    for cell in cells:
+        if cell.args.recovery != "none":
+            _, training = recovery_arguments(cell.args)
+            training_arguments(training)
+            break
+    return cells
+
+
+def training_arguments(options: dict[str, Any]) -> TrainingArguments:
+    """TrainingArguments, with one line for whatever they refuse."""
+    try:
+        return TrainingArguments(**options)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ValueError(f"`training_args`: {one_line(error)}") from None

@@ -1,0 +1,158 @@
+"""The report page of a comparison, from its `comparison.json` alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from ...publishing.report.page import Chart, Page, Section, Table, number
+from ...publishing.report.svg import STYLE
+from .folder import Record
+from .plot import comparison_figure
+from .results import FORMAT_VERSION, Comparison, figures, parameter_range
+from .results import number as figure
+
+
+def comparison_page(file: str | Path) -> Page:
+    """The page of a comparison.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not the result of a comparison, or one of another version.
+    """
+    text = Path(file).read_text(encoding="utf-8")
+    try:
+        whole = json.loads(text)
+        version = whole["format_version"]
+        if version == FORMAT_VERSION:
+            return _page(whole)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"`{file}` is not the result of a comparison ({reason}). Run `cria compare` again; it keeps the finished cells."
+        ) from None
+    raise ValueError(f"`{file}` has format {version}, this package reads {FORMAT_VERSION}. Run `cria compare` again.")
+
+
+def _page(whole: Mapping[str, Any]) -> Page:
+    comparison = Comparison(whole["protocol"], whole["arguments"], whole["metric"], whole["dense"], whole["cells"])
+    model, metric = whole["protocol"]["model"], whole["metric"]
+    labels = list(dict.fromkeys(cell["label"] for cell in comparison.cells))
+    dense = figure(comparison.dense["metrics"][metric])
+    failed = [f"`{cell['label']}` at {_percent(cell)}: {cell['error']}" for cell in comparison.failed]
+    notes = dict.fromkeys(note for cell in comparison.cells for note in cell.get("notes") or ())
+    return Page(
+        title=f"{model['name']}: {len(labels)} {'criterion' if len(labels) == 1 else 'criteria'} compared",
+        lead=f"Held-out {metric} of a `{model['class']}` after pruning, the same parameters gone and the same data for all.",
+        tiles=[
+            ("Dense model", dense, f"held-out {metric}"),
+            ("Parameters", number(model["parameters"]), f"in {model['dtype']}"),
+            ("Cells", number(len(comparison.cells)), f"{len(failed)} failed" if failed else "all finished"),
+        ],
+        notes=[*(f"Failed: {line}" for line in failed), *notes],
+        sections=[
+            *(_block(comparison, name, cells, index) for index, (name, cells) in enumerate(comparison.blocks().items())),
+            _costs(comparison),
+            _settings(whole),
+        ],
+        foot=f"Written by `cria report` from `comparison.json` of {whole['date'][:10]}.",
+    )
+
+
+def _percent(cell: Record) -> str:
+    return f"-{100 * cell['target_reduction']:.4g} %"
+
+
+def _block(comparison: Comparison, name: str, cells: Sequence[Record], index: int) -> Section:
+    """One repair and recovery: a line a criterion, and its numbers."""
+    metric, dense = comparison.metric, comparison.dense
+    found, sizes = figures(cells, metric), parameter_range(cells)
+    labels, reductions = list(dict.fromkeys(cell["label"] for cell in cells)), sorted({reduction for _, reduction in found})
+    head = ["Criterion", "dense", *(f"-{100 * reduction:.4g} %" for reduction in reductions)]
+    counts = [_span(sizes[reduction]) if reduction in sizes else "–" for reduction in reductions]
+    rows = [("parameters", number(dense["parameters"]), *counts)]
+    rows += [
+        (f"`{label}`", figure(dense["metrics"][metric]), *(_entry(found.get((label, reduction))) for reduction in reductions))
+        for label in labels
+    ]
+    title = name[0].upper() + name[1:]
+    text = []
+    if any(len(values) > 1 for values in found.values()):
+        text.append("± is the standard deviation over the seeds, whose number stands in brackets.")
+    table = Table(head, rows)
+    if not any(math.isfinite(value) for values in found.values() for value in values):
+        return Section(f"block-{index}", title, [*text, "No cell of it has a figure to draw."], tables=[table])
+    with mpl.rc_context(STYLE):
+        drawn = comparison_figure({title: cells}, dense, metric)
+    described = f"Held-out {metric} against parameters for {', '.join(labels)}; the star is the dense model."
+    caption = "A line joins a criterion's means; a bar reaches over its seeds. The star is the dense model."
+    return Section(f"block-{index}", title, text, charts=[Chart(f"chart-{index}", drawn, described, caption)], tables=[table])
+
+
+def _span(least_and_most: tuple[int, int]) -> str:
+    least, most = least_and_most
+    return number(least) if least == most else f"{number(least)} to {number(most)}"
+
+
+def _entry(values: Sequence[float] | None) -> str:
+    if not values:
+        return "–" if values is None else "failed"
+    if len(values) == 1:
+        return figure(values[0])
+    spread = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    mean = statistics.mean(values)
+    return f"{figure(mean)} ± {figure(spread, like=mean)} ({len(values)})"
+
+
+def _costs(comparison: Comparison) -> Section:
+    """Seconds of every criterion, summed over its cells."""
+    seconds: dict[str, dict[str, float]] = {}
+    shared = set()
+    for cell in comparison.cells:
+        own = seconds.setdefault(cell["label"], {})
+        spent = list((cell.get("seconds") or {}).items())
+        if (cell["label"], cell["seed"]) not in shared and cell.get("shared_seconds"):
+            # Cells of a criterion and a seed are calibrated and scored once, and each says so.
+            shared.add((cell["label"], cell["seed"]))
+            spent = [*cell["shared_seconds"].items(), *spent]
+        for station, value in spent:
+            own[station] = own.get(station, 0.0) + value
+    stations = list(dict.fromkeys(station for own in seconds.values() for station in own))
+    rows = [
+        (f"`{label}`", *(f"{own[station]:,.2f}" if station in own else "–" for station in stations))
+        for label, own in seconds.items()
+    ]
+    if not stations:
+        return Section("cost", "Time", ["Not measured in this run."], missing=True)
+    text = "Seconds, summed over the cells of a criterion. A calibration that several criteria share is charged to the first."
+    return Section("cost", "Time", [text], tables=[Table(["Criterion", *stations], rows)])
+
+
+def _settings(whole: Mapping[str, Any]) -> Section:
+    protocol = whole["protocol"]
+    data = [
+        (
+            name,
+            ", ".join(
+                f"{key.replace('_', ' ')} {value}" for key, value in (protocol.get(name) or {}).items() if value is not None
+            ),
+        )
+        for name in ("model", "calibration", "evaluation")
+    ]
+    arguments = [(f"`{name}`", json.dumps(value, ensure_ascii=False)) for name, value in whole["arguments"].items()]
+    versions = [(name, str(value)) for name, value in {**whole["versions"], **whole["machine"]}.items()]
+    return Section(
+        "settings",
+        "Data, arguments and versions",
+        tables=[Table(["", ""], data, words=True)],
+        folded=[
+            Table(["Argument", "value"], arguments, words=True, title=f"All {len(arguments)} arguments"),
+            Table(["", ""], versions, words=True, title="Versions and machine"),
+        ],
+    )

@@ -1,0 +1,1 @@
+"""Pruning and scoring inside any Trainer."""

@@ -1,0 +1,396 @@
+"""SpectralPruningCallback: prunes the model of any Trainer while it trains, on a schedule, and its optimizer with it."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
+
+from .. import rounds
+from ..arguments import SpectralPruningArguments
+from ..criteria import Scores
+from ..criteria.evidence import Evidence
+from ..models.distributed import of_first_process, saves_instead, saves_itself, whole_copy
+from ..models.families import unit_groups
+from ..planning import Sizes
+from ..rounds import Run
+from ..saving.checkpoint import check_same_run, deciding_options
+from ..surgery import add_consumer_biases, apply_plan, fingerprint, masked, recalibrate_norms, settle_class, zero_masked
+from ..surgery.plan import PruningPlan
+from .optimizer import Replacements, optimizer_follows, warn_of_untrained
+from .resuming import narrow_on_load
+from .schedule import PruningSchedule, left_to_run, round_at
+from .scoring import ScoreTrackingCallback, score_figures
+
+logger = logging.get_logger(__name__)
+
+
+class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
+    """Prunes inside `Trainer.train()`: rounds of calibrate, score, choose and cut at the steps of a schedule.
+
+    A round cuts weights, config and optimizer state in place after an optimizer step, before that step's evaluation and
+    checkpoint, so that both see the cut model. Works with gradient accumulation, mixed precision, gradient checkpointing
+    and:
+
+    - `resume_from_checkpoint`: build the Trainer with the dense model, as at first; the weights of a checkpoint narrow it
+      as they are loaded, and the plan so far comes with the Trainer's state. Rounds that a dense run has passed by, because the
+      callback was not there yet, run at once.
+    - training that begins again with the same model (`auto_find_batch_size`, a second `train()`): the run goes on, and its
+      rounds are not run twice. A new callback prunes further.
+    - `optimizers=(...)` of your own, built from the model that the Trainer gets.
+    - `load_best_model_at_end`: the best checkpoint is the best since the last cut. Each cut forgets the best so far, since a
+      wider model is another model; train and evaluate on after the last round.
+    - data-parallel training over several processes: there parameters cannot be replaced, so units are masked (they get no
+      gradient and add nothing) until the end of training, when they are removed. Checkpoints are then of the old size. At
+      each round the first process scores a temporary copy, while the others wait (`ddp_timeout`).
+    - DeepSpeed up to stage 2, where every process has whole weights: likewise.
+    - FSDP2, by `fsdp` or by a model that transformers sharded as it was loaded: masked too. The first process needs room for
+      a whole copy of the model, on its device at each round and on its CPU at the end. The sharded model keeps its size and
+      its masks; `pruned_model` is the cut one, and `trainer.save_model` writes it.
+
+    All of these were tried with two processes on a CPU (gloo), in float32; none on several GPUs.
+
+    Args:
+        args: how to prune; one round is a step of `schedule`, `num_rounds` in all.
+        calibration_dataset: as for SpectralPruner; not taken from the training data by itself.
+        processing_class: tokenizer for raw text; the Trainer's by default.
+        schedule: see `PruningSchedule`.
+        score_steps: steps between scorings that are only logged; None scores at rounds alone.
+
+    Attributes:
+        plan: what was kept so far, in the original model's numbering, or None before the first round.
+        scores: {group key: (n_units,)} of the last scoring.
+        pruned_model: after training with sharded weights the pruned model, on the CPU of the first process; else None.
+
+    Raises:
+        ValueError: at the Trainer's construction or before the first step: an unknown family, no calibration data, a
+            schedule that ends after training, weights sharded otherwise (DeepSpeed stage 3, FSDP1, tensor parallelism),
+            an option that needs another model object.
+
+    Example:
+        ```python
+        callback = SpectralPruningCallback(
+            SpectralPruningArguments(target_reduction=0.3, num_rounds=5), texts, schedule=PruningSchedule("cubic", end_epoch=1)
+        )
+        callback.attach(trainer)  # its figures go to the trainer's loggers
+        trainer.train()
+        ```
+    """
+
+    def __init__(
+        self,
+        args: SpectralPruningArguments,
+        calibration_dataset: Any = None,
+        processing_class: Any = None,
+        schedule: PruningSchedule | None = None,
+        score_steps: int | None = None,
+    ) -> None:
+        super().__init__(args, calibration_dataset, processing_class, score_steps)
+        self.schedule = schedule or PruningSchedule()
+        self.pruned_model: PreTrainedModel | None = None
+        self.run: Run | None = None
+        self._masking = False
+        self._masks = ExitStack()
+        self._loading = ExitStack()
+        self._replacements = Replacements()
+        self._due: dict[int | None, list[int]] = {}
+        self._last_round = 0  # of those that were run
+        self._model: weakref.ref[PreTrainedModel] | None = None  # of the run
+
+    @property
+    def plan(self) -> PruningPlan | None:
+        """What was kept so far, in the original model's numbering."""
+        return None if self.run is None else self.run.plan
+
+    # ---- Trainer's events
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Checks all that can be checked before training, and makes the model ready to load a pruned checkpoint."""
+        super().on_init_end(args, state, control, model, processing_class)
+        if self.args.compensation == "bias":
+            add_consumer_biases(model, self.args.layout)  # before the optimizer is built
+        self._loading.close()
+        if not self._sharded:
+            self._replacements = self._loading.enter_context(narrow_on_load(model))
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        processing_class: Any = None,
+        optimizer: Any = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Lays the schedule over the steps, takes up a run that was begun, and runs rounds that are due before the next step."""
+        self._loading.close()
+        self._check(args, model, processing_class)
+        self._replacements.carry_over(optimizer)
+        if not self._masking:  # what spreads over processes may give the optimizer parameters of its own
+            warn_of_untrained(model, optimizer)
+        per_epoch = _steps_per_epoch(train_dataloader, args.gradient_accumulation_steps)
+        self._due = self.schedule.rounds(self.args.num_rounds, state.max_steps, per_epoch)
+        self._start(model, optimizer, state)
+        _saved_states(state).setdefault(type(self).__name__, self.state())  # missing if the checkpoint is older than it
+        self._rounds(state.global_step, model, optimizer, state, control)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Runs the rounds that are due, or a scoring."""
+        if self._masking and self.plan is not None:
+            zero_masked(model, _kept(self.plan))  # else momentum would move them, and checkpoints show it
+        if state.global_step in self._due:
+            self._rounds(state.global_step, model, optimizer, state, control)
+        else:
+            super().on_step_end(args, state, control, model)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Runs the rounds of an "end" schedule, and removes what was masked."""
+        self._rounds(None, model, optimizer, state, control)
+        missed = [step for step in self._due if step is not None and step > state.global_step]
+        if missed:
+            logger.warning(f"Training ended at step {state.global_step}, before the rounds of steps {missed}: they did not run.")
+        if self._sharded and self.plan is not None:
+            self._hand_over(model)
+        elif self._masking and self.plan is not None:
+            self._masks.close()
+            with optimizer_follows(optimizer, model, self.plan):
+                apply_plan(model, self.plan, check_weights=False)
+            self._settle(model)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the callback: the plan so far and the sizes it goes on to."""
+        run = self.run
+        return {
+            "args": {},
+            "attributes": {
+                "plan": None if run is None or run.plan is None else run.plan.to_json(),
+                "final_sizes": None if run is None else run.final_sizes,
+                "last_round": self._last_round,
+                "options": deciding_options(self.args),
+            },
+        }
+
+    # ---- the road
+
+    def _rounds(
+        self, step: int | None, model: PreTrainedModel, optimizer: Any, state: TrainerState, control: TrainerControl
+    ) -> None:
+        for index in self._due.get(step, []):
+            self._round(self.schedule.share(index, self.args.num_rounds), model, optimizer)
+            self._last_round = index
+            if step is not None:
+                # A wider model's figures say nothing about this one's, and its weights would not fit.
+                state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+            assert self.plan is not None
+            figures: dict[str, float] = {
+                "pruning/round": index,
+                "pruning/parameters": self.plan.parameters_after,
+                "pruning/reduction": self.plan.reduction,
+            }
+            self.log(figures | score_figures(self.scores), state, control)
+
+    def _round(self, share: Any, model: PreTrainedModel, optimizer: Any) -> None:
+        assert self.run is not None
+        if self._masking:
+            target = self._copy(model)
+            # One process decides: sums may differ in the last digit between machines, and with them a close choice.
+            plan, self.run.final_sizes, self.scores = of_first_process(lambda: self._decide(target, share)[:3])
+            self.run.add(plan)
+            self._mask(model)
+            return
+        plan, _, _, evidence = self._decide(model, share)
+        with optimizer_follows(optimizer, model, plan):
+            rounds.cut(model, self.args, plan, evidence)
+        del evidence  # its moments are large, and the batch norms' pass needs room
+        self._settle(model)
+        self.run.add(plan)
+
+    def _settle(self, model: PreTrainedModel) -> None:
+        settle_class(model)
+        if self._calibration is not None:
+            recalibrate_norms(model, self._calibration.batches)
+
+    def _decide(self, model: Any, share: Any) -> tuple[PruningPlan, Sizes, Scores, Evidence]:
+        assert self.run is not None
+        evidence, self.scores = self._score(model)
+        if self.plan is None:
+            self.run.fingerprint = fingerprint(model)
+        if self.run.final_sizes is None:
+            damage = rounds.measure_damage(model, self.args, self.run.groups, self.scores, self._calibration, evidence)
+            self.run.final_sizes = rounds.allocate(model, self.args, self.run, damage)
+        plan = rounds.choose(model, self.args, self.run, self.scores, share)
+        return plan, self.run.final_sizes, self.scores, evidence
+
+    def _start(self, model: PreTrainedModel, optimizer: Any, state: TrainerState) -> None:
+        """Begins a run, goes on with the one that has pruned this model, or takes up the one that a checkpoint tells of."""
+        saved = _saved_states(state).get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
+        plan = PruningPlan.from_json(saved["plan"]) if saved.get("plan") else None
+        self._masks.close()
+        saves_itself(model)
+        self.pruned_model = None
+        sizes = {group.key: group.size for group in unit_groups(model, self.args.units)}
+        if self._has_pruned(model, sizes) and (plan is None or not self._fits(plan, sizes)):
+            self._go_on(model, sizes, state)
+        else:
+            # The fingerprint is taken with the first round, of weights that a process then has whole.
+            self.run = rounds.start(model, self.args, weights="", calibration=self._calibration)
+            self._last_round = 0
+            self._model = weakref.ref(model)
+            if plan is not None:
+                check_same_run(saved.get("options"), self.args, "this checkpoint")
+                self._last_round = saved.get("last_round", round_at(self._due, state.global_step))
+                self._take_up(plan, saved["final_sizes"], model, sizes, optimizer)
+        scheduled = round_at(self._due, state.global_step)
+        if state.global_step > 0 and scheduled > self._last_round:
+            logger.warning(
+                f"The schedule has rounds {self._last_round + 1} to {scheduled} up to step {state.global_step}, where this run "
+                "is resumed, and they were not run: the model is pruned now by their whole share at once."
+            )
+        self._due = left_to_run(self._due, self._last_round, state.global_step)
+
+    def _has_pruned(self, model: PreTrainedModel, sizes: Sizes) -> bool:
+        same = self._model is not None and self._model() is model
+        return same and self.plan is not None and self._fits(self.plan, sizes)
+
+    def _fits(self, plan: PruningPlan, sizes: Sizes) -> bool:
+        """Whether a model of these sizes is what the plan leaves, or what it will leave masked."""
+        return _is_cut(plan, sizes) or (self._masking and plan.sizes == sizes)
+
+    def _go_on(self, model: PreTrainedModel, sizes: Sizes, state: TrainerState) -> None:
+        """Keeps the run as it is, for a model that it has pruned and that is trained again."""
+        assert self.plan is not None
+        _saved_states(state)[type(self).__name__] = self.state()  # the state of a checkpoint may be that of before
+        if self._masking and not _is_cut(self.plan, sizes):
+            self._mask(model)
+        elif self._masking:  # the end of the last training cut the model: there is nothing left to mask, nor to cut
+            self._masking = False
+            self._last_round = self.args.num_rounds
+        logger.warning(
+            f"This callback has pruned the model before, and goes on after round {self._last_round} of {self.args.num_rounds}. "
+            "Use a new callback to prune it further."
+        )
+
+    def _take_up(self, plan: PruningPlan, final_sizes: Sizes, model: PreTrainedModel, sizes: Sizes, optimizer: Any) -> None:
+        assert self.run is not None
+        narrow = _is_cut(plan, sizes)
+        if narrow and self._masking:
+            raise ValueError(
+                "The checkpoint was written by a single process, which had cut its model; data-parallel training masks instead. "
+                "Resume it in a single process."
+            )
+        self.run = replace(self.run, final_sizes=final_sizes, plan=plan, parameters_before=plan.parameters_before)
+        self.run.groups = [replace(group, size=plan.sizes[group.key]) for group in self.run.groups]
+        if self._masking:
+            self._mask(model)
+        elif not narrow:
+            with optimizer_follows(optimizer, model, plan):
+                apply_plan(model, plan, check_weights=False)
+            settle_class(model)
+
+    # ---- masks, where parameters cannot be replaced
+
+    def _mask(self, model: PreTrainedModel) -> None:
+        assert self.plan is not None
+        self._masks.close()
+        self._masks.enter_context(masked(model, _kept(self.plan)))
+        zero_masked(model, _kept(self.plan))
+
+    def _copy(self, model: PreTrainedModel) -> PreTrainedModel | None:
+        return self._pruned_copy(model, model.device) if self._masking else super()._copy(model)
+
+    def _pruned_copy(self, model: PreTrainedModel, device: Any = None) -> PreTrainedModel | None:
+        """A copy on the first process that is cut as the masks say: scoring it gives what a single process would see."""
+        self._masks.close()
+        pruned = whole_copy(model)
+        if self.plan is not None:
+            self._mask(model)
+            if pruned is not None:
+                apply_plan(pruned, self.plan, check_weights=False)
+        return pruned if pruned is None or device is None else pruned.to(device)
+
+    def _hand_over(self, model: PreTrainedModel) -> None:
+        """Makes the pruned model of a sharded one, which cannot be cut itself."""
+        pruned = self._pruned_copy(model)
+        self.pruned_model = None if pruned is None else settle_class(pruned)
+        saves_instead(model, self.pruned_model)
+        if self.pruned_model is not None:
+            logger.warning(
+                "The weights are sharded, so the model in training stays masked; the pruned one is the callback's "
+                "`pruned_model` on this process, and `trainer.save_model` writes it."
+            )
+
+    # ---- checks
+
+    def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+        super()._check(args, model, processing_class)
+        self._masking = self._spread
+        if args.restore_callback_states_from_checkpoint:
+            raise ValueError(
+                "`restore_callback_states_from_checkpoint` would rebuild `SpectralPruningCallback` without its calibration "
+                "data. Leave it off: the callback takes up its own state when a run is resumed."
+            )
+        if self._masking and args.torch_compile:
+            raise ValueError(
+                "Units are masked in training over several processes, and code that `torch_compile` has compiled does not see "
+                "the masks. Leave it off."
+            )
+        if self._masking and self.args.compensation != "none":
+            raise ValueError(
+                f"`compensation` `{self.args.compensation}` rewrites weights at a cut, but training over several processes "
+                'only masks. Use `compensation="none"`.'
+            )
+        if self.args.stock_class == "mistral":
+            raise ValueError('`stock_class="mistral"` makes a new model, which a running Trainer cannot take. Leave it out.')
+
+
+def _saved_states(state: TrainerState) -> dict[str, Any]:
+    """{callback name: what its `state()` gave}, as a TrainerState holds it."""
+    states: Any = state.stateful_callbacks
+    return states
+
+
+def _is_cut(plan: PruningPlan, sizes: Sizes) -> bool:
+    return all(sizes.get(key) == len(kept) for key, kept in plan.kept.items())
+
+
+def _kept(plan: PruningPlan) -> dict[str, Tensor]:
+    return {key: plan.kept_index(key) for key in plan.kept}
+
+
+def _steps_per_epoch(train_dataloader: Any, accumulation: int) -> int | None:
+    try:
+        return max(1, -(-len(train_dataloader) // accumulation))
+    except TypeError:  # a stream has no length
+        return None

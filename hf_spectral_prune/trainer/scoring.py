@@ -1,0 +1,172 @@
+"""ScoreTrackingCallback: scores every unit of any Trainer's model at intervals of its training, and logs them."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .. import rounds
+from ..arguments import SpectralPruningArguments
+from ..checks import check_data, check_model
+from ..criteria import Criterion, Scores
+from ..criteria.evidence import Evidence, calibrate
+from ..data.reading import read_data
+from ..data.texts import CalibrationData
+from ..models.distributed import of_first_process, shards_weights, whole_copy
+from ..models.torch_model import check_unwrapped
+
+
+class LoggingCallback(TrainerCallback):
+    """A callback that can log to the loggers of its Trainer, which Trainer tells no callback of."""
+
+    _trainer: Trainer | None = None
+
+    def attach(self, trainer: Trainer) -> Self:
+        """Adds the callback to a trainer, whose loggers then get its figures.
+
+        Given as `Trainer(callbacks=[...])` instead, it does the same work, but its figures go to `state.log_history` only.
+        """
+        trainer.add_callback(self)
+        self._trainer = trainer
+        self.on_init_end(
+            trainer.args, trainer.state, trainer.control, model=trainer.model, processing_class=trainer.processing_class
+        )
+        return self
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Checks all that can be checked before training."""
+        self._check(args, model, processing_class)
+
+    def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+        """Raises what would make the training fail later."""
+        raise NotImplementedError
+
+    def log(self, figures: dict[str, float], state: TrainerState, control: TrainerControl) -> None:
+        """Hands figures to the Trainer's loggers, or to `state.log_history` if the callback was not attached."""
+        if self._trainer is None:
+            state.log_history.append({**figures, "step": state.global_step, "epoch": state.epoch})
+            return
+        due = control.should_log
+        self._trainer.log(figures)
+        control.should_log = due  # logging takes back the Trainer's own wish to log this step
+
+
+class ScoreTrackingCallback(LoggingCallback):
+    """Scores the units every `score_steps` steps and logs the mean and the least score of every group; prunes nothing.
+
+    Training itself is not touched: the weights come out as without the callback. Over several processes the first one scores
+    while the others wait (`ddp_timeout`); of sharded weights it makes a temporary copy.
+
+    Args:
+        args: the criterion, the units, and what else concerns the scores.
+        calibration_dataset: as for SpectralPruner; not taken from the training data by itself.
+        processing_class: tokenizer for raw text; the Trainer's by default.
+        score_steps: optimizer steps between scorings; None for no scoring.
+
+    Attributes:
+        scores: {group key: (n_units,)} of the last scoring.
+
+    Raises:
+        ValueError: at construction: `score_steps` below 1. At the Trainer's construction or before the first step: an unknown
+            family, no calibration data, weights sharded in a way that cannot be gathered.
+
+    Example:
+        ```python
+        tracking = ScoreTrackingCallback(SpectralPruningArguments(criterion="energy"), texts, score_steps=50).attach(trainer)
+        trainer.train()
+        print(tracking.scores["layers.0.ffn"])
+        ```
+    """
+
+    def __init__(
+        self,
+        args: SpectralPruningArguments,
+        calibration_dataset: Any = None,
+        processing_class: Any = None,
+        score_steps: int | None = 100,
+    ) -> None:
+        if score_steps is not None and score_steps < 1:
+            raise ValueError(f"`score_steps` is {score_steps}; it must be at least 1.")
+        self.args = args
+        self.calibration_dataset = calibration_dataset
+        self.processing_class = processing_class
+        self.score_steps = score_steps
+        self.scores: Scores = {}
+        self._criterion: Criterion | None = None
+        self._calibration: CalibrationData | None = None
+        self._sharded = False
+        self._spread = False  # over several processes
+
+    # ---- Trainer's events
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Checks again: the model and what it is spread over may have changed since."""
+        self._check(args, model, processing_class)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Scores where `score_steps` says so."""
+        if self.score_steps is None or state.global_step % self.score_steps:
+            return
+        if self._spread:
+            target = self._copy(model)
+            self.scores = of_first_process(lambda: self._score(target)[1])
+        else:
+            self.scores = self._score(model)[1]
+        self.log(score_figures(self.scores), state, control)
+
+    # ---- the scoring
+
+    def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+        check_unwrapped(model)
+        self._sharded = shards_weights(model)
+        self._spread = self._sharded or AcceleratorState().distributed_type != DistributedType.NO
+        self._criterion = check_model(model, self.args)
+        if self._calibration is None and self.calibration_dataset is not None:
+            processing_class = self.processing_class or processing_class
+            self._calibration = read_data(
+                self.calibration_dataset, processing_class, model, self.args.seed, "calibration_dataset"
+            )
+        check_data(model, self.args, self._criterion, self._calibration)
+
+    def _copy(self, model: PreTrainedModel) -> PreTrainedModel | None:
+        """What the first process scores where training is spread: the model, or a whole copy of sharded weights (else None)."""
+        if not self._sharded:
+            return model
+        whole: Any = whole_copy(model)
+        return None if whole is None else whole.to(model.device)
+
+    def _score(self, model: Any) -> tuple[Evidence, Scores]:
+        assert self._criterion is not None
+        evidence = calibrate(model, self.args, self._criterion, self._calibration)
+        scores = rounds.score(model, self.args, self._criterion, evidence)
+        return evidence, {key: value.cpu() for key, value in scores.items()}
+
+
+def score_figures(scores: Scores) -> dict[str, float]:
+    """Mean and least score of every group, by the names that loggers get."""
+    return {
+        f"scores/{key}/{name}": float(value)
+        for key, score in scores.items()
+        for name, value in (("mean", score.mean()), ("min", score.min()))
+    }

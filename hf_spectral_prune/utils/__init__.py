@@ -1,0 +1,1 @@
+"""Files, words, environment and types that every room may use."""

@@ -1,0 +1,18 @@
+"""Words for errors about names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "", otherwise: str = "") -> str:
+    """A sentence (with a space before it) that names the nearest known word, or `otherwise` if none is near."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean `{prefix}{match[0]}`?" if match else otherwise
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line, with its type where that is not plain bad input."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
