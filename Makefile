@@ -7,7 +7,7 @@ MODELS := $(VENV)/.models
 CLIENTS := $(VENV)/.clients
 BROWSER := $(VENV)/.browser
 
-.PHONY: demo test test-slow lint install
+.PHONY: demo test test-slow lint docs install
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,11 @@ test: $(INSTALLED) $(CLIENTS)
 
 test-slow: $(MODELS) $(CLIENTS) $(BROWSER)
 	$(BIN)/python -m pytest -m slow
+
+# The documentation site, into site/; a broken link or an unknown name in the API reference fails.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/zensical build --clean --strict
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

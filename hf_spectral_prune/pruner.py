@@ -66,7 +66,8 @@ class SpectralPruner:
         processing_class: tokenizer or image processor; needed for raw text and pictures, and saved beside the model.
         callbacks: `TrainerCallback`s; a round is a step.
         train_dataset: tokenised rows or `CalibrationData` for the recovery.
-        data_collator, teacher: see `recovery.recover`.
+        data_collator: see `recovery.recover`.
+        teacher: see `recovery.recover`.
         compute_metrics: as for Trainer; `evaluate()` then returns its figures beside the loss.
 
     Example:

@@ -47,7 +47,8 @@ def build_images(
         config: the model's; what it says of channels, sizes and labels is checked.
         num_samples: how many pictures; None takes all.
         shuffle: True takes them at random by `seed`, without replacement and in their order; False takes the first ones.
-        image_column, label_column: of a `Dataset`; by default its only image column, and `label` or `labels` if it has one.
+        image_column: of a `Dataset`; by default its only image column.
+        label_column: of a `Dataset`; by default `label` or `labels` if it has one.
         name: what the protocol calls the source.
 
     Raises:

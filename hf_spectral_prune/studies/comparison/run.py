@@ -96,9 +96,13 @@ def compare(
 
     Args:
         model: the dense model; it stays as it is.
-        calibration_dataset, eval_dataset, processing_class, train_dataset, data_collator, compute_metrics: as for
-            SpectralPruner. Causal language models are measured by perplexity, others by loss and `compute_metrics`
-            (by default accuracy for sequence classification).
+        calibration_dataset: as for SpectralPruner.
+        eval_dataset: as for SpectralPruner.
+        processing_class: as for SpectralPruner.
+        train_dataset: as for SpectralPruner.
+        data_collator: as for SpectralPruner.
+        compute_metrics: as for SpectralPruner. Causal language models are measured by perplexity, others by loss and
+            `compute_metrics` (by default accuracy for sequence classification).
         report: gets a line for every finished cell, with the time that is left by the mean of those before.
 
     Raises:
