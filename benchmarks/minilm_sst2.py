@@ -45,7 +45,6 @@ from hf_spectral_prune.checks import check_model
 from hf_spectral_prune.criteria.evidence import calibrate
 from hf_spectral_prune.data.texts import CalibrationData, build_calibration
 from hf_spectral_prune.evaluation.figures import num_parameters, task_metrics
-from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.recovery.recover import RecoveryArguments, recover
 from hf_spectral_prune.surgery import settle_class
 from hf_spectral_prune.utils.environment import library_versions, machine
@@ -188,18 +187,20 @@ def pruned_models(
     scorer = check_model(dense, args)
     evidence = calibrate(dense, args, scorer, calibration)
     scores = rounds.score(dense, args, scorer, evidence)
-    damage = rounds.measure_damage(dense, args, unit_groups(dense, args.units), scores, calibration)
-    shared = time.perf_counter() - began
+    damage, plans = None, {}
     for reduction in reductions:
-        began = time.perf_counter()
         options = replace(args, target_reduction=reduction)
         run = rounds.start(dense, options)
-        run.final_sizes = rounds.allocate(dense, options, run, damage)
-        plan = rounds.choose(dense, options, run, scores, 1)
+        run.damage = damage
+        plans[reduction] = rounds.decide(dense, options, run, scores, 1, calibration)
+        damage = run.damage
+    shared = time.perf_counter() - began
+    for reduction, plan in plans.items():
+        began = time.perf_counter()
         model = copy.deepcopy(dense)
-        rounds.cut(model, options, plan, evidence)
+        rounds.cut(model, args, plan, evidence)
         seconds = {"shared": round(shared, 1), "prune": round(time.perf_counter() - began, 1)}
-        yield reduction, settle_class(model), {"widths": dict(run.final_sizes), "seconds": seconds}
+        yield reduction, settle_class(model), {"widths": {key: len(kept) for key, kept in plan.kept.items()}, "seconds": seconds}
 
 
 def recovered(

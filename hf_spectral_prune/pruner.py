@@ -343,11 +343,9 @@ class SpectralPruner:
             return rounds.score(self.model, self.args, self.criterion, evidence, diagnostics)
 
     def _plan(self, run: Run, round_index: int, evidence: Evidence) -> PruningPlan:
-        if run.final_sizes is None:
-            with self.costs.of("allocation"):
-                damage = rounds.measure_damage(self.model, self.args, run.groups, self.scores, self.calibration, evidence)
-                run.final_sizes = rounds.allocate(self.model, self.args, run, damage)
-        return rounds.choose(self.model, self.args, run, self.scores, Fraction(round_index, self.args.num_rounds))
+        share = Fraction(round_index, self.args.num_rounds)
+        with self.costs.of("allocation"):
+            return rounds.decide(self.model, self.args, run, self.scores, share, self.calibration, evidence)
 
     def _must_stop(self, run: Run, plan: PruningPlan, round_index: int, before: dict[str, float]) -> bool:
         """Whether the round would worsen `stop_metric` too much: measured by masking, so that nothing must be undone."""

@@ -29,13 +29,20 @@ _ALLOCATION_TARGETS, _MOST_ALLOCATION_SAMPLES = 2000, 256
 
 @dataclass
 class Run:
-    """What the rounds of one run share: the original model's groups, the target, and the plan so far."""
+    """What the rounds of one run share: the original model's groups, the target, and the plan so far.
+
+    Attributes:
+        damage: {group key: (n_units + 1,)} cost of removing the 0, 1, ... lowest-scored units, where widths hang on it. The
+            target has no part in it, so runs which differ in nothing else may share it.
+        final_sizes: units of every group after the last round.
+    """
 
     groups: list[UnitGroup]
     limits: Limits
     parameters_before: int
     target: Target
     fingerprint: str
+    damage: dict[str, Tensor] | None = None
     final_sizes: Sizes | None = None
     plan: PruningPlan | None = None
     notes: list[str] = field(default_factory=list)
@@ -111,21 +118,44 @@ def score(
     )
 
 
-def measure_damage(
+def decide(
+    model: PreTrainedModel,
+    args: SpectralPruningArguments,
+    run: Run,
+    scores: Scores,
+    share: Fraction | int,
+    calibration: CalibrationData | None = None,
+    evidence: Evidence | None = None,
+) -> PruningPlan:
+    """The plan of a round after which `share` of the way from the original sizes to `run.final_sizes` is gone.
+
+    The first round of a run fixes the final sizes, by what it costs to remove units; `run.notes` then tells of head counts.
+
+    Args:
+        run: with `damage` of another run of the same scores and repair, nothing is measured.
+        scores: {group key: (n_units,)} of the model as it stands.
+        calibration: what loss curves are measured on.
+        evidence: with it, loss curves are those of layers repaired as the cut will repair them.
+
+    Raises:
+        ValueError: the target is out of reach, or less than the smallest step.
+    """
+    if run.final_sizes is None:
+        if run.damage is None:
+            run.damage = _measure_damage(model, args, run.groups, scores, calibration, evidence)
+        run.final_sizes = _allocate(model, args, run)
+    return choose(model, args, run, scores, share)
+
+
+def _measure_damage(
     model: PreTrainedModel,
     args: SpectralPruningArguments,
     groups: list[UnitGroup],
     scores: Scores,
     calibration: CalibrationData | None,
-    evidence: Evidence | None = None,
+    evidence: Evidence | None,
 ) -> dict[str, Tensor] | None:
-    """{group key: (n_units + 1,)} cost of removing the 0, 1, ... lowest-scored units; None where widths do not hang on it.
-
-    The target has no part in it, so that runs which differ in nothing else can share it.
-
-    Args:
-        evidence: with it, loss curves are those of layers repaired as the cut will repair them.
-    """
+    """See `Run.damage`; None where widths do not hang on it."""
     if args.allocation == "scores":
         return score_damage(scores)
     if args.allocation == "proportional" or (args.allocation == "auto" and not _can_measure(model, args, groups, calibration)):
@@ -149,13 +179,9 @@ def _can_measure(
     return all(has_targets(model, batch) for batch in calibration.batches)
 
 
-def allocate(model: PreTrainedModel, args: SpectralPruningArguments, run: Run, damage: dict[str, Tensor] | None) -> Sizes:
-    """Sizes that the last round will leave, by `measure_damage`; adds notes about head counts to `run`.
-
-    Raises:
-        ValueError: the target is out of reach, or less than the smallest step.
-    """
-    target = run.target
+def _allocate(model: PreTrainedModel, args: SpectralPruningArguments, run: Run) -> Sizes:
+    """Sizes that the last round will leave, by `run.damage`; adds notes about head counts to `run`."""
+    target, damage = run.target, run.damage
     if args.layout == "per_layer":
         assert damage is not None
         sizes = per_layer_sizes(target.groups, target.now, target.goal, run.limits, damage, target.count)
@@ -195,7 +221,7 @@ def _first_sequences(model: PreTrainedModel, calibration: CalibrationData, numbe
 def choose(
     model: PreTrainedModel, args: SpectralPruningArguments, run: Run, scores: Scores, share: Fraction | int
 ) -> PruningPlan:
-    """The plan of a round after which `share` of the way from the original sizes to `run.final_sizes` is gone."""
+    """`decide`, once the final sizes are known."""
     assert run.final_sizes is not None
     return choose_units(
         unit_groups(model, args.units),

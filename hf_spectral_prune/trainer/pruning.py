@@ -247,10 +247,8 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         evidence, self.scores = self._score(model)
         if self.plan is None:
             self.run.fingerprint = fingerprint(model)
-        if self.run.final_sizes is None:
-            damage = rounds.measure_damage(model, self.args, self.run.groups, self.scores, self._calibration, evidence)
-            self.run.final_sizes = rounds.allocate(model, self.args, self.run, damage)
-        plan = rounds.choose(model, self.args, self.run, self.scores, share)
+        plan = rounds.decide(model, self.args, self.run, self.scores, share, self._calibration, evidence)
+        assert self.run.final_sizes is not None
         return plan, self.run.final_sizes, self.scores, evidence
 
     def _start(self, model: PreTrainedModel, optimizer: Any, state: TrainerState) -> None:

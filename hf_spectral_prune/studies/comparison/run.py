@@ -166,8 +166,7 @@ def _check(shared: Shared, cells: Sequence[Cell]) -> None:
             # Whether the target can be reached does not hang on the scores: measuring loss curves for it would be work.
             probe = args if args.allocation == "proportional" else replace(args, allocation="scores")
             try:
-                run = rounds.start(shared.model, probe)
-                rounds.allocate(shared.model, probe, run, rounds.measure_damage(shared.model, probe, run.groups, zeros, None))
+                rounds.decide(shared.model, probe, rounds.start(shared.model, probe), zeros, 1)
             except ValueError as error:
                 raise ValueError(f"The reduction {args.target_reduction} cannot be made: {error}") from None
 
@@ -308,12 +307,10 @@ def _plan(shared: Shared, args: SpectralPruningArguments, decided: Decided) -> P
     compensation, key = args.compensation, (args.target_reduction, args.compensation)
     if key not in decided.plans:
         run = rounds.start(shared.model, args)
-        if compensation not in decided.damage:
-            decided.damage[compensation] = rounds.measure_damage(
-                shared.model, args, run.groups, decided.scores, shared.calibration, decided.evidence(compensation)
-            )
-        run.final_sizes = rounds.allocate(shared.model, args, run, decided.damage[compensation])
-        decided.plans[key] = rounds.choose(shared.model, args, run, decided.scores, 1)
+        run.damage = decided.damage.get(compensation)
+        evidence = decided.evidence(compensation)
+        decided.plans[key] = rounds.decide(shared.model, args, run, decided.scores, 1, shared.calibration, evidence)
+        decided.damage[compensation] = run.damage
     return decided.plans[key]
 
 
