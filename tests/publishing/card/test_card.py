@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """The figures of a per-layer run that measured everything, to be changed at will."""
-    return Path(shutil.copytree(HERE / "folder", tmp_path / "cria-small"))
+    return Path(shutil.copytree(HERE.parent / "folder", tmp_path / "cria-small"))
 
 
 def change(folder: Path, *names: str, to=None) -> None:
@@ -312,7 +312,7 @@ METADATA = st.fixed_dictionaries(
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=LINES, metadata=METADATA, carriage=st.booleans())
 def test_any_readme_keeps_its_text_and_is_settled_after_one_update(lines, metadata, carriage):
-    saved = read_folder(HERE / "folder")
+    saved = read_folder(HERE.parent / "folder")
     text = "\n".join(lines)
     # YAML is a superset of JSON. Text that begins with a rule needs a block before it, or it is taken for metadata itself.
     theirs = f"---\n{json.dumps(metadata)}\n---\n{text}" if metadata or "---" in lines else text

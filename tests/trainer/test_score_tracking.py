@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import refused, tiny_model
-from test_callbacks import make_trainer, pruning_args
+from test_pruning import make_trainer, pruning_args
 from transformers import OPTConfig, OPTForCausalLM
 
 from hf_spectral_prune import ScoreTrackingCallback, SpectralPruner

@@ -581,7 +581,7 @@ def test_the_benchmark_runs_on_a_tiny_model(folder, capsys, monkeypatch):
     for name in ("train", "test", "wiki"):
         with gzip.open(folder / f"{name}.txt.gz", "wt") as file:
             file.write("<doc id=1>\n" + " ".join(f"w{word}" for word in words))
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
     benchmark = importlib.import_module("criteria_smollm2")
     words = ["--wikitext", str(folder), "--wikipedia", str(folder / "wiki.txt.gz"), "--model", str(folder / "model")]
     words += ["--criteria", "energy", "random", "--seeds", "0", "1", "--reductions", "0.3", "--threads", "1"]

@@ -13,7 +13,7 @@ import yaml
 
 from hf_spectral_prune.cli.parsing import parse
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 class Read(Exception):
