@@ -55,7 +55,7 @@ FORMATS = {"gguf": _gguf, "onnx": _onnx}
 
 def _module(name: str) -> Any:
     try:
-        return import_module(f"hf_spectral_prune.publishing.{name}")
+        return import_module(f"hf_spectral_prune.publishing.export.{name}")
     except ModuleNotFoundError as error:
         raise ValueError(
             f"`cria export {name}` needs the package `{error.name}`. Install it by `pip install 'hf-spectral-prune[{name}]'`."

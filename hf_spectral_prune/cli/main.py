@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from transformers.utils import logging as hf_logging
 
 from ..utils.words import did_you_mean
+from .errors import told
 
 # name -> what it does; each is a module beside this one with a function `main(argv)`, imported when it is called.
 COMMANDS = {
@@ -33,7 +34,12 @@ def _usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0, or 2 after one line on stderr for input that cannot work."""
+    """Runs one command.
+
+    Returns:
+        0; or after one line on stderr 2 for input that cannot work and 1 for a run that failed (see `told`). With
+        `CRIA_TRACEBACK=1` in the environment the exception is raised instead.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -48,11 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         hf_logging.set_verbosity_warning()
     try:
         importlib.import_module(f".{words[0]}", __package__).main(words[1:])
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:
         if os.environ.get("CRIA_TRACEBACK"):
             raise
-        print(f"cria {words[0]}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if not isinstance(error, RuntimeError) else 1
+        line, status = told(error)
+        print(f"cria {words[0]}: {line}", file=sys.stderr)
+        return status
     return 0
 
 
