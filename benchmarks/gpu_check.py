@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -209,10 +210,9 @@ def speed(
     for turn in range(6):
         seconds: dict[str, list[float]] = {"prefill": [], "decode": []}
         for model in (dense, pruned):
-            seconds["prefill"].append(timed(lambda model=model: model(ids, use_cache=False, logits_to_keep=1), device)[0])
-            # Tokens of the same number for both: a random model may end its text.
-            options = {"min_new_tokens": 16, "max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
-            seconds["decode"].append(timed(lambda model=model: model.generate(ids[:, :16], **options), device)[0])
+            seconds["prefill"].append(timed(partial(model, ids, use_cache=False, logits_to_keep=1), device)[0])
+            write = partial(model.generate, ids[:, :16], min_new_tokens=16, max_new_tokens=16, do_sample=False, pad_token_id=0)
+            seconds["decode"].append(timed(write, device)[0])  # as many tokens by both: a random model may end its text
         if turn:  # the first warms up
             for name, (old, new) in seconds.items():
                 ratios[name].append(old / new)
