@@ -95,10 +95,15 @@ class SpectralPruningArguments:
     recalibrate_every: int = _field(
         1, "Rounds between new calibration passes; rounds in between re-score from the remaining moments without a forward pass."
     )
-    compensation: Literal["none", "bias", "least_squares"] = _field(
-        "none", "Closed-form repair after a cut: mean of the removed contributions as a bias, or refitted consumer columns."
+    compensation: Literal["none", "bias", "least_squares", "sequential"] = _field(
+        "none",
+        "Closed-form repair after a cut: mean of the removed contributions as a bias; consumer columns refitted in each layer by "
+        "itself; or `sequential`: refitted as the cut layers before feed them, so that the residual stream stays the dense one.",
     )
-    ridge: float = _field(1e-2, "Ridge of the least-squares repair, as a share of the mean second moment.")
+    ridge: float = _field(
+        1e-2,
+        "Ridge of the least-squares repair, as a share of the mean second moment; `sequential` chooses one on rows kept back.",
+    )
     round_to: int = _field(
         8, "FFN widths and numbers of channels stay multiples of this: 8 for speed, 32 for Q8_0/Q4_0 GGUF, 64 for GPU tiles."
     )

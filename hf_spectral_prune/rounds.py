@@ -162,7 +162,9 @@ def _measure_damage(
         return None
     assert calibration is not None
     batches = _first_sequences(model, calibration, args.num_allocation_samples)
-    repair = evidence.repair if evidence is not None and args.compensation == "least_squares" else None
+    # A sequential repair is measured as one of each layer alone: how it will fare hangs on all the cuts before.
+    repairs = args.compensation in ("least_squares", "sequential")
+    repair = evidence.repair or None if evidence is not None and repairs else None
     by_kind = args.layout == "uniform"
     if by_kind and isinstance(repair, MomentsByPart):
         repair = None  # every measurement repairs all layers, and moments that are not kept would be collected anew for each
@@ -259,7 +261,9 @@ def cut(
         compensation=args.compensation,
         moments=evidence.repair or None,
         ridge=args.ridge,
+        batches=evidence.batches,
         check_weights=False,
+        progress=not args.disable_tqdm,
     )
     if num_parameters(model) != plan.parameters_after:
         raise RuntimeError(

@@ -18,7 +18,8 @@ from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.planning.damage import SuffixLoss, loss_curves
 from hf_spectral_prune.surgery import apply_plan, settle_class
-from hf_spectral_prune.surgery.cut import cut_group, repairs
+from hf_spectral_prune.surgery.cut import repairs
+from hf_spectral_prune.surgery.narrow import cut_group
 from hf_spectral_prune.surgery.plan import PruningPlan
 
 
@@ -147,7 +148,7 @@ def test_callback_methods_add_pop_and_remove(batches):
     assert pruner.pop_callback(Recorder) is None
 
 
-@pytest.mark.parametrize("compensation", ["none", "least_squares", "bias"])
+@pytest.mark.parametrize("compensation", ["none", "least_squares", "bias", "sequential"])
 def test_resumed_run_ends_with_the_same_plan_and_weights(compensation, batches, tmp_path):
     options = {
         "num_rounds": 4,
@@ -208,14 +209,14 @@ def test_bias_repair_of_a_stock_class_without_biases_says_what_to_do(batches):
         make_pruner(tiny_model("mistral"), batches, compensation="bias").prune()
 
 
-def test_least_squares_brings_the_outputs_nearer(batches):
+def test_repairs_bring_the_outputs_nearer(batches):
     original = tiny_model()
     expected = logits(original, batches[0])
     errors = []
-    for compensation in ("none", "least_squares"):
+    for compensation in ("none", "least_squares", "sequential"):
         model = make_pruner(copy.deepcopy(original), batches, compensation=compensation, units=["ffn"]).prune().model
         errors.append(float((logits(model, batches[0]) - expected).norm()))
-    assert errors[1] < errors[0]
+    assert errors[2] < errors[1] < errors[0]
 
 
 def test_repair_after_loss_aware_scores_uses_the_activations(batches):

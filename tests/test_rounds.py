@@ -15,7 +15,8 @@ from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.models.losses import num_rows
 from hf_spectral_prune.planning.damage import SuffixLoss, loss_curves
 from hf_spectral_prune.rounds import _first_sequences
-from hf_spectral_prune.surgery.cut import cut_group, repairs
+from hf_spectral_prune.surgery.cut import repairs
+from hf_spectral_prune.surgery.narrow import cut_group
 
 
 def sizes(model, batches, number=None):

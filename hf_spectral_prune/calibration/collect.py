@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.utils.generic import find_labels
 
 from ..models.families import UnitGroup, consumers
-from ..models.losses import Batch, check_gradients, frozen, loss_of, moved_to, num_positions, single_sequences
+from ..models.losses import Batch, check_gradients, frozen, loss_of, moved_to, num_positions, run_base, single_sequences
 from .moments import GroupMoments, Moments
 from .signals import ALL, Reader, Side, Spatial, num_signal_channels, readers
 
@@ -149,7 +148,7 @@ def stream_signals(
 
 def _run_batches(model: PreTrainedModel, batches: Iterable[Batch], shared: _Pass, signals: str, progress: bool) -> None:
     with ExitStack() as stack:
-        run = _forward
+        run: Callable[[PreTrainedModel, Batch], None] = run_base
         if signals == "loss":
             check_gradients(model)
             run, batches = _forward_backward, single_sequences(batches)
@@ -171,20 +170,6 @@ def _times_gradient(add: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
             value.register_hook(lambda gradient: add(activation * gradient))
 
     return sink
-
-
-@torch.inference_mode()
-def _forward(model: PreTrainedModel, batch: Batch) -> None:
-    # The language-model head is skipped: no signal lies behind it, and it is a fifth of a small model's work.
-    targets = {"labels", *find_labels(type(model))}
-    inputs = {name: value for name, value in batch.items() if name not in targets}
-    if "pixel_values" in batch:  # the head of a convolutional network reads channels too, and it is small
-        model(**inputs)
-        return
-    if batch["input_ids"].dim() == 3:  # multiple choice: (B, C, T) -> (B * C, T)
-        inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
-    kwargs = {"use_cache": False} if getattr(model.config, "use_cache", None) is not None else {}
-    model.base_model(**inputs, **kwargs)
 
 
 def _forward_backward(model: PreTrainedModel, batch: Batch) -> None:

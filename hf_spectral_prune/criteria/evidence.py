@@ -14,6 +14,7 @@ from ..calibration.parts import MomentsByPart, moments_within
 from ..calibration.signals import Side
 from ..data.texts import CalibrationData
 from ..models.families import UnitGroup, unit_groups
+from ..models.losses import Batch
 from . import Criterion, Statistics, collect_statistics, select_statistics
 
 
@@ -25,11 +26,13 @@ class Evidence:
         moments: by group, of the signals that the criterion reads. Where they do not fit into memory, `MomentsByPart`.
         statistics: the criterion's own, mostly none.
         repair: moments of the activations, for compensation; mostly the same object as `moments`.
+        batches: the rows themselves, for a compensation that walks up the model with them.
     """
 
     moments: Mapping[str, GroupMoments]
     statistics: Statistics
     repair: Mapping[str, GroupMoments]
+    batches: Sequence[Batch] = ()
 
     def select(self, groups: list[UnitGroup], kept: dict[str, Tensor]) -> Evidence:
         """What is left of it after a cut."""
@@ -41,23 +44,24 @@ class Evidence:
 
         moments = cut(self.moments)
         repair = moments if self.repair is self.moments else cut(self.repair)
-        return Evidence(moments, select_statistics(self.statistics, kept), repair)
+        return Evidence(moments, select_statistics(self.statistics, kept), repair, self.batches)
 
 
 def calibrate(
     model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion, calibration: CalibrationData | None
 ) -> Evidence:
     """Runs the calibration data through the model for all that scores and repair read; empty where they read nothing."""
-    repairs = args.compensation != "none"
+    repairs = args.compensation in ("bias", "least_squares")
+    batches = calibration.batches if calibration is not None and args.compensation == "sequential" else ()
     if not (criterion.needs_data or repairs):
-        return Evidence({}, {}, {})
+        return Evidence({}, {}, {}, batches)
     assert calibration is not None
     # Criteria that stream statistics of their own read no moments: no pass is spent on them.
     needed = criterion.needs_moments or repairs
     sides = criterion.sides if criterion.needs_moments else ("after",)
     moments = _collect(model, args, criterion, calibration, criterion.signals, sides) if needed else {}
     # A repair reproduces outputs, so it needs the moments of the activations themselves.
-    repair = moments
+    repair = moments if criterion.signals == "activations" else {}
     if repairs and (criterion.signals == "loss" or isinstance(moments, MomentsByPart)):
         repair = _collect(model, args, criterion, calibration, "activations", ("after",))
     statistics = collect_statistics(
@@ -69,7 +73,7 @@ def calibrate(
         seed=args.seed,
         progress=not args.disable_tqdm,
     )
-    return Evidence(moments, statistics, repair)
+    return Evidence(moments, statistics, repair, batches)
 
 
 def _collect(

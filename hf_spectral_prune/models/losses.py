@@ -26,6 +26,21 @@ def moved_to(model: PreTrainedModel, batch: Batch) -> Batch:
     return moved
 
 
+@torch.inference_mode()
+def run_base(model: PreTrainedModel, batch: Batch) -> None:
+    """Runs a model on a batch as far as there are signals to read, without gradients."""
+    # The language-model head is skipped: no signal lies behind it, and it is a fifth of a small model's work.
+    targets = {"labels", *find_labels(type(model))}
+    inputs = {name: value for name, value in batch.items() if name not in targets}
+    if "pixel_values" in batch:  # the head of a convolutional network reads channels too, and it is small
+        model(**inputs)
+        return
+    if batch["input_ids"].dim() == 3:  # multiple choice: (B, C, T) -> (B * C, T)
+        inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
+    kwargs = {"use_cache": False} if getattr(model.config, "use_cache", None) is not None else {}
+    model.base_model(**inputs, **kwargs)
+
+
 def predicts_next_token(model: PreTrainedModel) -> bool:
     """Whether the model is a causal language model, whose text holds its own targets."""
     # A BERT-like model with a causal head still looks ahead unless its config makes it a decoder.

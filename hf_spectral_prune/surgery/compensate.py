@@ -26,13 +26,32 @@ def least_squares(weight: Tensor, moments: Moments, kept: Tensor, ridge: float =
     kept = kept.to(gram.device)
     removed = _rest(kept, gram.shape[0])
     weight = weight.double()
-    system = gram[kept][:, kept]
+    cross = weight[:, removed] @ gram[removed][:, kept]  # (out, n_kept)
+    return weight[:, kept] + _solve(gram[kept][:, kept], cross, ridge * gram.diagonal().mean())
+
+
+def correction(gram: Tensor, cross: Tensor, ridge: float, has_bias: bool = False) -> Tensor:
+    """Change D of a consumer's columns that best makes up for an error e of its output: `E||e - D x||^2 + lam ||D||^2` is least.
+
+    Args:
+        gram: E[x x^T] (k, k) of what the consumer reads, with a constant 1 as last channel where it has a bias.
+        cross: E[e x^T] (out, k).
+        ridge: lam as a share of the mean diagonal of `gram`; a bias is not held back.
+
+    Returns:
+        (out, k) float64, the bias as last column.
+    """
+    weights = len(gram) - has_bias
+    shift = torch.zeros(len(gram), dtype=gram.dtype, device=gram.device)
+    shift[:weights] = ridge * gram.diagonal()[:weights].mean()
+    return _solve(gram.clone(), cross, shift)
+
+
+def _solve(gram: Tensor, cross: Tensor, shift: Tensor) -> Tensor:
+    """`cross (gram + diag(shift))^-1`; `gram` is overwritten."""
     # A floor beside the ridge: a group whose kept channels never fire still has a definite system.
-    shift = ridge * gram.diagonal().mean() + torch.finfo(torch.float64).tiny ** 0.5
-    system.diagonal().add_(shift)
-    right = weight[:, removed] @ gram[removed][:, kept]  # (out, n_kept)
-    factor = torch.linalg.cholesky(system)
-    return weight[:, kept] + torch.cholesky_solve(right.T, factor).T
+    gram.diagonal().add_(shift + torch.finfo(torch.float64).tiny ** 0.5)
+    return torch.cholesky_solve(cross.T, torch.linalg.cholesky(gram)).T
 
 
 def bias_correction(weight: Tensor, moments: Moments, kept: Tensor) -> Tensor:

@@ -14,21 +14,20 @@ from ..calibration import GroupMoments
 from ..calibration.signals import num_signal_channels
 from ..models.cria.channels import narrow, widths_of
 from ..models.families import (
-    UnitGroup,
-    UnitKind,
     consumers,
     family_of,
     layer_field,
     layers_of,
-    module_of,
     network_of,
-    parts,
     unit_groups,
 )
+from ..models.losses import Batch
 from .compensate import bias_correction, least_squares
+from .narrow import cut_group, narrowings
 from .plan import PruningPlan
+from .sequential import cut_sequentially
 
-Compensation = Literal["none", "bias", "least_squares"]
+Compensation = Literal["none", "bias", "least_squares", "sequential"]
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -83,32 +82,6 @@ def check_compensation(model: PreTrainedModel, compensation: Compensation) -> No
         )
 
 
-def narrowings(
-    model: PreTrainedModel, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor]
-) -> list[tuple[Any, Tensor | None, Tensor | None]]:
-    """What a cut keeps of each module of the groups: (module, outputs, inputs), ascending, None for all; consumers come last.
-
-    All groups are taken together, because a module may make the channels of one and read those of several others.
-    """
-    modules: dict[Any, dict[str, Tensor]] = {}
-    for group in groups:
-        removed = torch.ones(group.size, dtype=torch.bool)
-        removed[kept[group.key]] = False
-        for part in parts(model, group):
-            side = "in" if part.is_input else "out"
-            sides = modules.setdefault(part.module, {})
-            stays = sides.setdefault(side, torch.ones(widths_of(part.module)[side], dtype=torch.bool))
-            stays[part.slice.index[removed].flatten()] = False
-    found = []
-    for module, sides in modules.items():
-        outputs, inputs = (
-            None if side not in sides or bool(sides[side].all()) else sides[side].nonzero().flatten() for side in ("out", "in")
-        )
-        if outputs is not None or inputs is not None:
-            found.append((module, outputs, inputs))
-    return found
-
-
 @torch.no_grad()
 def repairs(
     model: PreTrainedModel,
@@ -137,19 +110,6 @@ def repairs(
     return found
 
 
-@torch.no_grad()
-def cut_group(model: PreTrainedModel, group: UnitGroup, kept: Tensor, repair: Tensor | None = None) -> None:
-    """Narrows one group's producers and consumer to the kept units, in place, and writes the consumer's repair into it."""
-    if len(kept) == group.size:
-        return
-    cuts = narrowings(model, [group], {group.key: kept})
-    for module, outputs, inputs in cuts:
-        narrow(module, outputs, inputs)
-    if repair is not None:
-        consumer = cuts[-1][0]
-        (consumer.weight if repair.dim() == 2 else consumer.bias).copy_(repair)
-
-
 def apply_plan(
     model: PreTrainedModel,
     plan: PruningPlan,
@@ -157,7 +117,9 @@ def apply_plan(
     compensation: Compensation = "none",
     moments: Mapping[str, GroupMoments] | None = None,
     ridge: float = 1e-2,
+    batches: Sequence[Batch] = (),
     check_weights: bool = True,
+    progress: bool = False,
 ) -> PreTrainedModel:
     """Removes the units that the plan does not keep, in place, and rewrites the config.
 
@@ -165,7 +127,8 @@ def apply_plan(
     `settle_class` before saving.
 
     Args:
-        compensation: "none", "bias" (the consumers must have a bias) or "least_squares"; both need `moments`.
+        compensation: "none"; "bias" (the consumers must have a bias) or "least_squares", which need `moments`; or "sequential",
+            which needs `batches` (see `cut_sequentially`).
         check_weights: also compare the plan's fingerprint with the weights.
 
     Raises:
@@ -173,21 +136,27 @@ def apply_plan(
     """
     check_plan(model, plan, check_weights=check_weights)
     check_compensation(model, compensation)
-    if compensation != "none" and moments is None:
+    if compensation in ("bias", "least_squares") and moments is None:
         raise ValueError(f"`compensation` is `{compensation}`, which needs the calibration moments. Pass `moments`.")
+    if compensation == "sequential" and not batches:
+        raise ValueError("`compensation` is `sequential`, which needs the calibration rows themselves. Pass `batches`.")
     family = family_of(model.config)
     if family.traced:
         _cut_channels(model, plan)
         return model
-    repaired = repairs(model, {key: plan.kept_index(key) for key in plan.kept}, compensation, moments or {}, ridge)
-    sizes = {}
+    kept = {key: plan.kept_index(key) for key in plan.kept}
+    sizes = {group.key: (group.size, len(kept.get(group.key, range(group.size)))) for group in unit_groups(model)}
     for group in unit_groups(model):
-        kept = plan.kept_index(group.key) if group.key in plan.kept else torch.arange(group.size)
-        if group.kind == "heads" and len(kept) < group.size:
+        if group.kind == "heads" and sizes[group.key][1] < group.size:
             # Stated, because a config without it derives the head size from the number of heads.
             model.config.head_dim = num_signal_channels(model, group, "before") // group.size
-        cut_group(model, group, kept, repaired.get(group.key))
-        sizes[group.key] = (group.size, len(kept))
+    if compensation == "sequential":
+        cut_sequentially(model, kept, batches, progress=progress)
+    else:
+        repaired = repairs(model, kept, compensation, moments or {}, ridge)
+        for group in unit_groups(model):
+            if group.key in kept:
+                cut_group(model, group, kept[group.key], repaired.get(group.key))
     fields = {
         layer: {
             name: layer_field(model.config, layer, name)
@@ -199,8 +168,6 @@ def apply_plan(
         for layer in range(len(layers_of(model)))
     }
     write_layer_fields(model.config, fields)
-    for row in family.kinds:
-        _write_module_fields(model, row, sizes)
     return model
 
 
@@ -219,14 +186,6 @@ def _cut_channels(model: PreTrainedModel, plan: PruningPlan) -> None:
         changed = {side: count for side, count in widths_of(module).items() if count != before[side]}
         widths.setdefault(path, {}).update(changed)
     model.config.cria_channels = widths or None
-
-
-def _write_module_fields(model: PreTrainedModel, row: UnitKind, sizes: dict[str, tuple[int, int]]) -> None:
-    for layer in range(len(layers_of(model))):
-        before, after = sizes[f"layers.{layer}.{row.kind}"]
-        for path, attribute in row.module_fields:
-            module = module_of(model, layer, path)
-            setattr(module, attribute, getattr(module, attribute) * after // before)
 
 
 def write_layer_fields(config: Any, fields: dict[int, dict[str, int]]) -> None:

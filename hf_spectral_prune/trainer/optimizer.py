@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..models.families import unit_groups
-from ..surgery.cut import narrowings
+from ..surgery.narrow import narrowings
 from ..surgery.plan import PruningPlan
 
 logger = logging.get_logger(__name__)

@@ -99,9 +99,10 @@ def test_cubic_shares_follow_their_formula():
     assert shares == [1 - Fraction(3, 4) ** 3, 1 - Fraction(1, 2) ** 3, 1 - Fraction(1, 4) ** 3, 1]
 
 
-def test_pruning_before_the_first_step_is_what_the_pruner_does(batches, tmp_path):
+@pytest.mark.parametrize("compensation", ["least_squares", "sequential"])
+def test_pruning_before_the_first_step_is_what_the_pruner_does(compensation, batches, tmp_path):
     """With a learning rate of zero the trained model is the pruner's, bit for bit."""
-    args = pruning_args(num_rounds=3, layout="uniform", compensation="least_squares")
+    args = pruning_args(num_rounds=3, layout="uniform", compensation=compensation)
     expected = SpectralPruner(tiny_model(), args, batches).prune()
     callback = SpectralPruningCallback(args, batches)
     model = tiny_model()

@@ -103,6 +103,9 @@ class UnitKind:
         bias_field: config attribute of the stock class that gives the consumer a bias (and, with it, the producers named
             in `bias_producers`), or None where the stock class has no such switch.
         module_fields: (module path, attribute) pairs that repeat `size_field` or a field in proportion to it.
+        stream: the residual stream right behind the consumer, which sequential compensation aims at.
+        stream_norm: norm that the consumer's output goes through on its way into the stream, or None.
+        stream_factor: attribute of the layer that the consumer's output is multiplied by there, or None.
     """
 
     kind: UnitKindName
@@ -114,6 +117,9 @@ class UnitKind:
     config_fields: tuple[str, ...]
     bias_field: str | None = None
     module_fields: tuple[tuple[str, str], ...] = ()
+    stream: Signal = Signal("", "output")
+    stream_norm: str | None = None
+    stream_factor: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ _BERT_FFN = UnitKind(
     consumer="output.dense",
     size_field="intermediate_size",
     config_fields=("intermediate_size",),
+    stream=Signal("output.LayerNorm", "input"),
 )
 _BERT_HEADS = UnitKind(
     kind="heads",
@@ -24,6 +25,7 @@ _BERT_HEADS = UnitKind(
     size_field="num_attention_heads",
     config_fields=("num_attention_heads",),
     module_fields=(("attention.self", "num_attention_heads"), ("attention.self", "all_head_size")),
+    stream=Signal("attention.output.LayerNorm", "input"),
 )
 # The config's own names: an override in `per_layer_config` under a name of the `attribute_map` would not be looked up.
 _DISTILBERT_FFN = UnitKind(
@@ -34,6 +36,7 @@ _DISTILBERT_FFN = UnitKind(
     consumer="ffn.lin2",
     size_field="hidden_dim",
     config_fields=("hidden_dim",),
+    stream=Signal("output_layer_norm", "input"),
 )
 _DISTILBERT_HEADS = UnitKind(
     kind="heads",
@@ -44,6 +47,7 @@ _DISTILBERT_HEADS = UnitKind(
     size_field="n_heads",
     config_fields=("n_heads",),
     module_fields=(("attention", "n_heads"),),
+    stream=Signal("sa_layer_norm", "input"),
 )
 # `Wi` holds the half that goes through the activation first, then the half it is multiplied with.
 _MODERNBERT_FFN = UnitKind(
@@ -66,6 +70,7 @@ _MODERNBERT_HEADS = UnitKind(
     size_field="num_attention_heads",
     config_fields=("num_attention_heads",),
     bias_field="attention_bias",
+    stream=Signal("mlp_norm", "input"),
 )
 
 BERT = Family(

@@ -26,6 +26,7 @@ KV_GROUPS = UnitKind(
     consumer="self_attn.o_proj",
     size_field="num_key_value_heads",
     config_fields=("num_attention_heads", "num_key_value_heads"),
+    stream=Signal("post_attention_layernorm", "input"),
 )
 
 # Families whose config switches biases on have a stock class with room for a repair.
@@ -52,10 +53,30 @@ QWEN3 = Family(
     kinds=(GATED_FFN, _BIASED_HEADS),
     cria="cria_qwen3",
 )
-GRANITE = Family(name="granite", model_types=("granite", "cria_granite"), layers="layers", kinds=_BIASED, cria="cria_granite")
-SMOLLM3 = replace(GRANITE, name="smollm3", model_types=("smollm3", "cria_smollm3"), cria="cria_smollm3")
+GRANITE = Family(
+    name="granite",
+    model_types=("granite", "cria_granite"),
+    layers="layers",
+    kinds=tuple(replace(row, stream_factor="residual_multiplier") for row in _BIASED),
+    cria="cria_granite",
+)
+SMOLLM3 = replace(GRANITE, name="smollm3", model_types=("smollm3", "cria_smollm3"), kinds=_BIASED, cria="cria_smollm3")
 GEMMA = replace(QWEN3, name="gemma", model_types=("gemma", "cria_gemma"), cria="cria_gemma")
-GEMMA2 = replace(GEMMA, name="gemma2", model_types=("gemma2", "cria_gemma2"), cria="cria_gemma2", stock_heads="divides_hidden")
+GEMMA2 = Family(
+    name="gemma2",
+    model_types=("gemma2", "cria_gemma2"),
+    layers="layers",
+    kinds=(
+        replace(GATED_FFN, stream_norm="post_feedforward_layernorm"),
+        replace(
+            _BIASED_HEADS,
+            stream=Signal("pre_feedforward_layernorm", "input"),
+            stream_norm="post_attention_layernorm",
+        ),
+    ),
+    cria="cria_gemma2",
+    stock_heads="divides_hidden",
+)
 # `gemma3` itself is the model that sees pictures too; its text model comes alone in the small sizes.
 GEMMA3 = replace(GEMMA2, name="gemma3_text", model_types=("gemma3_text", "cria_gemma3_text"), cria="cria_gemma3_text")
 

@@ -27,6 +27,7 @@ VIT = Family(
             size_field="num_attention_heads",
             config_fields=("num_attention_heads",),
             module_fields=(("attention", "num_attention_heads"),),
+            stream=Signal("layernorm_after", "input"),
         ),
     ),
     cria="cria_vit",

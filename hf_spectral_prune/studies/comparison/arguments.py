@@ -18,7 +18,7 @@ from ...models.families import FAMILIES
 from ...recovery.recover import recovery_arguments
 from ...utils.words import did_you_mean, one_line
 
-_COMPENSATIONS = ("none", "least_squares")
+_COMPENSATIONS = ("none", "least_squares", "sequential")
 _RECOVERIES = ("none", "full", "lora", "distill")
 _ARGS_EXAMPLE = '{"spectral-loss": {"criterion": "spectral", "signals": "loss"}}'
 # Options of a pruning run that make a cell what it is, whatever its criterion.
@@ -76,7 +76,7 @@ class ComparisonArguments:
         },
     )
     reductions: list[float] = _list([0.1, 0.2, 0.3, 0.5], "Fractions of parameters to remove, between 0 and 1.")
-    compensations: list[str] = _list(["none"], "Closed-form repairs to try: none, least_squares.")
+    compensations: list[str] = _list(["none"], "Closed-form repairs to try: none, least_squares, sequential.")
     recoveries: list[str] = _list(["none"], "Recoveries to try: none, full, lora, distill.")
     seeds: list[int] = _list(
         [42],
@@ -169,7 +169,7 @@ class Cell:
         args = self.args
         names = [*_CELL_OPTIONS]
         names += ["num_allocation_samples"] if args.allocation == "loss_curves" else []
-        names += ["ridge"] if args.compensation != "none" else []
+        names += ["ridge"] if args.compensation == "least_squares" else []
         names += ["recovery_args", "training_args"] if args.recovery != "none" else []
         return {name: getattr(args, name) for name in names} | {"criterion_args": asdict(cast(Any, self.criterion))}
 

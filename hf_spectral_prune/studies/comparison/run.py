@@ -61,18 +61,20 @@ class Decided:
 
     Attributes:
         repair: moments of the activations, for the cells with a repair.
+        batches: the calibration rows.
         damage: by repair, since measured losses are those of repaired layers.
         plans: by reduction and repair.
     """
 
     scores: Scores
     repair: Mapping[str, GroupMoments]
+    batches: Sequence[Batch] = ()
     damage: dict[str, dict[str, torch.Tensor] | None] = field(default_factory=dict)
     plans: dict[tuple[float, str], PruningPlan] = field(default_factory=dict)
 
     def evidence(self, compensation: str) -> Evidence:
         """What a cut with this repair reads."""
-        return Evidence({}, {}, self.repair if compensation != "none" else {})
+        return Evidence({}, {}, self.repair if compensation != "none" else {}, self.batches)
 
 
 def compare(
@@ -260,7 +262,8 @@ def _run_group(shared: Shared, cells: Sequence[Cell], held: dict[str, Mapping[st
         logger.info(f"`{cells[0].label}` failed.", exc_info=True)
         yield from ({"error": one_line(error)} for _ in cells)
         return
-    decided = Decided(scores, held.get("activations", {}))
+    batches = () if shared.calibration is None else shared.calibration.batches
+    decided = Decided(scores, held.get("activations", {}), batches)
     for cell in cells:
         try:
             record = _run_cell(shared, cell, decided)

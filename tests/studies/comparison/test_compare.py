@@ -80,7 +80,7 @@ def test_short_memory_changes_no_figure(data, tmp_path, monkeypatch):
         ("random", {}, "least_squares", "none", "uniform"),
         ("ndi", {}, "none", "none", "uniform"),
         ("fisher", {}, "least_squares", "none", "per_layer"),
-        ("energy", {}, "least_squares", "lora", "uniform"),
+        ("energy", {}, "sequential", "lora", "uniform"),
         ("energy", {}, "none", "distill", "uniform"),
     ],
 )

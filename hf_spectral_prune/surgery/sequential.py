@@ -1,0 +1,260 @@
+"""Sequential compensation: refits consumers block by block, fed by the layers cut before, aimed at the dense residual stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..calibration import Moments
+from ..models.distributed import works_together
+from ..models.families import UnitGroup, family_of, layers_of, module_of, unit_groups
+from ..models.losses import Batch, num_rows
+from ..models.streams import Place, Streams
+from .compensate import correction
+from .narrow import cut_group
+
+# Ridges that are tried, as shares of the mean second moment of what the consumer reads.
+RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+# The last of every so many rows is kept back, to choose the ridge on.
+_HELD_OUT = 8
+# Share of a norm's mean square weight below which a channel counts as one that the norm shuts off.
+_LEAST_GAIN = 0.01
+
+
+@dataclass
+class Fit:
+    """Sums over calibration positions that decide how a consumer is corrected.
+
+    Attributes:
+        inputs: moments of what the consumer reads (k,); the last channel is a constant 1 where it has a bias.
+        cross: (out, k) float64, sum of `e x^T`, where `e` (out,) is what the consumer's output lacks of what would make the
+            residual stream behind it the dense one.
+    """
+
+    inputs: Moments
+    cross: Tensor
+
+    @classmethod
+    def of_nothing(cls, consumer: nn.Linear) -> Fit:
+        """Sums of no data."""
+        outputs, channels = consumer.weight.shape
+        channels += consumer.bias is not None
+        device = consumer.weight.device
+        return cls(Moments.zeros(channels, device), torch.zeros(outputs, channels, dtype=torch.float64, device=device))
+
+    def update(self, x: Tensor, error: Tensor) -> None:
+        """Adds positions: x (N, k), error (N, out), float32 or wider."""
+        self.inputs.update(x)
+        self.cross += error.T @ x
+
+    def finish(self) -> None:
+        """Completes the sums after the last `update`, over all processes; call once."""
+        self.inputs.symmetrise()
+        self.inputs.all_reduce()
+        if works_together():
+            torch.distributed.all_reduce(self.cross)
+
+    def merge(self, other: Fit) -> Fit:
+        """Sums of both sets of positions together."""
+        return Fit(self.inputs.merge(other.inputs), self.cross + other.cross)
+
+    def correction(self, ridge: float, has_bias: bool) -> Tensor:
+        """(out, k) float64 to be added to the consumer's columns (and its bias, as last column)."""
+        return correction(self.inputs.raw(), self.cross / max(self.inputs.count, 1), ridge, has_bias)
+
+    def gain(self, change: Tensor, weights: Tensor) -> float:
+        """By how much a `change` (out, k) of the columns lowers the mean square of e, outputs weighted by `weights` (out,)."""
+        by_output = 2 * (change * self.cross).sum(dim=1) - (change @ self.inputs.second_moment * change).sum(dim=1)
+        return float((by_output * weights).sum()) / max(self.inputs.count, 1)
+
+
+@torch.no_grad()
+def cut_sequentially(
+    model: PreTrainedModel,
+    kept: Mapping[str, Tensor],
+    batches: Sequence[Batch],
+    ridges: Sequence[float] = RIDGES,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Cuts groups to the units `kept`, layer by layer, and refits every consumer, also those that lose nothing.
+
+    Two streams of the rows go up the layers, see `Streams`; in a layer, attention comes before the FFN. A consumer that reads x
+    in the pruned stream gets the columns `W_K + E[e x^T] (E[x x^T] + lam I)^-1`, where e is what its output lacks there of
+    meeting the dense residual stream behind it: what was removed here, and what the layers before have left wrong. Its bias, if
+    it has one, is refitted with them. The ridge is chosen for each consumer by the error on rows kept back, one of
+    eight; where no correction helps there, it stays as it is. The correction itself is then of all rows.
+
+    Memory: the moments of one consumer, twice, and at most four streams (rows, T, hidden size).
+
+    Args:
+        kept: {group key: indices}; groups without an entry stay whole.
+        batches: as for `collect_moments`.
+        ridges: to choose from.
+
+    Returns:
+        {group key: the ridge}, infinite where the consumer stayed as it was.
+    """
+    by_layer: dict[int, list[UnitGroup]] = {}
+    for group in sorted(unit_groups(model), key=lambda group: group.kind != "heads"):
+        by_layer.setdefault(group.layer, []).append(group)
+    was_training = model.training
+    model.eval()
+    streams = Streams(model, batches)
+    held_out = _held_out(batches)
+    chosen = {}
+    try:
+        for layer in tqdm(sorted(by_layer), desc="Repairing", disable=not progress, leave=False):
+            goals = _goals(model, by_layer[layer], streams)
+            for group in by_layer[layer]:
+                cut_group(model, group, kept.get(group.key, torch.arange(group.size)))
+                fits = _collect(model, group, streams, goals.pop(group.key), held_out)
+                chosen[group.key] = _refit(model, group, *fits, ridges)
+            if layer < len(layers_of(model)) - 1:
+                streams.pruned_step(layer)
+    finally:
+        model.train(was_training)
+    return chosen
+
+
+def _held_out(batches: Sequence[Batch]) -> list[Tensor]:
+    """(rows,) bool of every batch: which rows are kept back. One of few at least, but none of a single one."""
+    counts = [num_rows(batch) for batch in batches]
+    every = min(_HELD_OUT, sum(counts))
+    rows = torch.arange(sum(counts))
+    return list(((rows % every == every - 1) & (every > 1)).split(counts))
+
+
+def _consumer(model: PreTrainedModel, group: UnitGroup) -> nn.Linear:
+    consumer: nn.Linear = module_of(model, group.layer, family_of(model.config).kind(group.kind).consumer)
+    return consumer
+
+
+def _behind(model: PreTrainedModel, group: UnitGroup) -> Place:
+    """The residual stream behind a group's consumer."""
+    stream = family_of(model.config).kind(group.kind).stream
+    return Place(layers_of(model)[group.layer].get_submodule(stream.module), stream.side)
+
+
+@dataclass
+class _Goals:
+    """What a consumer is to meet, batch by batch.
+
+    Attributes:
+        streams: the dense residual stream behind it, (rows, T, out).
+        scales: the root mean square of its output in the dense model, (rows, T, 1), where a norm stands behind it.
+    """
+
+    streams: list[Tensor]
+    scales: list[Tensor] | None
+
+
+def _goals(model: PreTrainedModel, groups: Sequence[UnitGroup], streams: Streams) -> dict[str, _Goals]:
+    """{group key: its goals} of one layer, through which the dense stream is taken."""
+    normed = [group for group in groups if _gain(model, group)[1]]
+    places = {group.key: _behind(model, group) for group in groups}
+    outputs = {f"{group.key}/output": Place(_consumer(model, group), "output") for group in normed}
+    found = streams.dense_step(groups[0].layer, places | outputs)
+    scales = {group.key: [_rms(value) for value in found.pop(f"{group.key}/output")] for group in normed}
+    return {group.key: _Goals(found[group.key], scales.get(group.key)) for group in groups}
+
+
+def _collect(
+    model: PreTrainedModel, group: UnitGroup, streams: Streams, goals: _Goals, held_out: Sequence[Tensor]
+) -> tuple[Fit, Fit]:
+    """Sums of a consumer that is cut, over the rows to fit on and over those kept back."""
+    consumer = _consumer(model, group)
+    fits = Fit.of_nothing(consumer), Fit.of_nothing(consumer)
+    places = {"x": Place(consumer, "input"), "y": Place(consumer, "output"), "stream": _behind(model, group)}
+    gain, _ = _gain(model, group)
+    for index, found in enumerate(streams.pruned_values(group.layer, places, last="stream" if group.kind == "heads" else None)):
+        x = _floating(found["x"])
+        error = _floating(goals.streams[index].to(x.device)) - _floating(found["stream"])
+        if goals.scales is None:
+            error = error / gain
+        else:
+            error = _through_norm(error, _floating(found["y"]), gain, goals.scales[index].to(x.device))
+        if consumer.bias is not None:
+            x = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
+        real = streams.real(index, x)
+        # The base model may see several rows (the choices of a question) for one of the batch.
+        back = held_out[index].repeat_interleave(len(real) // len(held_out[index])).to(real.device)[:, None]
+        for fit, positions in zip(fits, (real & ~back, real & back), strict=True):
+            fit.update(x[positions], error[positions])
+    for fit in fits:
+        fit.finish()
+        _check(fit, group)
+    if fits[0].inputs.count == 0:
+        raise ValueError("The calibration set has no unpadded position. Give text that is not empty.")
+    return fits
+
+
+def _check(fit: Fit, group: UnitGroup) -> None:
+    # One value that is not finite makes a sum of its channel so.
+    if not math.isfinite(float(fit.inputs.sum.sum() + fit.cross.sum())):
+        raise ValueError(
+            f"Non-finite activations at the consumer of `{group.key}`. Load the model in a wider `dtype` (float32 or bfloat16) "
+            "or check its weights."
+        )
+
+
+def _refit(model: PreTrainedModel, group: UnitGroup, fitted: Fit, back: Fit, ridges: Sequence[float]) -> float:
+    """Chooses the ridge on the rows kept back, and corrects the consumer by all rows; infinite where it stays as it is."""
+    consumer = _consumer(model, group)
+    has_bias = consumer.bias is not None
+    chosen, most = float("inf"), 0.0
+    if back.inputs.count:
+        weights = _gain(model, group)[0].double().square()
+        for ridge in ridges:
+            gain = back.gain(fitted.correction(ridge, has_bias), weights)
+            if gain > most:
+                chosen, most = ridge, gain
+        fitted = fitted.merge(back)
+    else:
+        chosen = ridges[len(ridges) // 2]
+    if chosen == float("inf"):
+        return chosen
+    change = fitted.correction(chosen, has_bias)
+    if has_bias:
+        consumer.bias.copy_(consumer.bias.double() + change[:, -1])
+        change = change[:, :-1]
+    consumer.weight.copy_(consumer.weight.double() + change)
+    return chosen
+
+
+def _gain(model: PreTrainedModel, group: UnitGroup) -> tuple[Tensor, bool]:
+    """(out,) how much of a consumer's output reaches the residual stream, and whether a norm scales that token by token."""
+    row = family_of(model.config).kind(group.kind)
+    weight = _consumer(model, group).weight
+    ones = _floating(torch.ones(len(weight), dtype=weight.dtype, device=weight.device))
+    layer = layers_of(model)[group.layer]
+    if row.stream_norm is not None:
+        norm = layer.get_submodule(row.stream_norm)
+        return _floating(norm(ones.to(weight.dtype))), True  # an RMS norm turns ones into its weights
+    return ones * (1.0 if row.stream_factor is None else getattr(layer, row.stream_factor)), False
+
+
+def _through_norm(error: Tensor, output: Tensor, gain: Tensor, scale: Tensor) -> Tensor:
+    """What a consumer's output y (..., out) lacks where an RMS norm stands between it and a stream that lacks `error`.
+
+    The norm gives `gain * y / rms(y)`, whatever the length of y: of all that it maps to the wanted value, the one that has the
+    dense model's `scale` (..., 1) is aimed at. Channels that the norm all but shuts off are not asked to make up for what they
+    cannot.
+    """
+    bounded = gain / (gain.square() + _LEAST_GAIN * gain.square().mean())
+    return error * scale * bounded + output * (scale / _rms(output) - 1)
+
+
+def _rms(value: Tensor) -> Tensor:
+    """(..., 1) root mean square over the last dimension, never zero."""
+    value = _floating(value)
+    return value.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=torch.finfo(value.dtype).tiny)
+
+
+def _floating(value: Tensor) -> Tensor:
+    return value if value.dtype == torch.float64 else value.float()
