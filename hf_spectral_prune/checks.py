@@ -6,12 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from .arguments import SpectralPruningArguments
 from .criteria import Criterion, make_criterion
 from .data.texts import CalibrationData
 from .models.families import family_of, unit_groups
+from .models.folder_files import read_config
 from .models.losses import check_targets
 from .planning.targets import check_scope
 from .publishing import hub
@@ -96,9 +97,9 @@ def check_teacher_fits(model: PreTrainedModel, teacher: Any) -> None:
     """Tells of a teacher that cannot be loaded or has another shape, before any work; of a folder, the config is read."""
     if isinstance(teacher, (str, Path)):
         try:
-            config = AutoConfig.from_pretrained(teacher)
+            config = read_config(teacher)
             family_of(config)
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except (ValueError, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise ValueError(f"`teacher` `{teacher}` cannot be loaded: {reason}. Name the folder of the dense model.") from None
         teacher = SimpleNamespace(config=config)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 
 from ..arguments import ModelArguments, SpectralPruningArguments
 from ..criteria import make_criterion
@@ -18,6 +18,7 @@ from ..data.rows import training_rows
 from ..data.sources import load_table
 from ..data.texts import CalibrationData
 from ..models.families.groups import is_vision
+from ..models.folder_files import read_config
 from ..models.loading import load_model as load_transformer
 from ..models.loading import load_tokenizer, model_name
 from ..surgery import has_batch_norms
@@ -43,7 +44,7 @@ def load_processing_class(run: ModelArguments) -> Any:
         return load_tokenizer(run)
     try:
         return AutoImageProcessor.from_pretrained(model_name(run), trust_remote_code=run.trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # a class of its own for every kind of processor
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"`{run.model_name_or_path}` has no image processor that loads ({reason}). Put its `preprocessor_config.json` in "
@@ -52,7 +53,7 @@ def load_processing_class(run: ModelArguments) -> Any:
 
 
 def _reads_pictures(run: ModelArguments) -> bool:
-    config = AutoConfig.from_pretrained(model_name(run), trust_remote_code=run.trust_remote_code)
+    config = read_config(model_name(run), run.trust_remote_code)
     return getattr(config, "num_channels", None) is not None
 
 

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..data.images import build_images
-from ..data.tensors import _line, _short, read_tensors
+from ..data.tensors import _line, read_tensors
 from ..data.texts import CalibrationData
 from ..models.cria.channels import cria_class
 from ..models.loading import choose_device
 from ..models.torch_model import TorchModelForImageClassification, wrap
+from ..utils.words import shortened
 from .arguments import RunArguments
 
 _WEIGHTS = "model.safetensors"
@@ -107,7 +108,7 @@ def _does_not_fit(network_class: type[nn.Module], path: Path, error: Exception) 
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     reason = lines[1] if len(lines) > 1 and lines[0].startswith("Error") else lines[0]
     return ValueError(
-        f"`{path}` does not give a `{network_class.__name__}`: {_short(reason).rstrip('.')}. Is it this `network_class`, with "
+        f"`{path}` does not give a `{network_class.__name__}`: {shortened(reason).rstrip('.')}. Is it this `network_class`, with "
         "these `network_args`?"
     )
 

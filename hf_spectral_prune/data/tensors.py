@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..utils.words import shortened
+
 
 def read_tensors(file: str, setting: str) -> tuple[Tensor, Tensor | None]:
     """`pixel_values` (N, ...) and `labels` (N,), None if there are none, of a `.npz` or `.safetensors` file.
@@ -48,8 +50,4 @@ def read_tensors(file: str, setting: str) -> tuple[Tensor, Tensor | None]:
 
 
 def _line(error: Exception) -> str:
-    return _short((str(error).strip().splitlines() or [type(error).__name__])[0])
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return shortened((str(error).strip().splitlines() or [type(error).__name__])[0])

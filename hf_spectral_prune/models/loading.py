@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..arguments import ModelArguments
 from ..utils.environment import accelerator
 from .cria import AUTO_CLASSES
 from .families import family_of
+from .folder_files import check_files, read_config
 
 
 def choose_device(name: str) -> torch.device:
@@ -49,14 +50,22 @@ def load_model(run: ModelArguments) -> PreTrainedModel:
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         options["gguf_file"] = run.gguf_file
         options["dtype"] = "float32" if run.dtype == "auto" else run.dtype
-    model: Any = _auto_class(run, name).from_pretrained(name, **options)
+    auto = _auto_class(run, name)
+    try:
+        model: Any = auto.from_pretrained(name, **options)
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a class makes of values that it was not written for
+        raise ValueError(
+            f"`{name}` does not load: {_first_line(error)}. Take a `config.json` and weights that were saved together."
+        ) from None
     return without_quantisation_marks(model).to(choose_device(run.device)).eval()  # type: ignore[arg-type]
 
 
 def _auto_class(run: ModelArguments, name: str) -> Any:
     if run.gguf_file is not None:
         return transformers.AutoModelForCausalLM
-    config = AutoConfig.from_pretrained(name, trust_remote_code=run.trust_remote_code)
+    config = read_config(name, run.trust_remote_code)
     text = config.get_text_config()
     if text is not config and _causal_class(config) == _causal_class(text) != "":
         # A model that sees pictures too, whose text model transformers loads alone.
@@ -81,12 +90,14 @@ def load_tokenizer(run: ModelArguments) -> Any:
     options = {"trust_remote_code": run.trust_remote_code}
     if run.gguf_file is not None:
         options["gguf_file"] = run.gguf_file  # type: ignore[assignment]
+    name = model_name(run)
     try:
-        return AutoTokenizer.from_pretrained(model_name(run), **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer("It is tried on 1 text: some faults show only when a tokenizer is used.")
+        return tokenizer
+    except Exception as error:  # the tokenizers library raises plain exceptions
         raise ValueError(
-            f"`{run.model_name_or_path}` has no tokenizer that loads ({reason}). Put its files in that folder."
+            f"`{run.model_name_or_path}` has no tokenizer that loads ({_first_line(error)}). Put its files in that folder."
         ) from None
 
 
@@ -113,14 +124,21 @@ def model_name(run: ModelArguments) -> str:
         )
     if path.is_dir() and run.gguf_file is not None and not (path / run.gguf_file).is_file():
         raise FileNotFoundError(f"`gguf_file` `{run.gguf_file}` is not in `{name}`.")
+    if path.is_dir() and run.gguf_file is None:
+        check_files(path)
     return name
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}"
 
 
 def network_in(folder: Path) -> str | None:
     """`package.module:Class` of the pruned plain network that a folder holds; None where it holds another model."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # transformers tells what is wrong with it
     return config.get("cria_network") if isinstance(config, dict) else None
 

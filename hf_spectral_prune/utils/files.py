@@ -1,12 +1,15 @@
-"""Files written whole or not at all, and values as plain JSON."""
+"""Files written whole or not at all, values as plain JSON, and files that are not what they should be."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+_HEAD = 512  # bytes that tell what a file is
 
 
 def plain(value: Any) -> Any:
@@ -25,3 +28,38 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        remedy: what to do about a file that holds something else: a sentence.
+
+    Raises:
+        ValueError: it is no JSON or no object; names the file, the cause and the remedy.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"`{path}` is nested too deeply to be read. {remedy}") from None
+    except ValueError as error:
+        raise ValueError(f"`{path}` {strange_content(path) or f'is not JSON ({error}). {remedy}'}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"`{path}` holds a {type(value).__name__}, not an object of names and values. {remedy}")
+    return value
+
+
+def strange_content(path: Path) -> str | None:
+    """What a file is that is not what its name says, and the remedy, to follow the file's name; None if it cannot be told."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if not head:
+        return "is empty. Get it again: a copy or download broke off."
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of git-lfs, not the file itself. Run `git lfs pull` in its folder, or download it again."
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, as a refused download leaves it. Download it again."
+    if not any(head):
+        return "begins with nothing but zeros, as a broken copy leaves it. Get it again."
+    return None

@@ -17,3 +17,8 @@ def one_line(error: Exception) -> str:
     """An error in one line, with its type where that is not plain bad input."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The text, cut off after that many characters."""
+    return text if len(text) <= most else f"{text[:most]}..."

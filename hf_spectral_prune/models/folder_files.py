@@ -1,0 +1,192 @@
+"""The files of a model folder, checked before transformers reads them: a broken one is told by its name."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, GenerationConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+from ..utils.files import read_object, strange_content
+from ..utils.words import shortened
+
+_CONFIG = "config.json"
+_AGAIN = "Get the whole checkpoint again."
+_ITS_OWN = "Take the one that came with the weights."
+# Numbers of things that there are: each is a whole number of at least 1 where a config has it.
+_COUNTS: tuple[str, ...] = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+_COUNTS += ("vocab_size", "max_position_embeddings", "dim", "hidden_dim", "n_layers", "n_heads", "num_channels")
+_MAY_BE_NULL = ("num_key_value_heads", "head_dim")
+_PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+_LARGEST_COUNT = 2**31 - 1
+
+
+def check_files(folder: Path) -> None:
+    """Checks that the config, the index and the headers of the weights in a model folder can be read.
+
+    Raises:
+        ValueError: one is broken, or says what cannot be; names the file and, in the config, the field.
+    """
+    config = read_object(folder / _CONFIG, _ITS_OWN)
+    _check_generation(folder)
+    number = _check_weights(folder)
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict):
+            _check_counts(part, folder / _CONFIG)
+            _check_names(part, folder / _CONFIG)
+    layers = config.get("num_hidden_layers")
+    if number and isinstance(layers, int) and layers > number:
+        raise ValueError(
+            f"`num_hidden_layers` in `{folder / _CONFIG}` is {layers:,}, but the weight files hold {number:,} weights in all. "
+            "Take the config that came with the weights."
+        )
+
+
+def _check_generation(folder: Path) -> None:
+    """transformers goes without a broken one, and says nothing."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return
+    read_object(file, _ITS_OWN)
+    try:
+        GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # its values are compared without a look at their types
+        raise ValueError(f"`{file}` cannot be used: {shortened(' '.join(str(error).split()))}. {_ITS_OWN}") from None
+
+
+def _check_counts(config: dict[str, Any], file: Path) -> None:
+    for name in _COUNTS:
+        value = config.get(name, 1)
+        if isinstance(value, (list, dict)) or (value is None and name in _MAY_BE_NULL):
+            continue  # some families have one a stage; transformers tells where it is none of theirs
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST_COUNT:
+            raise ValueError(f"`{name}` in `{file}` is {value!r}; it must be a whole number of at least 1. {_ITS_OWN}")
+    pairs = [("num_attention_heads", "num_key_value_heads")]
+    if config.get("head_dim") is None and not str(config.get("model_type")).startswith("cria_"):
+        pairs.append(("hidden_size", "num_attention_heads"))
+    for name, by in pairs:
+        if isinstance(config.get(name), int) and isinstance(config.get(by), int) and config[name] % config[by]:
+            raise ValueError(f"`{name}` in `{file}` is {config[name]}, which `{by}` ({config[by]}) does not divide. {_ITS_OWN}")
+
+
+def _check_names(config: dict[str, Any], file: Path) -> None:
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
+    named: dict[str, Any] = {
+        "hidden_act": (config.get("hidden_act", "gelu"), ACT2FN),
+        "rope_type": (kind, {"default"} | set(ROPE_INIT_FUNCTIONS)),
+    }
+    if config.get("problem_type") is not None:
+        named["problem_type"] = (config["problem_type"], _PROBLEMS)
+    for name, (value, known) in named.items():
+        if isinstance(value, (str, int)) and value not in known:
+            raise ValueError(
+                f"`{name}` in `{file}` is `{value}`, which transformers does not know. Choose from {_listed(known)}."
+            )
+    if not isinstance(config.get("label2id") or {}, dict):
+        raise ValueError(f"`label2id` in `{file}` is no table of labels and numbers. {_ITS_OWN}")
+    pad, vocabulary = config.get("pad_token_id"), config.get("vocab_size")
+    if isinstance(pad, int) and isinstance(vocabulary, int) and pad >= vocabulary:
+        raise ValueError(f"`pad_token_id` in `{file}` is {pad}, and the last token is {vocabulary - 1}. Correct it.")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+def _check_weights(folder: Path) -> int:
+    """How many weights the files hold, by their headers."""
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).exists():
+        files = _shards(folder / SAFE_WEIGHTS_INDEX_NAME)
+    elif (folder / SAFE_WEIGHTS_NAME).exists():
+        files = [folder / SAFE_WEIGHTS_NAME]
+    elif (folder / WEIGHTS_INDEX_NAME).exists():
+        files = _shards(folder / WEIGHTS_INDEX_NAME)
+    elif (folder / WEIGHTS_NAME).exists():
+        files = [folder / WEIGHTS_NAME]
+    else:
+        raise ValueError(_no_weights(folder))
+    return sum(map(_num_tensors, files))
+
+
+def _no_weights(folder: Path) -> str:
+    links = [name for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME) if (folder / name).is_symlink()]
+    if links:
+        return f"`{folder / links[0]}` is a link to a file that does not exist. {_AGAIN}"
+    gguf = sorted(path.name for path in folder.glob("*.gguf"))
+    if gguf:
+        return f"`{folder}` has no `{SAFE_WEIGHTS_NAME}`, but `{gguf[0]}`. Set `gguf_file` to that."
+    return f"`{folder}` has no weights (`{SAFE_WEIGHTS_NAME}` or `{WEIGHTS_NAME}`). {_AGAIN}"
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, all inside its folder."""
+    content = read_object(index, _AGAIN)
+    table = content.get("weight_map")
+    if not isinstance(table, dict) or not table or not isinstance(content.get("metadata"), dict):
+        raise ValueError(f"`{index}` has no tables `metadata` and `weight_map` (of weights and their files). {_AGAIN}")
+    shards = []
+    for name in dict.fromkeys(map(str, table.values())):
+        shard = index.parent / name
+        if Path(name).name != name or not shard.is_file():
+            raise ValueError(f"`{index}` names the file `{name}`, which is not in its folder. {_AGAIN}")
+        shards.append(shard)
+    return shards
+
+
+def _num_tensors(file: Path) -> int:
+    if not file.is_file():
+        raise ValueError(f"`{file}` is not a file. {_AGAIN}")
+    if strange := strange_content(file):
+        raise ValueError(f"`{file}` {strange}")
+    if file.suffix != ".safetensors":
+        return _num_pickled(file)
+    try:
+        with safe_open(file, "pt") as weights:
+            return len(weights.keys())
+    except (SafetensorError, OSError, RuntimeError, UnicodeDecodeError) as error:
+        raise ValueError(f"`{file}` is no whole safetensors file ({error}). {_AGAIN}") from None
+
+
+def _num_pickled(file: Path) -> int:
+    try:  # only the table of contents is read, but for files from before torch 1.6
+        found = torch.load(file, map_location="meta", mmap=zipfile.is_zipfile(file), weights_only=True)
+    except Exception as error:  # a broken pickle can raise anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"`{file}` is broken, or holds more than tensors and is not read, because a pickle can run any code "
+            f"({shortened(reason)}). {_AGAIN}"
+        ) from None
+    if not isinstance(found, dict):
+        raise ValueError(f"`{file}` holds a {type(found).__name__}, not weights by their names. {_AGAIN}")
+    return len(found)
+
+
+def read_config(name: str | Path, trust_remote_code: bool = False) -> Any:
+    """The config of a model, by `AutoConfig`.
+
+    Raises:
+        ValueError: transformers cannot read it, or a value in it is of another type; names the file.
+        OSError: there is none, or the Hub cannot be reached.
+    """
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise OSError(" ".join(str(error).split())) from None
+    except Exception as error:  # the classes of configs check little and trip over the rest
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"`{Path(name) / _CONFIG}` cannot be used: {shortened(reason).rstrip('.')}. {_ITS_OWN}") from None
