@@ -42,6 +42,9 @@ from hf_spectral_prune import (
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.spectral import correlation, knn_graph, participation, squared_distances
 
+# Widths that fill an accelerator's tiles; other multiples of 8 are slower than the dense model.
+TILE = 64
+
 SHAPES: dict[str, dict[str, dict[str, int]]] = {
     "full": {
         "prune": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -51,9 +54,9 @@ SHAPES: dict[str, dict[str, dict[str, int]]] = {
         "text": {"rows": 128, "length": 512, "batch": 8, "channels": 8192},
     },
     "tiny": {
-        "prune": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 8}
+        "prune": {"hidden_size": 64, "intermediate_size": 448, "num_hidden_layers": 2, "num_attention_heads": 8}
         | {"num_key_value_heads": 4, "vocab_size": 256},
-        "train": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 8}
+        "train": {"hidden_size": 64, "intermediate_size": 448, "num_hidden_layers": 2, "num_attention_heads": 8}
         | {"num_key_value_heads": 4, "vocab_size": 256},
         "text": {"rows": 8, "length": 32, "batch": 4, "channels": 128},
     },
@@ -108,7 +111,7 @@ def check_prune(shapes: dict[str, dict[str, int]], device: torch.device) -> dict
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     args = SpectralPruningArguments(target_reduction=0.2, target_scope="prunable", units=["ffn", "heads"])
-    args.compensation, args.allocation, args.disable_tqdm = "none", "proportional", True
+    args.compensation, args.allocation, args.disable_tqdm, args.round_to = "none", "proportional", True, TILE
     before = num_parameters(model)
     pruner = SpectralPruner(model, args, batches)
     total, output = timed(pruner.prune, device)
@@ -138,6 +141,7 @@ def check_agreement(shapes: dict[str, dict[str, int]], device: torch.device) -> 
         inside = knn_graph(squared_distances(correlation(sides[0].cpu().to(on), signal.mean(0).double().to(on))))
         return participation(inside, knn_graph(squared_distances(sides[1])), method="exact")
 
+    score(device)  # warms up
     seconds, found = timed(lambda: score(device), device)
     found, expected = found.cpu(), score(torch.device("cpu"))
     ranks = torch.stack([found.argsort().argsort(), expected.argsort().argsort()]).double()
@@ -158,7 +162,7 @@ def check_training(shapes: dict[str, dict[str, int]], device: torch.device, fold
     batches = make_batches(text | {"rows": 2 * text["batch"]}, shapes["train"]["vocab_size"], device)
     rows = [{"input_ids": ids, "labels": ids} for batch in batches for ids in batch["input_ids"].cpu()]
     args = SpectralPruningArguments(target_reduction=0.3, target_scope="prunable", units=["ffn"], num_rounds=2)
-    args.compensation, args.disable_tqdm = "none", True
+    args.compensation, args.disable_tqdm, args.round_to = "none", True, TILE
     callback = SpectralPruningCallback(args, batches, schedule=PruningSchedule("linear", start_step=1, end_step=2))
     training = TrainingArguments(
         output_dir=folder,
@@ -181,10 +185,12 @@ def check_training(shapes: dict[str, dict[str, int]], device: torch.device, fold
 
     reference, removed = deepcopy(dense), deepcopy(dense)
     apply_plan(removed, plan, check_weights=False)
+    # In float32: rounding of bfloat16 would hide a small difference, and near ties of random weights would write other tokens.
+    reference, removed = reference.float(), removed.float()
     with torch.inference_mode(), masked(reference, {key: plan.kept_index(key) for key in plan.kept}):
-        expected = reference(**batches[0]).logits.float()
+        expected = reference(**batches[0]).logits
     with torch.inference_mode():
-        found = removed(**batches[0]).logits.float()
+        found = removed(**batches[0]).logits
     prompt = batches[0]["input_ids"][:1, :16]
     options = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
     plain = removed.generate(prompt, **options)

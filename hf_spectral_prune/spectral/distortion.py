@@ -6,7 +6,7 @@ a Laplacian is singular in any case; the shift keeps B definite. Notable:
 
 - All modes need no eigenvectors: `V V^T = B^-1`, so `sum_k lambda_k v_k[i]^2 = (B^-1 L_in B^-1)[i, i]`.
 - Everything is float64. Results lie on the device of the input graph; dense linear algebra runs there, the eigensolvers
-  run on the CPU. A system in B is solved by a dense factor on an accelerator and by a sparse one on the CPU.
+  run on the CPU. A system in B is solved by its inverse on an accelerator and by a sparse factor on the CPU.
 - Results depend on the two graphs and the generator alone.
 """
 
@@ -267,13 +267,9 @@ def _solver(output_graph: Graph, shift: float) -> Callable[[np.ndarray], np.ndar
     """`b -> B^-1 b` for right-hand sides (n,) or (n, k), in NumPy."""
     device = output_graph.weights.device
     if device.type != "cpu":
-        factor = _dense_factor(output_graph, shift)
-
-        def solve(right: np.ndarray) -> np.ndarray:
-            columns = torch.from_numpy(right.reshape(len(right), -1)).to(device)
-            return torch.cholesky_solve(columns, factor).cpu().numpy().reshape(right.shape)
-
-        return solve
+        # By the inverse: substitution with a few columns leaves an accelerator idle, and Lanczos asks for one at a time.
+        inverse = torch.cholesky_inverse(_dense_factor(output_graph, shift))
+        return lambda right: (inverse @ torch.from_numpy(right).to(device)).cpu().numpy()
     # Without pivoting: B is symmetric positive definite.
     sparse = _sparse_shifted_laplacian(output_graph, shift)
     options = {"SymmetricMode": True}
