@@ -64,7 +64,7 @@ def check_data(
             raise ValueError(f"There is no calibration data, and {what} needs it. Pass `calibration_dataset`.")
     if calibration is not None and (criterion.needs_loss or args.allocation == "loss_curves"):
         for batch in calibration.batches:
-            check_targets(model, batch)
+            check_targets(model, batch, ', or use `allocation="scores"` and a criterion with `signals="activations"`')
 
 
 def check_recovery(

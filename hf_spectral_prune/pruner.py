@@ -29,11 +29,10 @@ from .criteria import Diagnostics, Scores
 from .criteria.evidence import Evidence, calibrate
 from .data.reading import read_data, wrap_for
 from .data.texts import CalibrationData
-from .evaluation.figures import default_metrics, num_parameters, perplexity, task_metrics
+from .evaluation.figures import held_out_figures, num_parameters
 from .models.families import network_of
 from .models.families.groups import is_vision
 from .models.loading import without_quantisation_marks
-from .models.losses import predicts_next_token
 from .models.torch_model import check_unwrapped
 from .planning import summarise
 from .planning.flops import layer_macs
@@ -220,7 +219,8 @@ class SpectralPruner:
     def evaluate(self, eval_dataset: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Held-out figures of the model as it stands.
 
-        Loss and perplexity of a causal language model; with `compute_metrics`, or for another task, the loss and its figures.
+        Loss and perplexity of a causal language model; with `compute_metrics`, or for another task, the loss and its figures (a
+        classifier's accuracy by default). Labels of the data that are -100 do not count.
 
         Raises:
             ValueError: there is nothing to evaluate on, or the data lacks the task's targets.
@@ -229,12 +229,7 @@ class SpectralPruner:
         if data is None:
             raise ValueError("`evaluate()` has no data. Pass `eval_dataset` to it or to SpectralPruner.")
         with self.costs.of("evaluation"):
-            progress = not self.args.disable_tqdm
-            if self.compute_metrics is None and predicts_next_token(self.model):
-                figures = perplexity(self.model, data, progress=progress)
-            else:
-                compute_metrics = self.compute_metrics or default_metrics(self.model)
-                figures = task_metrics(self.model, data, compute_metrics, progress=progress)
+            figures = held_out_figures(self.model, data, self.compute_metrics, progress=not self.args.disable_tqdm)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
         self._event("on_evaluate", metrics=metrics)

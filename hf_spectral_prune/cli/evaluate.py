@@ -16,8 +16,9 @@ def main(argv: Sequence[str]) -> None:
 
     Quality is the perplexity of a causal language model, or loss and metric of labelled texts and pictures.
     """
-    from ..evaluation.figures import default_metrics, num_parameters, perplexity, task_metrics
+    from ..evaluation.figures import held_out_figures, num_parameters
     from ..models.families.groups import is_vision
+    from ..models.losses import predicts_next_token
     from .inputs import load_data, load_held_out, load_model, load_processing_class
     from .inputs_text import metric_of, names_eval
 
@@ -36,12 +37,11 @@ def main(argv: Sequence[str]) -> None:
             "(pictures: `--eval_image_dir`; a plain network: `--eval_tensors_file`)."
         )
     figures: dict[str, Any] = {"parameters": num_parameters(model), "evaluation": held_out.protocol}
+    figures |= held_out_figures(model, held_out, metric)
     if is_vision(model):
-        figures |= task_metrics(model, held_out, metric or default_metrics(model)) | _macs(model, held_out)
-    elif metric is not None:
-        figures |= task_metrics(model, held_out, metric)
-    else:
-        figures |= perplexity(model, held_out) | _speed(model, run)
+        figures |= _macs(model, held_out)
+    elif predicts_next_token(model):
+        figures |= _speed(model, run)
     print(json.dumps(figures, indent=2))
 
 

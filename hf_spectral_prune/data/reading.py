@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..arguments import SpectralPruningArguments
 from ..models.families import max_tokens
 from ..models.families.groups import is_vision
+from ..models.packing import check_documents_apart
 from ..models.torch_model import TorchModelForImageClassification, check_rebuildable, importable, original_class, wrap
 from .images import build_images
 from .texts import CalibrationData, build_calibration
@@ -31,8 +32,14 @@ def read_data(source: Any, processing_class: Any, model: PreTrainedModel, seed: 
             "calibration_dataset" takes a sample.
 
     Raises:
-        ValueError: see `build_images` and `build_calibration`.
+        ValueError: see `build_images` and `build_calibration`; packed rows that the model does not keep apart.
     """
+    data = _batches(source, processing_class, model, seed, name)
+    check_documents_apart(model, data)
+    return data
+
+
+def _batches(source: Any, processing_class: Any, model: PreTrainedModel, seed: int, name: str) -> CalibrationData:
     if isinstance(source, CalibrationData):
         return source
     measured = name == "eval_dataset"

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..models.losses import num_rows, predicts_next_token
+from ..models.losses import next_token_targets, num_rows, predicts_next_token
 from .texts import CalibrationData, collate_rows, tokenised_row
 
 # Share of the rows that is held out where no evaluation data is given, and the most rows that makes.
@@ -32,6 +32,9 @@ def training_rows(source: Any) -> Any:
     first = source[0] if hasattr(source, "__getitem__") and len(source) else None
     if isinstance(first, str) or (isinstance(source, Dataset) and not set(source.column_names) & _INPUTS):
         raise ValueError("The recovery's data is raw text. Tokenise it, or make it with `build_calibration(texts, tokenizer)`.")
+    if isinstance(source, Dataset) and "seq_lengths" in source.column_names:
+        # The Trainer takes away columns that no model reads, and with this one the ends of packed documents.
+        return source.map(lambda row: {"position_ids": tokenised_row(row)["position_ids"].tolist()}, remove_columns="seq_lengths")
     return source
 
 
@@ -54,16 +57,12 @@ def hold_out(rows: Any, seed: int) -> tuple[Any, Any]:
 def causal_collator(processing_class: Any = None) -> Callable[[list[Any]], dict[str, Tensor]]:
     """A collator for causal language models: pads rows, and lets no padding into the loss.
 
-    A label is -100 where the token is padding, and at the first token after padding, which would be predicted from it.
-    Labels that the rows bring are kept, else they are the ids.
+    Labels that the rows bring are kept, else they are the ids; what counts of them is told by `next_token_targets`.
     """
 
     def collate(rows: list[Any]) -> dict[str, Tensor]:
         batch = collate_rows([tokenised_row(row) for row in rows], processing_class)
-        real = batch["attention_mask"].bool()  # (B, T)
-        after_padding = nn.functional.pad(~real[:, :-1], (1, 0))
-        labels = batch.get("labels", batch["input_ids"])
-        return batch | {"labels": labels.masked_fill(~real | after_padding, -100)}
+        return batch | {"labels": next_token_targets(batch)}
 
     return collate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import pyarrow.compute
@@ -15,11 +15,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..models.packing import Batch, documents_apart, is_packed
 from .sources import text_column_of
 
 logger = logging.get_logger(__name__)
-
-Batch = dict[str, Tensor]
 
 # Columns of a tokenised data set that go to the model, with the value that pads each; other columns are left behind.
 _PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "labels": -100}
@@ -39,7 +38,8 @@ class CalibrationData:
     """Batches ready for the model, and all it takes to make them again. Iterating it gives the batches.
 
     Attributes:
-        batches: dicts of CPU tensors, `input_ids` and `attention_mask` (B, T) int64, and any further model inputs.
+        batches: dicts of CPU tensors, `input_ids` and `attention_mask` (B, T) int64, and any further model inputs. Batches of
+            packed rows, whose `position_ids` begin again, have no mask: see `models.packing.documents_apart`.
         protocol: JSON-serialisable statement of source, settings and sizes, for the report; what it lacks of source and sizes
             is filled in.
     """
@@ -48,6 +48,8 @@ class CalibrationData:
     protocol: dict[str, Any]
 
     def __post_init__(self) -> None:
+        apart = tuple(part for batch in self.batches for part in documents_apart(batch))
+        object.__setattr__(self, "batches", apart)
         stated = {"source": "unnamed", "num_sequences": self.num_sequences, "num_tokens": self.num_tokens} | self.protocol
         object.__setattr__(self, "protocol", stated)
 
@@ -139,7 +141,7 @@ def build_calibration(
         raise ValueError("The calibration source has no tokens at all. Give text that is not empty.")
     if len(rows) < num_samples:
         logger.warning(f"`{name}` gives {len(rows)} sequences, which is less than `num_samples` ({num_samples}): all are used.")
-    batches = [collate_rows(rows[at : at + batch_size], processing_class) for at in range(0, len(rows), batch_size)]
+    batches = [collate_rows(part, processing_class) for part in _parts(rows, batch_size)]
     protocol = {
         "source": name,
         "split": str(source.split) if isinstance(source, Dataset) and source.split is not None else None,
@@ -353,11 +355,14 @@ def tokenised_row(row: Mapping[str, Any], length: int | None = None) -> Batch:
     # `label` is what most data sets call it and `labels` what models take; transformers' own collators rename it too.
     named = {"labels" if key == "label" else key: value for key, value in row.items()}
     tensors = {key: torch.as_tensor(value) for key, value in named.items() if key in _PADDING}
+    if "seq_lengths" in row and "position_ids" not in row:  # how TRL says where the documents of a packed row end
+        tensors["position_ids"] = torch.cat([torch.arange(count) for count in row["seq_lengths"]])
     if tensors["input_ids"].dim() != 1:
         raise ValueError("A tokenised row has nested `input_ids`. Give one-dimensional rows, or batches as tensors (B, T).")
     size = len(tensors["input_ids"])
     tensors = {key: value if value.is_floating_point() else value.long() for key, value in tensors.items()}
-    return {key: value[:length] if _is_per_token(value, size) else value for key, value in tensors.items()}
+    cut = {key: value[:length] if _is_per_token(value, size) else value for key, value in tensors.items()}
+    return unpadded_row(cut) if _is_packed(cut) else cut
 
 
 def _is_per_token(value: Tensor, size: int) -> bool:
@@ -365,8 +370,26 @@ def _is_per_token(value: Tensor, size: int) -> bool:
     return value.dim() == 1 and len(value) == size
 
 
+def _parts(rows: list[Batch], size: int) -> Iterator[list[Batch]]:
+    """Rows that make a batch together; those of packed rows are equally long, as such a batch has no mask for padding."""
+    if not any(map(_is_packed, rows)):
+        yield from (rows[at : at + size] for at in range(0, len(rows), size))
+        return
+    for _, equal in groupby(rows, lambda row: len(row["input_ids"])):
+        while part := list(islice(equal, size)):
+            yield part
+
+
+def _is_packed(row: Batch) -> bool:
+    return is_packed({name: value[None] for name, value in row.items()})
+
+
 def collate_rows(rows: list[Batch], tokenizer: PreTrainedTokenizerBase | None = None) -> Batch:
-    """Rows -> a batch of tensors (B, T), padded on the tokenizer's side (right without one) and masked there."""
+    """Rows -> a batch of tensors (B, T), padded on the tokenizer's side (right without one) and masked there.
+
+    A batch with packed rows has no mask, for transformers would take it as leave to join their documents; padding is then told
+    by its position ids, which make every such token a document of its own.
+    """
     widest = max(len(row["input_ids"]) for row in rows)
     left = tokenizer is not None and tokenizer.padding_side == "left"
     pad_ids = (tokenizer.pad_token_id, tokenizer.eos_token_id) if tokenizer is not None else ()
@@ -378,6 +401,8 @@ def collate_rows(rows: list[Batch], tokenizer: PreTrainedTokenizerBase | None = 
         if all(_is_per_token(value, len(row["input_ids"])) for value, row in zip(values, rows, strict=True)):
             values = [_pad(value, widest, padding[key], left) for value in values]
         batch[key] = torch.stack(values)
+    if any(map(_is_packed, rows)):
+        del batch["attention_mask"]
     return batch
 
 

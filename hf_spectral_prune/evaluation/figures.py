@@ -14,78 +14,73 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, GenerationMixin, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.trainer_pt_utils import nested_concat, nested_numpify
+from transformers import EvalPrediction, PreTrainedModel
+from transformers.trainer_pt_utils import nested_numpify
 from transformers.utils.generic import find_labels
 
 from ..data.texts import Batch, CalibrationData
-from ..models.cria import stock_type
-from ..models.losses import check_targets, moved_to
+from ..models.losses import loss_and_outputs, moved_to, num_targets, predicts_next_token, single_sequences, targets_of
+from ..models.packing import without_padding
 
-# Positions whose log-softmax is taken at once: with a vocabulary of 256k, 128 MiB in float32.
-_POSITIONS_AT_ONCE = 128
+Metrics = Callable[[EvalPrediction], dict[str, float]]
+
+
+def held_out_figures(
+    model: PreTrainedModel,
+    data: CalibrationData | Iterable[Batch],
+    compute_metrics: Metrics | None = None,
+    progress: bool = True,
+) -> dict[str, float]:
+    """What a model is judged by wherever it is judged: before and after, by the stop rule, the recovery and the studies.
+
+    `perplexity` of a causal language model; with `compute_metrics`, or for another task, `task_metrics`, which for a classifier
+    of texts or images has its accuracy where nothing else is asked for.
+
+    Raises:
+        ValueError: see `perplexity` and `task_metrics`.
+    """
+    if compute_metrics is None and predicts_next_token(model):
+        return perplexity(model, data, progress=progress)
+    return task_metrics(model, data, compute_metrics or _default_metrics(model), progress=progress)
 
 
 def perplexity(model: PreTrainedModel, data: CalibrationData | Iterable[Batch], progress: bool = True) -> dict[str, float]:
     """Perplexity of a causal language model over batches of `input_ids` and, where padded, `attention_mask` (B, T).
 
     Every row is run by itself, without its padding: so padding on either side changes nothing for any kind of position
-    encoding, and the logits of one row are all that is ever in memory. Each row's first token is never predicted.
+    encoding, and the logits of one row are all that is ever in memory. What counts as a token is told by
+    `models.losses.next_token_targets`: labels of -100 do not.
 
     Returns:
         `loss`: mean negative log-likelihood of a token given those before it, in nats, summed in float64;
         `perplexity`: its exponential; `num_tokens`: the number of predicted tokens.
 
     Raises:
-        ValueError: the model is not a causal language model, or no row has two tokens.
+        ValueError: the model is not a causal language model, or there is no token to predict.
     """
     _check_causal(model)
-    total, count = 0.0, 0
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in tqdm(data, desc="Perplexity", disable=not progress, leave=False):
-            mask = batch.get("attention_mask")
-            for index, ids in enumerate(batch["input_ids"]):
-                row = ids if mask is None else ids[mask[index].bool()]
-                if len(row) > 1:
-                    total += _negative_log_likelihood(model, row.to(model.device))
-                    count += len(row) - 1
-    finally:
-        model.train(was_training)
+    total, count, _ = _measured(model, data, None, "Perplexity", progress)
     if count == 0:
-        raise ValueError("There is no token to predict: no row of the evaluation data has two tokens. Give longer text.")
+        raise ValueError(
+            "There is no token to predict: no row of the evaluation data has two tokens with a label. Give longer text."
+        )
     loss = total / count
     # exp() raises from about 709 nats on, and a broken model should give a figure too.
     return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "num_tokens": count}
 
 
 def _check_causal(model: PreTrainedModel) -> None:
-    # A BERT-like model with a causal head still looks ahead unless its config makes it a decoder.
-    masked = stock_type(model.config.model_type) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    looks_ahead = masked and not getattr(model.config, "is_decoder", False)
-    if not isinstance(model, GenerationMixin) or model.config.is_encoder_decoder or looks_ahead:
+    if not predicts_next_token(model):
         raise ValueError(
             f"`{type(model).__name__}` is not a causal language model, and perplexity is defined for those only. "
             "Evaluate it with a metric of its task."
         )
 
 
-@torch.inference_mode()
-def _negative_log_likelihood(model: PreTrainedModel, ids: Tensor) -> float:
-    """Sum over the tokens but the first of one row (T,), in nats."""
-    # An autocast context around the call must not change the figure: the model is measured in its own dtype.
-    with torch.autocast(ids.device.type, enabled=False):
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]  # (T-1, V)
-    parts = zip(logits.split(_POSITIONS_AT_ONCE), ids[1:].split(_POSITIONS_AT_ONCE), strict=True)
-    return sum(nn.functional.cross_entropy(part.float(), goal, reduction="none").double().sum().item() for part, goal in parts)
-
-
 def task_metrics(
     model: PreTrainedModel,
     data: CalibrationData | Iterable[Batch],
-    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+    compute_metrics: Metrics | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
     """Loss of a model with a task head over batches with targets, and what `compute_metrics` makes of its predictions.
@@ -100,58 +95,84 @@ def task_metrics(
     Raises:
         ValueError: a batch lacks the targets of the model's task.
     """
-    names = find_labels(type(model))
-    total, count = 0.0, 0
-    outputs: Any = None
-    targets: Any = None
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in tqdm(data, desc="Evaluating", disable=not progress, leave=False):
-            check_targets(model, batch)
-            if not any(name in batch for name in names):
-                batch = batch | {"labels": _next_token_labels(batch)}
-            given = [batch[name] for name in names if name in batch]
-            with torch.inference_mode():
-                output = model(**moved_to(model, batch))
-            weight = int(given[0].ne(-100).sum())
-            if weight:  # the mean over no target is not a number
-                total, count = total + float(output.loss) * weight, count + weight
-            if compute_metrics is not None:
-                logits = tuple(value for name, value in output.items() if name.endswith("logits"))
-                outputs = _joined(outputs, nested_numpify(logits[0] if len(logits) == 1 else logits))
-                targets = _joined(targets, nested_numpify(given[0] if len(given) == 1 else tuple(given)))
-    finally:
-        model.train(was_training)
+    total, count, predicted = _measured(model, data, compute_metrics, "Evaluating", progress)
     if count == 0:
         raise ValueError("There is no target to evaluate on. Give batches with labels that are not -100.")
     figures = {"loss": total / count}
     if compute_metrics is not None:
         # Lists and matrices (one value a class, a confusion matrix) are no figures to compare or to stop by.
-        found = compute_metrics(EvalPrediction(outputs, targets))
+        found = compute_metrics(predicted)
         figures |= {name: float(value) for name, value in found.items() if np.ndim(value) == 0}
     return figures
 
 
-def default_metrics(model: PreTrainedModel) -> Callable[[EvalPrediction], dict[str, float]] | None:
-    """`compute_metrics` of the model's task where one goes without saying: the accuracy of a classifier of pictures."""
-    if not type(model).__name__.endswith("ForImageClassification"):
+def _measured(
+    model: PreTrainedModel, data: Iterable[Batch], compute_metrics: Any, title: str, progress: bool
+) -> tuple[float, int, EvalPrediction]:
+    """Summed loss, number of targets and, only where `compute_metrics` will ask for them, predictions and targets."""
+    total, count = 0.0, 0
+    predictions: list[Any] = []
+    labels: list[Any] = []
+    names = find_labels(type(model))
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in tqdm(data, desc=title, disable=not progress, leave=False):
+            for part in _parts(model, moved_to(model, batch), names):
+                with torch.inference_mode():
+                    loss, outputs = loss_and_outputs(model, part)
+                total, count = total + float(loss), count + num_targets(model, part)
+                if compute_metrics is not None:
+                    logits = tuple(value for name, value in outputs.items() if name.endswith("logits"))
+                    predictions.append(nested_numpify(logits[0] if len(logits) == 1 else logits))
+                    given = tuple(part[name] for name in names if name in part)
+                    labels.append(nested_numpify(given[0] if len(given) == 1 else given))
+    finally:
+        model.train(was_training)
+    return total, count, EvalPrediction(_joined(predictions), _joined(labels))
+
+
+def _parts(model: PreTrainedModel, batch: Batch, names: list[str]) -> Iterable[Batch]:
+    """What of a batch is run at once, so that the figures do not hang on how rows were batched.
+
+    Rows of text to go on with are run alone, without padding. So are those of a loss that is a sum of means.
+    """
+    if predicts_next_token(model):
+        batch = batch | {"labels": targets_of(model, batch)}
+        return (row for row in map(without_padding, single_sequences([batch])) if row["input_ids"].shape[1] > 1)
+    return single_sequences([batch]) if sum(name in batch for name in names) > 1 else [batch]
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Arrays (N, ...) of all parts in one, or a tuple of such; filled up by -100 where the parts are not equally long."""
+    if not parts:
         return None
-    return _accuracy
+    if isinstance(parts[0], tuple):
+        return tuple(_joined(list(each)) for each in zip(*parts, strict=True))
+    shape = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
+    padded = [
+        np.pad(
+            part,
+            [(0, 0), *((0, int(most) - size) for most, size in zip(shape, part.shape[1:], strict=True))],
+            constant_values=-100,
+        )
+        for part in parts
+    ]
+    return np.concatenate(padded)
+
+
+def _default_metrics(model: PreTrainedModel) -> Metrics | None:
+    """`compute_metrics` of the model's task where one goes without saying: the accuracy where one class of several is right."""
+    classifies = type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
+    one_of_several = (model.config.num_labels or 0) > 1 and model.config.problem_type in (None, "single_label_classification")
+    return _accuracy if classifies and one_of_several else None
 
 
 def _accuracy(found: EvalPrediction) -> dict[str, float]:
-    predictions: Any = found.predictions
-    return {"accuracy": float((predictions.argmax(-1) == found.label_ids).mean())}
-
-
-def _joined(sofar: Any, new: Any) -> Any:
-    return new if sofar is None else nested_concat(sofar, new, padding_index=-100)
-
-
-def _next_token_labels(batch: Batch) -> Tensor:
-    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-    return batch["input_ids"].masked_fill(mask == 0, -100)
+    predictions, labels = np.asarray(found.predictions), np.asarray(found.label_ids)
+    if predictions.shape[:-1] != labels.shape:  # several labels a row
+        return {}
+    return {"accuracy": float((predictions.argmax(-1) == labels)[labels != -100].mean())}
 
 
 def latency(

@@ -13,9 +13,11 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.generic import find_labels
 
-from .families import family_of
+from .cria import stock_type
+from .packing import Batch, goes_on
 
-Batch = dict[str, Tensor]
+# Positions whose log-softmax is taken at once: with a vocabulary of 256k, 128 MiB in float32.
+_POSITIONS_AT_ONCE = 128
 
 
 def moved_to(model: PreTrainedModel, batch: Batch) -> Batch:
@@ -44,13 +46,16 @@ def run_base(model: PreTrainedModel, batch: Batch) -> None:
 def predicts_next_token(model: PreTrainedModel) -> bool:
     """Whether the model is a causal language model, whose text holds its own targets."""
     # A BERT-like model with a causal head still looks ahead unless its config makes it a decoder.
-    stock_type = family_of(model.config).model_types[0]
-    looks_ahead = stock_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False)
-    return isinstance(model, GenerationMixin) and not looks_ahead
+    masked = stock_type(model.config.model_type) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    looks_ahead = masked and not getattr(model.config, "is_decoder", False)
+    return isinstance(model, GenerationMixin) and not model.config.is_encoder_decoder and not looks_ahead
 
 
-def check_targets(model: PreTrainedModel, batch: Batch) -> None:
+def check_targets(model: PreTrainedModel, batch: Batch, otherwise: str = "") -> None:
     """Checks that a batch holds the targets that its model's loss needs.
+
+    Args:
+        otherwise: end of the message: what can be done instead.
 
     Raises:
         ValueError: the model has no task head, or the batch lacks targets (names them).
@@ -58,13 +63,12 @@ def check_targets(model: PreTrainedModel, batch: Batch) -> None:
     if has_targets(model, batch):
         return
     names = find_labels(type(model))
-    hint = 'use `allocation="scores"` and a criterion with `signals="activations"`'
     if not names:
-        raise ValueError(f"`{type(model).__name__}` has no task head, so there is no loss. Load it with one, or {hint}.")
+        raise ValueError(f"`{type(model).__name__}` has no task head, so there is no loss. Load it with one{otherwise}.")
     missing = ", ".join(f"`{name}`" for name in names if name not in batch)
     raise ValueError(
-        f"A loss is needed, but the calibration batches have no {missing}, which `{type(model).__name__}` cannot do without. "
-        f"Add them to the calibration data, or {hint}."
+        f"A loss is needed, but the data has no {missing}, which `{type(model).__name__}` cannot do without. Add them to its "
+        f"rows{otherwise}."
     )
 
 
@@ -74,24 +78,73 @@ def has_targets(model: PreTrainedModel, batch: Batch) -> bool:
     return predicts_next_token(model) or (bool(names) and all(name in batch for name in names))
 
 
-def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Sum over targets of the loss of one batch: its `labels` where given, else the next token (padding ignored).
+def next_token_targets(batch: Batch) -> Tensor:
+    """(B, T) what a causal language model must say at every place, given those before it; -100 where nothing counts.
+
+    The `labels`, where there is one a token, else the ids. No padding counts, and no token without one of its own text before
+    it: the first of a row, the one behind padding, and the first of each document in a packed row.
+    """
+    ids = batch["input_ids"]
+    labels = batch.get("labels", ids)
+    if labels.shape != ids.shape:  # a class of the whole row is the target of another task
+        labels = ids
+    return labels.masked_fill(~goes_on(batch), -100)
+
+
+def targets_of(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """What the loss of a batch is taken over: `next_token_targets`, or the first of the targets that another task takes.
 
     Raises:
         ValueError: see `check_targets`.
     """
+    if predicts_next_token(model):
+        return next_token_targets(batch)
     check_targets(model, batch)
-    given = [name for name in find_labels(type(model)) if name in batch]
-    if given:
-        output, count = model(**batch), batch[given[0]].ne(-100).sum()
-        # The mean over no target is not a number: such a batch (a truncated prompt, say) adds nothing, also to gradients.
-        return output.loss * count if count else 0 * sum(value.sum() for name, value in output.items() if name.endswith("logits"))
-    logits = model(**batch, use_cache=False).logits[:, :-1].float()
-    targets = batch["input_ids"][:, 1:]
-    if "attention_mask" in batch:
-        both_real = batch["attention_mask"][:, 1:].bool() & batch["attention_mask"][:, :-1].bool()
-        targets = targets.masked_fill(~both_real, -100)
-    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    return next(batch[name] for name in find_labels(type(model)) if name in batch)
+
+
+def num_targets(model: PreTrainedModel, batch: Batch) -> int:
+    """How many targets `loss_of` sums over."""
+    return _count(targets_of(model, batch))
+
+
+def _count(targets: Tensor) -> int:
+    # -100 is a class that losses leave out; of values to regress it is one like any other.
+    return targets.numel() if targets.is_floating_point() else int(targets.ne(-100).sum())
+
+
+def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Loss of one batch, summed over `targets_of` it, in nats for classes and tokens; with its graph.
+
+    Raises:
+        ValueError: see `check_targets`.
+    """
+    return loss_and_outputs(model, batch)[0]
+
+
+def loss_and_outputs(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Any]:
+    """`loss_of` a batch, and what the model gave for it.
+
+    The model is run in its own type: a context of mixed precision around the call changes nothing.
+    """
+    targets = targets_of(model, batch)
+    with torch.autocast(model.device.type, enabled=False):
+        if predicts_next_token(model):
+            inputs = {name: value for name, value in batch.items() if name not in find_labels(type(model))}
+            outputs = model(**inputs, use_cache=False)  # with a cache, transformers would not look for packed documents
+            return _next_token_loss(outputs.logits[:, :-1], targets[:, 1:]), outputs
+        outputs, count = model(**batch), _count(targets)
+    if count == 0:
+        # The mean over no target is not a number: such a batch adds nothing, also to gradients.
+        return 0 * sum(value.sum() for name, value in outputs.items() if name.endswith("logits")), outputs
+    return outputs.loss * count, outputs
+
+
+def _next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed in float64 over targets (B, T) that are not -100, from logits (B, T, V), a few positions at a time."""
+    parts = zip(logits.flatten(0, 1).split(_POSITIONS_AT_ONCE), targets.flatten().split(_POSITIONS_AT_ONCE), strict=True)
+    losses = (nn.functional.cross_entropy(part.float(), goal, reduction="none").double().sum() for part, goal in parts)
+    return sum(losses, logits.new_zeros((), dtype=torch.float64))
 
 
 def num_rows(batch: Batch) -> int:

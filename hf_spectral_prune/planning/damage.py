@@ -11,11 +11,10 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.utils.generic import find_labels
 
 from ..calibration import GroupMoments
 from ..models.families import UnitGroup, layers_of
-from ..models.losses import Batch, loss_of, moved_to
+from ..models.losses import Batch, loss_of, moved_to, num_targets
 from ..models.suffix import starting_at
 from ..surgery import masked, refitted
 
@@ -75,15 +74,6 @@ class SuffixLoss:
     def __call__(self, layer: int, kept: Mapping[str, Tensor]) -> float:
         """Mean loss of a target with only the units `kept` of their groups, none of which lies before `layer`."""
         return self._mean(self.sums(layer, kept))
-
-
-def num_targets(model: PreTrainedModel, batch: Batch) -> int:
-    """Number of targets that `loss_of` sums over: labels, or the tokens that follow a real one."""
-    given = [name for name in find_labels(type(model)) if name in batch]
-    if given:
-        return int(batch[given[0]].ne(-100).sum())
-    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-    return int((mask[:, 1:] & mask[:, :-1]).sum())
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.generic import find_labels
 
@@ -15,6 +15,7 @@ from ..arguments import ModelArguments
 from ..models.families import family_of
 from ..models.losses import moved_to, predicts_next_token
 from .feature_maps import captured, feature_loss, shared_parts
+from .judging import MeasuredTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -53,7 +54,7 @@ def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             raise ValueError(f"The teacher's `{name}` is {other}, the student's {own}. Pass the model that was pruned.")
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(MeasuredTrainer):
     """A Trainer for a pruned student and its dense teacher, which may be on another device.
 
     `loss = (1 - alpha) labels' loss + alpha T^2 KL(teacher || student) + hidden_weight mean(1 - cos(h_student, h_teacher))`,

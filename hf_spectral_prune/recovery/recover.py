@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from ..arguments import SpectralPruningArguments
@@ -23,6 +21,7 @@ from ..utils.environment import accelerator
 from ..utils.fitting import fitted
 from ..utils.words import did_you_mean
 from .distillation import DistillationTrainer, check_teacher, load_teacher
+from .judging import MeasuredTrainer, held_out_metrics, judged_by, left_as_it_was, no_worse, unprepared
 
 logger = logging.get_logger(__name__)
 
@@ -152,10 +151,10 @@ def recover(
 ) -> RecoveryOutput:
     """Fine-tunes a pruned model once, in place, and keeps the result only if it is no worse on held-out data.
 
-    Better and worse are told by `training_args.metric_for_best_model` (the loss by default). A copy of the weights is kept
-    on the CPU meanwhile, to go back to. `training_args.resume_from_checkpoint` is honoured. Launched on several processes
-    (data-parallel) all end with the same model. The Trainer then repeats rows to fill its last evaluation batches, so figures
-    are those of one process only where the rows divide evenly.
+    Better and worse are told by `training_args.metric_for_best_model` (the loss by default), which is measured as
+    `SpectralPruner.evaluate` measures. A copy of the weights is kept on the CPU meanwhile, to go back to.
+    `training_args.resume_from_checkpoint` is honoured. Launched on several processes
+    (data-parallel) all end with the same model; each measures all of the held-out rows.
 
     Args:
         training_args: the Trainer's own: optimizer, schedule, precision, loggers, checkpoints.
@@ -188,8 +187,8 @@ def recover(
         "compute_metrics": compute_metrics,
         "eval_dataset": eval_rows,
     }
-    with _left_as_it_was(model):
-        metrics = _held_out_figures(model, training_args, "before", options)
+    with left_as_it_was(model):
+        metrics = held_out_metrics(model, training_args, "before", options)
         before = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
         options |= {"train_dataset": train_rows, "callbacks": None if callbacks is None else list(callbacks)}
         if args.method == "lora":
@@ -198,11 +197,11 @@ def recover(
             history, adapters = _train_whole(model, args, training_args, teacher, options), None
         metrics |= {name: value for entry in history for name, value in entry.items() if name.startswith("train_")}
         options = {name: value for name, value in options.items() if name not in ("train_dataset", "callbacks")}
-        metrics |= _held_out_figures(model, training_args, "after", options)
-        name = _judge(training_args)
+        metrics |= held_out_metrics(model, training_args, "after", options)
+        name = judged_by(training_args)
         kept: Literal["recovered", "unrecovered"] = "recovered"
         # One process decides: a user's figures may differ between processes, and with them the models that are kept.
-        if not of_first_process(lambda: _no_worse(metrics[f"before_{name}"], metrics[f"after_{name}"], training_args, name)):
+        if not of_first_process(lambda: no_worse(metrics[f"before_{name}"], metrics[f"after_{name}"], training_args, name)):
             model.load_state_dict(before)
             kept = "unrecovered"
             notes.append(
@@ -234,7 +233,7 @@ def _train_whole(
     options: dict[str, Any],
 ) -> list[dict[str, float]]:
     if args.method == "full":
-        trainer = Trainer(model=model, args=training_args, **options)
+        trainer = MeasuredTrainer(model=model, args=training_args, **options)
     else:
         trainer = DistillationTrainer(
             model=model,
@@ -245,7 +244,7 @@ def _train_whole(
             hidden_weight=args.distill_hidden_weight,
             **options,
         )
-    with _unprepared(model):
+    with unprepared(model):
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     return trainer.state.log_history
 
@@ -261,9 +260,9 @@ def _train_lora(
 
     config = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, target_modules=targets)  # type: ignore[arg-type]
     wrapped: Any = get_peft_model(model, config)
-    trainer = Trainer(model=wrapped, args=training_args, **options)
+    trainer = MeasuredTrainer(model=wrapped, measured=model, args=training_args, **options)
     try:
-        with _unprepared(model):
+        with unprepared(model):
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except BaseException:
         wrapped.unload()  # an interrupted run leaves the model as it was, not wrapped
@@ -295,71 +294,3 @@ def lora_targets(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[s
             f"this {type(model).__name__}. Choose from {', '.join(f'`{name}`' for name in table)}, or leave it out for all."
         )
     return list(wanted)
-
-
-# ---- better or worse
-
-
-def _judge(training_args: TrainingArguments) -> str:
-    return (training_args.metric_for_best_model or "loss").removeprefix("eval_")
-
-
-def _no_worse(before: float, after: float, training_args: TrainingArguments, name: str) -> bool:
-    higher = training_args.greater_is_better
-    if higher is None:
-        higher = not name.endswith("loss")
-    # Written so that a figure that is not a number counts as worse.
-    return bool(after >= before if higher else after <= before)
-
-
-def _held_out_figures(
-    model: PreTrainedModel, training_args: TrainingArguments, prefix: str, options: dict[str, Any]
-) -> dict[str, float]:
-    """Figures of the dense model in the arguments' precision, by a Trainer without loggers."""
-    quiet = copy.copy(training_args)
-    quiet.report_to = []
-    quiet.push_to_hub = False
-    with _unprepared(model):
-        metrics = Trainer(model=model, args=quiet, **options).evaluate(metric_key_prefix=prefix)
-    name = _judge(training_args)
-    if f"{prefix}_{name}" not in metrics:
-        known = ", ".join(f"`{key.removeprefix(prefix + '_')}`" for key in metrics)
-        raise ValueError(
-            f"The held-out data gives no `{name}` to judge the recovery by, only {known}. Give rows with labels, or set "
-            "`metric_for_best_model` to a name that `compute_metrics` returns."
-        )
-    return metrics
-
-
-@contextmanager
-def _left_as_it_was(model: PreTrainedModel) -> Iterator[None]:
-    """Undoes what a Trainer and adapters leave on a model beside its weights."""
-    use_cache = getattr(model.config, "use_cache", None)
-    training = model.training
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])
-        model.train(training)
-        if use_cache is not None:
-            model.config.use_cache = use_cache
-
-
-@contextmanager
-def _unprepared(model: PreTrainedModel) -> Iterator[None]:
-    """A model for one Trainer to prepare: it comes unmarked, and what accelerate sets on the instance is undone afterwards.
-
-    accelerate marks a model that it has prepared, and does not wrap a marked one again: a model that a Trainer has evaluated
-    would then be trained on each process apart. Mixed precision wraps `forward`; the model must compute in its own type.
-    """
-    names = ("forward", "_original_forward", "_is_accelerate_prepared")
-    before: dict[str, Any] = {name: vars(model)[name] for name in names if name in vars(model)}
-    vars(model).pop("_is_accelerate_prepared", None)
-    try:
-        yield
-    finally:
-        for name in names:
-            vars(model).pop(name, None)
-        vars(model).update(before)

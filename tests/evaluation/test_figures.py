@@ -33,6 +33,7 @@ from hf_spectral_prune.evaluation.figures import (
     size_on_disk,
     task_metrics,
 )
+from hf_spectral_prune.models import losses
 from hf_spectral_prune.models.losses import loss_of
 
 SIZES: dict[str, Any] = {
@@ -91,7 +92,7 @@ def test_perplexity_counts_every_position_of_long_rows(monkeypatch: pytest.Monke
     model, rows = make_llama(), make_rows(300, 300)
     expected = reference_loss(model, rows)
     for positions in (128, 7, 1000):
-        monkeypatch.setattr(evaluation, "_POSITIONS_AT_ONCE", positions)
+        monkeypatch.setattr(losses, "_POSITIONS_AT_ONCE", positions)
         figures = perplexity(model, build_calibration([torch.stack(rows)]), progress=False)
         assert figures["loss"] == pytest.approx(expected, rel=1e-5) and figures["num_tokens"] == 598
 

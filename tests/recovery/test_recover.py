@@ -121,9 +121,9 @@ def test_collator_pads_rows_of_different_length_and_keeps_given_labels(tokenizer
     tokenizer.padding_side = "left"
     batch = causal_collator(tokenizer)([{"input_ids": [5, 6, 7]}, {"input_ids": [5, 6, 7, 8]}])
     # The 5 behind the padding would be predicted from it.
-    assert batch["labels"].tolist() == [[-100, -100, 6, 7], [5, 6, 7, 8]]
+    assert batch["labels"].tolist() == [[-100, -100, 6, 7], [-100, 6, 7, 8]]
     rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}]
-    assert causal_collator(tokenizer)(rows)["labels"].tolist() == [[-100, -100, 6, 7], [5, 6, 7, 8]]
+    assert causal_collator(tokenizer)(rows)["labels"].tolist() == [[-100, -100, 6, 7], [-100, 6, 7, 8]]
 
 
 def test_classification_labels_pass_through(tmp_path):
@@ -253,7 +253,7 @@ def test_teachers_that_do_not_fit_are_told(tmp_path):
 def test_data_that_cannot_judge_is_told(tmp_path):
     model = tiny_model(task="ForSequenceClassification")
     rows = [{"input_ids": [5, 6, 7]}] * 8
-    with pytest.raises(ValueError, match="gives no `loss`"):
+    with pytest.raises(ValueError, match="the data has no `labels`"):
         recover(model, RecoveryArguments(), training_args(tmp_path), rows, rows)
     with pytest.raises(ValueError, match="Pass `eval_dataset`"):
         recover(tiny_model(), RecoveryArguments(), training_args(tmp_path), iter(rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from transformers.utils import logging
 from transformers.utils.generic import find_labels
 
 from ...criteria import Criterion
-from ...data.texts import CalibrationData, build_calibration
+from ...data.reading import read_data
+from ...data.texts import CalibrationData
 from ...models.families import UnitGroup, layers_of, unit_groups
 from ...models.loading import without_quantisation_marks
 from ...models.losses import Batch, check_gradients, check_targets, predicts_next_token
@@ -59,9 +61,9 @@ def ablate(
     check_folder(args.output_dir)
     without_quantisation_marks(model)
     groups = chosen_groups(model, args)
-    calibration = _data(calibration_dataset, processing_class, args.seed, "calibration_dataset")
-    held_out = _data(eval_dataset, processing_class, args.seed, "eval_dataset")
-    assert held_out is not None
+    read = partial(read_data, processing_class=processing_class, model=model, seed=args.seed)
+    calibration = None if calibration_dataset is None else read(calibration_dataset, name="calibration_dataset")
+    held_out = read(eval_dataset, name="eval_dataset")
     _check_calibration(model, criteria, calibration)
     batches = _checked_batches(model, held_out)
     protocol = comparison_protocol(model, calibration, held_out)
@@ -97,12 +99,6 @@ def chosen_groups(model: PreTrainedModel, args: AblationArguments) -> list[UnitG
     """
     layers = args.chosen_layers(len(layers_of(model)))
     return [group for kind in args.units for group in unit_groups(model, [kind]) if group.layer in layers]
-
-
-def _data(source: Any, processing_class: Any, seed: int, name: str) -> CalibrationData | None:
-    if source is None or isinstance(source, CalibrationData):
-        return source
-    return build_calibration(source, processing_class, seed=seed, name=name)
 
 
 def _check_calibration(model: PreTrainedModel, criteria: Mapping[str, Criterion], calibration: CalibrationData | None) -> None:

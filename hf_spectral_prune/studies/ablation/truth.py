@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ...models.families import UnitGroup
-from ...models.losses import Batch, predicts_next_token
-from ...planning.damage import SuffixLoss, num_targets
+from ...models.losses import Batch, num_targets, predicts_next_token
+from ...planning.damage import SuffixLoss
 from .folder import read_record, truth_path, write_record
 from .statistics import Array, mean_change, reliability, shift, standard_error
 

@@ -8,10 +8,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import EvalPrediction, PreTrainedModel, set_seed
 from transformers.utils import logging
@@ -24,11 +24,12 @@ from ...calibration.parts import moments_within
 from ...checks import check_data
 from ...criteria import Scores, collect_statistics
 from ...criteria.evidence import Evidence
-from ...data.texts import CalibrationData, build_calibration
-from ...evaluation.figures import num_parameters, perplexity, task_metrics
+from ...data.reading import read_data
+from ...data.texts import CalibrationData
+from ...evaluation.figures import held_out_figures, num_parameters
 from ...models.families import UnitGroup, unit_groups
 from ...models.loading import without_quantisation_marks
-from ...models.losses import Batch, predicts_next_token
+from ...models.losses import Batch
 from ...recovery.recover import lora_targets, recover, recovery_arguments
 from ...surgery import settle_class
 from ...surgery.plan import PruningPlan
@@ -103,8 +104,7 @@ def compare(
         processing_class: as for SpectralPruner.
         train_dataset: as for SpectralPruner.
         data_collator: as for SpectralPruner.
-        compute_metrics: as for SpectralPruner. Causal language models are measured by perplexity, others by loss and
-            `compute_metrics` (by default accuracy for sequence classification).
+        compute_metrics: as for SpectralPruner, whose `evaluate()` gives the same figures.
         report: gets a line for every finished cell, with the time that is left by the mean of those before.
 
     Raises:
@@ -118,10 +118,11 @@ def compare(
         raise ValueError("There is nothing to measure on. Pass `eval_dataset`.")
     cells = comparison_cells(args)
     check_folder(args.output_dir, args.overwrite_output_dir)
+    read = partial(read_data, processing_class=processing_class, model=model, seed=args.seeds[0])
     shared = Shared(
         without_quantisation_marks(model),
-        _data(calibration_dataset, processing_class, args.seeds[0], "calibration_dataset"),
-        _data(eval_dataset, processing_class, args.seeds[0], "eval_dataset"),  # type: ignore[arg-type]
+        None if calibration_dataset is None else read(calibration_dataset, name="calibration_dataset"),
+        read(eval_dataset, name="eval_dataset"),
         processing_class,
         train_dataset,
         data_collator,
@@ -144,12 +145,6 @@ def compare(
     write_results(comparison, args.output_dir)
     check_equal_parameters(labelled)
     return comparison
-
-
-def _data(source: Any, processing_class: Any, seed: int, name: str) -> CalibrationData | None:
-    if source is None or isinstance(source, CalibrationData):
-        return source
-    return build_calibration(source, processing_class, seed=seed, name=name)
 
 
 def _check(shared: Shared, cells: Sequence[Cell]) -> None:
@@ -179,7 +174,7 @@ def _dense(shared: Shared, folder: str, key: str) -> Record:
     if found is not None:
         return found
     began = time.perf_counter()
-    metrics = measure(shared.model, shared.held_out, shared.compute_metrics, progress=shared.progress)
+    metrics = held_out_figures(shared.model, shared.held_out, shared.compute_metrics, progress=shared.progress)
     record = {
         "parameters": num_parameters(shared.model),
         "widths": _widths({group.key: group.size for group in unit_groups(shared.model)}),
@@ -188,25 +183,6 @@ def _dense(shared: Shared, folder: str, key: str) -> Record:
         "error": None,
     }
     return write_cell(folder, key, record)
-
-
-def measure(
-    model: PreTrainedModel,
-    data: CalibrationData,
-    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
-    progress: bool = True,
-) -> dict[str, float]:
-    """Loss and perplexity of a causal language model; for other tasks the loss and `compute_metrics`, see `compare`."""
-    if compute_metrics is None and predicts_next_token(model):
-        return perplexity(model, data, progress=progress)
-    classes = type(model).__name__.endswith("ForSequenceClassification") and (model.config.num_labels or 0) > 1
-    if compute_metrics is None and classes and model.config.problem_type in (None, "single_label_classification"):
-        compute_metrics = _accuracy
-    return task_metrics(model, data, compute_metrics, progress=progress)
-
-
-def _accuracy(found: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float((np.asarray(found.predictions).argmax(-1) == found.label_ids).mean())}
 
 
 def _main_metric(dense: Record) -> str:
@@ -334,7 +310,7 @@ def _run_cell(shared: Shared, cell: Cell, decided: Decided) -> Record:
         recovered = _recover(shared, args, model)
         seconds["recovery"] = time.perf_counter() - began
     began = time.perf_counter()
-    metrics = measure(model, shared.held_out, shared.compute_metrics, progress=shared.progress)
+    metrics = held_out_figures(model, shared.held_out, shared.compute_metrics, progress=shared.progress)
     seconds["evaluation"] = time.perf_counter() - began
     count = num_parameters(model)
     return {

@@ -1,0 +1,131 @@
+"""The recovery's judge: held-out figures as they are measured everywhere, and a model left as it was found."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from ..evaluation.figures import held_out_figures
+
+
+class MeasuredTrainer(Trainer):
+    """A Trainer whose evaluation is `held_out_figures`: a sum over targets, which no batch size changes.
+
+    Every process measures all of the rows.
+
+    Args:
+        measured: the model whose figures are taken, where adapters wrap it; by default the one that is trained.
+    """
+
+    def __init__(self, *args: Any, measured: PreTrainedModel | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.measured: Any = self.model if measured is None else measured
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Trainer's contract; `ignore_keys` has no meaning here."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        batches = DataLoader(
+            rows,
+            batch_size=self.args.per_device_eval_batch_size,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="evaluation"),
+        )
+        # A collator that draws (masked words) must draw the same each time.
+        with _in_own_type(self.measured), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.args.seed)
+            figures = held_out_figures(self.measured, batches, self.compute_metrics, progress=not self.args.disable_tqdm)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+@contextmanager
+def _in_own_type(model: Any) -> Iterator[None]:
+    """The model's own `forward`, without the mixed precision that accelerate has put around it for the training."""
+    own, wrapped = vars(model).get("_original_forward"), vars(model).get("forward")
+    if own is not None:
+        model.forward = own
+    try:
+        yield
+    finally:
+        if own is not None:
+            model.forward = wrapped
+
+
+def judged_by(training_args: TrainingArguments) -> str:
+    """Name of the held-out figure that says whether a recovery made it worse."""
+    return (training_args.metric_for_best_model or "loss").removeprefix("eval_")
+
+
+def no_worse(before: float, after: float, training_args: TrainingArguments, name: str) -> bool:
+    """Whether a figure has not worsened."""
+    higher = training_args.greater_is_better
+    if higher is None:
+        higher = not name.endswith("loss")
+    # Written so that a figure that is not a number counts as worse.
+    return bool(after >= before if higher else after <= before)
+
+
+def held_out_metrics(
+    model: PreTrainedModel, training_args: TrainingArguments, prefix: str, options: dict[str, Any]
+) -> dict[str, float]:
+    """Held-out figures by a Trainer without loggers, which brings the model to its device.
+
+    Raises:
+        ValueError: they lack the one that the recovery is judged by.
+    """
+    quiet = copy.copy(training_args)
+    quiet.report_to = []
+    quiet.push_to_hub = False
+    with unprepared(model):
+        metrics = MeasuredTrainer(model=model, args=quiet, **options).evaluate(metric_key_prefix=prefix)
+    name = judged_by(training_args)
+    if f"{prefix}_{name}" not in metrics:
+        known = ", ".join(f"`{key.removeprefix(prefix + '_')}`" for key in metrics)
+        raise ValueError(
+            f"The held-out data gives no `{name}` to judge the recovery by, only {known}. Give rows with labels, or set "
+            "`metric_for_best_model` to a name that `compute_metrics` returns."
+        )
+    return metrics
+
+
+@contextmanager
+def left_as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """Undoes what a Trainer and adapters leave on a model beside its weights."""
+    use_cache = getattr(model.config, "use_cache", None)
+    training = model.training
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+        model.train(training)
+        if use_cache is not None:
+            model.config.use_cache = use_cache
+
+
+@contextmanager
+def unprepared(model: PreTrainedModel) -> Iterator[None]:
+    """A model for one Trainer to prepare: it comes unmarked, and what accelerate sets on the instance is undone afterwards.
+
+    accelerate marks a model that it has prepared, and does not wrap a marked one again: a model that a Trainer has evaluated
+    would then be trained on each process apart. Mixed precision wraps `forward`; the model must compute in its own type.
+    """
+    names = ("forward", "_original_forward", "_is_accelerate_prepared")
+    before: dict[str, Any] = {name: vars(model)[name] for name in names if name in vars(model)}
+    vars(model).pop("_is_accelerate_prepared", None)
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(model).pop(name, None)
+        vars(model).update(before)
