@@ -31,7 +31,7 @@ class MeasuredTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Trainer's contract; `ignore_keys` has no meaning here."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         batches = DataLoader(
             rows,
             batch_size=self.args.per_device_eval_batch_size,
