@@ -347,7 +347,7 @@ class SpectralPruner:
         args = self.args
         if args.stop_metric is None:
             return False
-        with masked(self.model, {key: plan.kept_index(key) for key in plan.kept}):
+        with masked(self.model, plan.kept_indices()):
             note = stop_note(args, round_index, before, self.evaluate())
         if note is None:
             return False

@@ -144,7 +144,7 @@ def apply_plan(
     if family.traced:
         _cut_channels(model, plan)
         return model
-    kept = {key: plan.kept_index(key) for key in plan.kept}
+    kept = plan.kept_indices()
     sizes = {group.key: (group.size, len(kept.get(group.key, range(group.size)))) for group in unit_groups(model)}
     for group in unit_groups(model):
         if group.kind == "heads" and sizes[group.key][1] < group.size:
@@ -179,7 +179,7 @@ def _cut_channels(model: PreTrainedModel, plan: PruningPlan) -> None:
     names = {module: name for name, module in network.named_modules()}
     prefix = f"{model.base_model_prefix}." if network is not model.base_model else ""
     widths = {path: dict(sides) for path, sides in (getattr(model.config, "cria_channels", None) or {}).items()}
-    for module, outputs, inputs in narrowings(model, groups, {key: plan.kept_index(key) for key in plan.kept}):
+    for module, outputs, inputs in narrowings(model, groups, plan.kept_indices()):
         before = widths_of(module)
         narrow(module, outputs, inputs)
         path = names[module].removeprefix(prefix)

@@ -67,6 +67,10 @@ class PruningPlan:
         """(n_kept,) int64 indices of one group."""
         return torch.tensor(self.kept[key], dtype=torch.int64)
 
+    def kept_indices(self) -> dict[str, Tensor]:
+        """{group key: (n_kept,) int64 indices} of all groups."""
+        return {key: self.kept_index(key) for key in self.kept}
+
     def then(self, later: PruningPlan) -> PruningPlan:
         """This plan followed by `later`, as one plan in this plan's numbering."""
         if set(self.kept) != set(later.kept) or any(len(self.kept[key]) != later.sizes[key] for key in self.kept):

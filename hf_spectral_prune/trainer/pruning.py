@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from .. import rounds
 from ..arguments import SpectralPruningArguments
-from ..criteria import Scores
 from ..criteria.evidence import Evidence
-from ..models.distributed import of_first_process, saves_instead, saves_itself, whole_copy
-from ..models.families import unit_groups
 from ..planning import Sizes
 from ..rounds import Run
 from ..saving.checkpoint import check_same_run, deciding_options
-from ..surgery import add_consumer_biases, apply_plan, fingerprint, masked, recalibrate_norms, settle_class, zero_masked
+from ..surgery import add_consumer_biases, fingerprint
 from ..surgery.plan import PruningPlan
-from .optimizer import Replacements, optimizer_follows, warn_of_untrained
+from .optimizer import Replacements, warn_of_untrained
+from .removing import Cutting, Decision, Masking, MaskingShards, Removal, is_cut
 from .resuming import narrow_on_load
 from .schedule import PruningSchedule, left_to_run, round_at
 from .scoring import ScoreTrackingCallback, score_figures
@@ -73,6 +72,9 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
             schedule that ends after training, weights sharded otherwise (DeepSpeed stage 3, FSDP1, tensor parallelism),
             an option that needs another model object.
 
+    A method with another way of choosing is a subclass that overrides any of `check`, `begin_run` and `choose_units`, and asks
+    `last_round_is_over`; each calls `super()` where it adds to what is there.
+
     Example:
         ```python
         callback = SpectralPruningCallback(
@@ -95,8 +97,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         self.schedule = schedule or PruningSchedule()
         self.pruned_model: PreTrainedModel | None = None
         self.run: Run | None = None
-        self._masking = False
-        self._masks = ExitStack()
+        self._removal: Removal = Cutting(args, None)
         self._loading = ExitStack()
         self._replacements = Replacements()
         self._due: dict[int | None, list[int]] = {}
@@ -140,9 +141,9 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
     ) -> None:
         """Lays the schedule over the steps, takes up a run that was begun, and runs rounds that are due before the next step."""
         self._loading.close()
-        self._check(args, model, processing_class)
+        self.check(args, model, processing_class)
         self._replacements.carry_over(optimizer)
-        if not self._masking:  # what spreads over processes may give the optimizer parameters of its own
+        if not self._spread:  # what spreads over processes may give the optimizer parameters of its own
             warn_of_untrained(model, optimizer)
         per_epoch = _steps_per_epoch(train_dataloader, args.gradient_accumulation_steps)
         self._due = self.schedule.rounds(self.args.num_rounds, state.max_steps, per_epoch)
@@ -160,8 +161,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Runs the rounds that are due, or a scoring."""
-        if self._masking and self.plan is not None:
-            zero_masked(model, _kept(self.plan))  # else momentum would move them, and checkpoints show it
+        self._removal.after_step(model)
         if state.global_step in self._due:
             self._rounds(state.global_step, model, optimizer, state, control)
         else:
@@ -181,13 +181,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         missed = [step for step in self._due if step is not None and step > state.global_step]
         if missed:
             logger.warning(f"Training ended at step {state.global_step}, before the rounds of steps {missed}: they did not run.")
-        if self._sharded and self.plan is not None:
-            self._hand_over(model)
-        elif self._masking and self.plan is not None:
-            self._masks.close()
-            with optimizer_follows(optimizer, model, self.plan):
-                apply_plan(model, self.plan, check_weights=False)
-            self._settle(model)
+        self.pruned_model = self._removal.finish(model, optimizer)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the callback: the plan so far and the sizes it goes on to."""
@@ -221,46 +215,39 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
             }
             self.log(figures | score_figures(self.scores), state, control)
 
-    def _round(self, share: Any, model: PreTrainedModel, optimizer: Any) -> None:
+    def _round(self, share: Fraction, model: PreTrainedModel, optimizer: Any) -> None:
         assert self.run is not None
-        if self._masking:
-            target = self._copy(model)
-            # One process decides: sums may differ in the last digit between machines, and with them a close choice.
-            plan, self.run.final_sizes, self.scores = of_first_process(lambda: self._decide(target, share)[:3])
-            self.run.add(plan)
-            self._mask(model)
-            return
-        plan, _, _, evidence = self._decide(model, share)
-        with optimizer_follows(optimizer, model, plan):
-            rounds.cut(model, self.args, plan, evidence)
-        del evidence  # its moments are large, and the batch norms' pass needs room
-        self._settle(model)
-        self.run.add(plan)
+        decision = self._removal.round(model, optimizer, lambda whole: self._decide(whole, share))
+        self.run.final_sizes, self.scores = decision.sizes, decision.scores
+        self.run.add(decision.plan)
 
-    def _settle(self, model: PreTrainedModel) -> None:
-        settle_class(model)
-        if self._calibration is not None:
-            recalibrate_norms(model, self._calibration.batches)
-
-    def _decide(self, model: Any, share: Any) -> tuple[PruningPlan, Sizes, Scores, Evidence]:
+    def _decide(self, model: PreTrainedModel, share: Fraction) -> Decision:
         assert self.run is not None
         evidence, self.scores = self._score(model)
         if self.plan is None:
             self.run.fingerprint = fingerprint(model)
-        plan = rounds.decide(model, self.args, self.run, self.scores, share, self._calibration, evidence)
+        plan = self.choose_units(model, share, evidence)
         assert self.run.final_sizes is not None
-        return plan, self.run.final_sizes, self.scores, evidence
+        return Decision(plan, self.run.final_sizes, self.scores, evidence)
+
+    def _copy(self, model: PreTrainedModel) -> PreTrainedModel | None:
+        return self._removal.to_score(model)
+
+    @property
+    def _way(self) -> type[Cutting | Masking]:
+        if self._sharded:
+            return MaskingShards
+        return Masking if self._spread else Cutting
 
     def _start(self, model: PreTrainedModel, optimizer: Any, state: TrainerState) -> None:
         """Begins a run, goes on with the one that has pruned this model, or takes up the one that a checkpoint tells of."""
         saved = _saved_states(state).get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
         plan = PruningPlan.from_json(saved["plan"]) if saved.get("plan") else None
-        self._masks.close()
-        saves_itself(model)
+        self._removal.release(model)
+        self._removal = self._way(self.args, self._calibration)
         self.pruned_model = None
-        sizes = {group.key: group.size for group in unit_groups(model, self.args.units)}
-        if self._has_pruned(model, sizes) and (plan is None or not self._fits(plan, sizes)):
-            self._go_on(model, sizes, state)
+        if self._has_pruned(model) and (plan is None or not self._removal.fits(plan, model)):
+            self._go_on(model, optimizer, state)
         else:
             # The fingerprint is taken with the first round, of weights that a process then has whole.
             self.run = rounds.start(model, self.args, weights="", calibration=self._calibration)
@@ -269,7 +256,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
             if plan is not None:
                 check_same_run(saved.get("options"), self.args, "this checkpoint")
                 self._last_round = saved.get("last_round", round_at(self._due, state.global_step))
-                self._take_up(plan, saved["final_sizes"], model, sizes, optimizer)
+                self._take_up(plan, saved["final_sizes"], model, optimizer)
         scheduled = round_at(self._due, state.global_step)
         if state.global_step > 0 and scheduled > self._last_round:
             logger.warning(
@@ -277,114 +264,71 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
                 "is resumed, and they were not run: the model is pruned now by their whole share at once."
             )
         self._due = left_to_run(self._due, self._last_round, state.global_step)
+        self.begin_run(model, _saved_states(state).get(type(self).__name__, {}).get("attributes", {}))
 
-    def _has_pruned(self, model: PreTrainedModel, sizes: Sizes) -> bool:
+    def _has_pruned(self, model: PreTrainedModel) -> bool:
         same = self._model is not None and self._model() is model
-        return same and self.plan is not None and self._fits(self.plan, sizes)
+        return same and self.plan is not None and self._removal.fits(self.plan, model)
 
-    def _fits(self, plan: PruningPlan, sizes: Sizes) -> bool:
-        """Whether a model of these sizes is what the plan leaves, or what it will leave masked."""
-        return _is_cut(plan, sizes) or (self._masking and plan.sizes == sizes)
-
-    def _go_on(self, model: PreTrainedModel, sizes: Sizes, state: TrainerState) -> None:
+    def _go_on(self, model: PreTrainedModel, optimizer: Any, state: TrainerState) -> None:
         """Keeps the run as it is, for a model that it has pruned and that is trained again."""
         assert self.plan is not None
         _saved_states(state)[type(self).__name__] = self.state()  # the state of a checkpoint may be that of before
-        if self._masking and not _is_cut(self.plan, sizes):
-            self._mask(model)
-        elif self._masking:  # the end of the last training cut the model: there is nothing left to mask, nor to cut
-            self._masking = False
+        if self._spread and is_cut(self.plan, model):  # by the end of the last training: nothing is left to mask, nor to cut
+            self._removal = Cutting(self.args, self._calibration)
             self._last_round = self.args.num_rounds
+        self._removal.take_up(model, self.plan, optimizer)
         logger.warning(
             f"This callback has pruned the model before, and goes on after round {self._last_round} of {self.args.num_rounds}. "
             "Use a new callback to prune it further."
         )
 
-    def _take_up(self, plan: PruningPlan, final_sizes: Sizes, model: PreTrainedModel, sizes: Sizes, optimizer: Any) -> None:
+    def _take_up(self, plan: PruningPlan, final_sizes: Sizes, model: PreTrainedModel, optimizer: Any) -> None:
         assert self.run is not None
-        narrow = _is_cut(plan, sizes)
-        if narrow and self._masking:
-            raise ValueError(
-                "The checkpoint was written by a single process, which had cut its model; data-parallel training masks instead. "
-                "Resume it in a single process."
-            )
         self.run = replace(self.run, final_sizes=final_sizes, plan=plan, parameters_before=plan.parameters_before)
         self.run.groups = [replace(group, size=plan.sizes[group.key]) for group in self.run.groups]
-        if self._masking:
-            self._mask(model)
-        elif not narrow:
-            with optimizer_follows(optimizer, model, plan):
-                apply_plan(model, plan, check_weights=False)
-            settle_class(model)
+        self._removal.take_up(model, plan, optimizer)
 
-    # ---- masks, where parameters cannot be replaced
+    # ---- what a method may do in its own way
 
-    def _mask(self, model: PreTrainedModel) -> None:
-        assert self.plan is not None
-        self._masks.close()
-        self._masks.enter_context(masked(model, _kept(self.plan)))
-        zero_masked(model, _kept(self.plan))
-
-    def _copy(self, model: PreTrainedModel) -> PreTrainedModel | None:
-        return self._pruned_copy(model, model.device) if self._masking else super()._copy(model)
-
-    def _pruned_copy(self, model: PreTrainedModel, device: Any = None) -> PreTrainedModel | None:
-        """A copy on the first process that is cut as the masks say: scoring it gives what a single process would see."""
-        self._masks.close()
-        pruned = whole_copy(model)
-        if self.plan is not None:
-            self._mask(model)
-            if pruned is not None:
-                apply_plan(pruned, self.plan, check_weights=False)
-        return pruned if pruned is None or device is None else pruned.to(device)
-
-    def _hand_over(self, model: PreTrainedModel) -> None:
-        """Makes the pruned model of a sharded one, which cannot be cut itself."""
-        pruned = self._pruned_copy(model)
-        self.pruned_model = None if pruned is None else settle_class(pruned)
-        saves_instead(model, self.pruned_model)
-        if self.pruned_model is not None:
-            logger.warning(
-                "The weights are sharded, so the model in training stays masked; the pruned one is the callback's "
-                "`pruned_model` on this process, and `trainer.save_model` writes it."
-            )
-
-    # ---- checks
-
-    def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
-        super()._check(args, model, processing_class)
-        self._masking = self._spread
+    def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+        """Raises what would make the training fail later: at the Trainer's construction, and again before the first step."""
+        super().check(args, model, processing_class)
+        self._way.check(self.args, args)
         if args.restore_callback_states_from_checkpoint:
             raise ValueError(
                 "`restore_callback_states_from_checkpoint` would rebuild `SpectralPruningCallback` without its calibration "
                 "data. Leave it off: the callback takes up its own state when a run is resumed."
             )
-        if self._masking and args.torch_compile:
-            raise ValueError(
-                "Units are masked in training over several processes, and code that `torch_compile` has compiled does not see "
-                "the masks. Leave it off."
-            )
-        if self._masking and self.args.compensation != "none":
-            raise ValueError(
-                f"`compensation` `{self.args.compensation}` rewrites weights at a cut, but training over several processes "
-                'only masks. Use `compensation="none"`.'
-            )
         if self.args.stock_class == "mistral":
             raise ValueError('`stock_class="mistral"` makes a new model, which a running Trainer cannot take. Leave it out.')
+
+    def begin_run(self, model: PreTrainedModel, saved: Mapping[str, Any]) -> None:
+        """Called before the first step of a training, once `run` and `plan` are those that it begins or goes on with.
+
+        Args:
+            saved: the `attributes` of `state()`, where the run goes on.
+        """
+
+    def choose_units(self, model: PreTrainedModel, share: Fraction, evidence: Evidence) -> PruningPlan:
+        """The plan of a round by `scores`; sets `run.final_sizes`. Over several processes the first one alone calls it.
+
+        Args:
+            model: as it stands, cut by the rounds before.
+            share: of the way to the target that is gone after this round.
+        """
+        assert self.run is not None
+        return rounds.decide(model, self.args, self.run, self.scores, share, self._calibration, evidence)
+
+    def last_round_is_over(self, state: TrainerState) -> bool:
+        """Whether no round is left to run, the one of this step included."""
+        return all(step is not None and step <= state.global_step for step in self._due)
 
 
 def _saved_states(state: TrainerState) -> dict[str, Any]:
     """{callback name: what its `state()` gave}, as a TrainerState holds it."""
     states: Any = state.stateful_callbacks
     return states
-
-
-def _is_cut(plan: PruningPlan, sizes: Sizes) -> bool:
-    return all(sizes.get(key) == len(kept) for key, kept in plan.kept.items())
-
-
-def _kept(plan: PruningPlan) -> dict[str, Tensor]:
-    return {key: plan.kept_index(key) for key in plan.kept}
 
 
 def _steps_per_epoch(train_dataloader: Any, accumulation: int) -> int | None:

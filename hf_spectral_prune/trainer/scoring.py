@@ -46,9 +46,9 @@ class LoggingCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Checks all that can be checked before training."""
-        self._check(args, model, processing_class)
+        self.check(args, model, processing_class)
 
-    def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+    def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
         """Raises what would make the training fail later."""
         raise NotImplementedError
 
@@ -120,7 +120,7 @@ class ScoreTrackingCallback(LoggingCallback):
         **kwargs: Any,
     ) -> None:
         """Checks again: the model and what it is spread over may have changed since."""
-        self._check(args, model, processing_class)
+        self.check(args, model, processing_class)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -137,7 +137,8 @@ class ScoreTrackingCallback(LoggingCallback):
 
     # ---- the scoring
 
-    def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+    def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+        """Raises what would make the scoring fail later."""
         check_unwrapped(model)
         self._sharded = shards_weights(model)
         self._spread = self._sharded or AcceleratorState().distributed_type != DistributedType.NO

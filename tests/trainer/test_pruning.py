@@ -18,6 +18,7 @@ from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.surgery import apply_plan, masked, settle_class, zero_masked
 from hf_spectral_prune.surgery.plan import PruningPlan
+from hf_spectral_prune.trainer import removing
 from hf_spectral_prune.trainer.optimizer import Replacements, optimizer_follows
 from hf_spectral_prune.trainer.pruning import SpectralPruningCallback
 from hf_spectral_prune.trainer.schedule import PruningSchedule
@@ -388,9 +389,9 @@ def test_schedules_that_cannot_work_are_told(fields, message):
 class Masking(SpectralPruningCallback):
     """Masks as in data-parallel training, in one process."""
 
-    def _check(self, *args):
-        super()._check(*args)
-        self._masking = True
+    def check(self, *args):
+        super().check(*args)
+        self._spread = True
 
 
 Masking.__name__ = SpectralPruningCallback.__name__
@@ -673,10 +674,10 @@ def test_raw_text_is_cut_to_the_models_positions(tokenizer, tmp_path):
 def test_moments_are_dropped_before_the_model_settles(batches, tmp_path, monkeypatch):
     """A pass for batch norms, and training after it, need the room."""
 
-    def settle(self, model):
+    def settle(model, calibration):
         seen.append(num_moments())
 
     seen = [num_moments()]
-    monkeypatch.setattr(SpectralPruningCallback, "_settle", settle)
+    monkeypatch.setattr(removing, "settle", settle)
     make_trainer(tiny_model(), tmp_path, [SpectralPruningCallback(half(), batches)], max_steps=1).train()
     assert len(seen) == 2 and seen[0] == seen[1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, Literal
 
 import torch
@@ -19,7 +21,6 @@ from ...criteria.evidence import Evidence
 from ...models.families import parts, unit_groups
 from ...planning import Sizes, parameters_after, per_layer_sizes
 from ...planning.damage import score_damage
-from ...surgery import fingerprint
 from ...surgery.plan import PruningPlan
 from ...trainer.pruning import SpectralPruningCallback
 
@@ -86,8 +87,9 @@ class NDPCallback(SpectralPruningCallback):
         state["attributes"]["costs"] = self._costs
         return state
 
-    def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
-        super()._check(args, model, processing_class)
+    def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+        """Raises what would make the training fail later."""
+        super().check(args, model, processing_class)
         if self.args.finetune_share is not None and AcceleratorState().distributed_type == DistributedType.DEEPSPEED:
             raise ValueError(
                 "`finetune_share` takes gradients away before the optimizer's step, but DeepSpeed keeps gradients of its own. "
@@ -98,7 +100,7 @@ class NDPCallback(SpectralPruningCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Takes the gradients of weights that stand still, so that the optimizer leaves them and their state alone."""
-        if self.args.finetune_share is None or self.plan is None or not self._is_last_round_over(state):
+        if self.args.finetune_share is None or self.plan is None or not self.last_round_is_over(state):
             return
         if self._learning is None:
             self._learning = affected_parameters(model, self.plan, self.args.finetune_share)
@@ -106,17 +108,13 @@ class NDPCallback(SpectralPruningCallback):
             if parameter not in self._learning:
                 parameter.grad = None
 
-    def _is_last_round_over(self, state: TrainerState) -> bool:
-        return all(step is not None and step <= state.global_step for step in self._due)
-
-    def _start(self, model: PreTrainedModel, optimizer: Any, state: TrainerState) -> None:
-        super()._start(model, optimizer, state)
+    def begin_run(self, model: PreTrainedModel, saved: Mapping[str, Any]) -> None:
+        """Takes up the costs of the run, or tells of a target that the floors put out of reach."""
         self._learning = None
         assert self.run is not None
         if self.plan is not None:
             # The run was begun with a model that may be cut already.
-            saved: Any = state.stateful_callbacks
-            self._costs = tuple(saved[type(self).__name__]["attributes"]["costs"])
+            self._costs = tuple(saved["costs"])
         else:
             self._costs = (self.run.target.now, self.run.target.goal)
             groups = unit_groups(model, self.args.units)
@@ -128,20 +126,13 @@ class NDPCallback(SpectralPruningCallback):
                     "Raise it or lower `round_to`."
                 )
 
-    def _round(self, share: Any, model: PreTrainedModel, optimizer: Any) -> None:
-        super()._round(share, model, optimizer)
-        self._learning = None
-
-    def _decide(self, model: Any, share: Any) -> tuple[PruningPlan, Sizes, Scores, Evidence]:
+    def choose_units(self, model: PreTrainedModel, share: Fraction, evidence: Evidence) -> PruningPlan:
+        """The plan of a round: all units of the network ranked anew."""
         assert self.run is not None
-        evidence, self.scores = self._score(model)
-        if self.plan is None:
-            self.run.fingerprint = fingerprint(model)
         before, wanted = self._costs
         goal = before - int(share * (before - wanted))
         self.run.final_sizes = ranked_sizes(model, self.args, self.run, self.scores, goal)
-        plan = rounds.choose(model, self.args, self.run, self.scores, 1)
-        return plan, self.run.final_sizes, self.scores, evidence
+        return rounds.choose(model, self.args, self.run, self.scores, 1)
 
 
 def ranked_sizes(model: PreTrainedModel, args: SpectralPruningArguments, run: rounds.Run, scores: Scores, goal: int) -> Sizes:

@@ -166,7 +166,7 @@ class NDITrackingCallback(LoggingCallback):
         **kwargs: Any,
     ) -> None:
         """Measures the model as it is, or takes up the curves of the run that is resumed."""
-        self._check(args, model, processing_class)
+        self.check(args, model, processing_class)
         self.points = [] if state.global_step == 0 else _read(_file(args), state.global_step)
         if state.global_step == 0:
             self._measure(model, args, state, control)
@@ -187,7 +187,8 @@ class NDITrackingCallback(LoggingCallback):
 
     # ---- the measurement
 
-    def _check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+    def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+        """Raises what would make the measurement fail later."""
         unit_groups(model, self.units)
         if self.calibration_dataset is None:
             raise ValueError("There is no calibration data, and NDI is measured on it. Pass `calibration_dataset`.")
