@@ -77,7 +77,7 @@ def run_draw(
     start, cpu = time.perf_counter(), time.process_time()
     args = DetrimentalArguments(**GRID, seed=seed, self_check=False)
     output = DetrimentalNeuronPruner(copy.deepcopy(model), args, adaptation, None, tokenizer).prune()
-    found = output.report["detrimental"]
+    found = output.report.detrimental
     figures = {
         "layer": found["layer"],
         "share": found["share"],
@@ -90,7 +90,7 @@ def run_draw(
     if found["layer"] is not None:
         other = without_random_neurons(model, found["layer"], found["removed"], seed)
         figures["random"] = held_out_figures(other, held_out, dense)
-    timings = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu, **output.report["timings"]}
+    timings = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu, **output.report.timings}
     return {**figures, "timings": timings}
 
 

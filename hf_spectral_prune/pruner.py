@@ -382,15 +382,22 @@ class SpectralPruner:
     def _finish(self, run: Run, before: dict[str, float], after: dict[str, float]) -> PruningOutput:
         assert run.plan is not None
         report = pruning_report(
-            self.args, run, num_parameters(self.model), before, after, self.recovered, self.calibration, self.eval_data
+            self.args,
+            run,
+            num_parameters(self.model),
+            before,
+            after,
+            self.recovered,
+            self.calibration,
+            self.eval_data,
+            circumstances(self.costs, self.base_model),
         )
-        metrics = {name: report[name] for name in ("parameters_before", "parameters_after", "reduction")}
-        report |= circumstances(self.costs, self.base_model)
+        metrics = {name: getattr(report, name) for name in ("parameters_before", "parameters_after", "reduction")}
         if is_vision(self.model):
             picture = picture_of(self.model, self.calibration)
             macs = layer_macs(self.model, picture)
             check_macs(run.target, {key: len(kept) for key, kept in run.plan.kept.items()}, macs)
-            report["macs"] = macs_report(self.macs_before, macs, picture["pixel_values"].shape[1:])
+            report.macs = macs_report(self.macs_before, macs, picture["pixel_values"].shape[1:])
         for note in run.plan.notes:
             logger.warning(note)
         self.output = PruningOutput(network_of(self.model), run.plan, metrics, report, run.scores)

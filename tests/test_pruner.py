@@ -347,7 +347,7 @@ def test_unknown_family_names_the_nearest(batches):
 
 def test_report_is_plain_json(batches):
     output = make_pruner(tiny_model(), batches, eval_dataset=[random_batch(2, 16)]).prune()
-    report = json.loads(json.dumps(output.report))
+    report = json.loads(output.report.to_json())
     for key in ("parameters_before", "parameters_after", "reduction", "timings", "peak_memory", "versions", "calibration"):
         assert report[key] is not None, key
 

@@ -57,8 +57,8 @@ def run_demo(output_dir: str) -> None:
     _say("Timing both models in turn")
     # Read again only now: while the moments are in memory there is no room for a second copy.
     dense = load_model(run)
-    output.report["latency"] = paired_latency({"before": dense, "after": output.model}, repeats=3)
-    output.report["size_on_disk_before"] = _dense_bytes(dense)
+    output.report.latency = paired_latency({"before": dense, "after": output.model}, repeats=3)
+    output.report.size_on_disk_before = _dense_bytes(dense)
     del dense
     _say("Saving, and reloading the folder in a fresh process to compare logits")
     pruner.save_model()

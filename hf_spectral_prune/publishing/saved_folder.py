@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..surgery.plan import PruningPlan
+from .pruning_report import PruningReport
 
 CONFIG, PLAN, REPORT, STATE, README = (
     "config.json",
@@ -37,24 +38,8 @@ class SavedFolder:
     path: Path
     config: dict[str, Any]
     plan: PruningPlan
-    report: dict[str, Any]
+    report: PruningReport
     state: dict[str, Any]
-
-    def figure(self, *names: str) -> Any:
-        """One figure of the report, by the names that lead to it.
-
-        Raises:
-            ValueError: it is not there; names the figure, the file and the remedy.
-        """
-        value: Any = self.report
-        for name in names:
-            value = value.get(name) if isinstance(value, dict) else None
-        if value is None:
-            raise ValueError(
-                f"`{self.path / REPORT}` has no figure `{'.'.join(names)}`. Take the report that the run wrote, or prune and "
-                "save the model again."
-            )
-        return value
 
 
 def read_folder(folder: str | Path) -> SavedFolder:
@@ -62,7 +47,7 @@ def read_folder(folder: str | Path) -> SavedFolder:
 
     Raises:
         FileNotFoundError: no such folder, or a file is missing (says which).
-        ValueError: a file is not what it should be.
+        ValueError: a file is not what it should be, or the report lacks a figure that every run has.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -77,7 +62,8 @@ def read_folder(folder: str | Path) -> SavedFolder:
         plan = PruningPlan.load(path / PLAN)
     except ValueError as error:
         raise ValueError(f"`{path / PLAN}`: {error}") from None
-    return SavedFolder(path, _json(path / CONFIG), plan, _json(path / REPORT), _json(path / STATE))
+    report = PruningReport.from_json((path / REPORT).read_text(encoding="utf-8"), f"`{path / REPORT}`")
+    return SavedFolder(path, _json(path / CONFIG), plan, report, _json(path / STATE))
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -111,7 +97,7 @@ def check_fit_to_publish(saved: SavedFolder) -> None:
         ValueError: there was no self-check or it failed, or a file was changed, added or removed since (says which).
     """
     again = "Save the model again with `self_check` on."
-    checks = saved.report.get("self_check")
+    checks = saved.report.self_check
     if not checks:
         raise ValueError(f"`{saved.path}` was never self-checked (`self_check` in `{REPORT}` is empty). {again}")
     for road, result in checks.items():
@@ -120,7 +106,7 @@ def check_fit_to_publish(saved: SavedFolder) -> None:
             raise ValueError(
                 f"`{saved.path}` failed its self-check ({road}: outputs differ by {result['max_abs_diff']:.3g}). {again}"
             )
-    noted = saved.report.get("files")
+    noted = saved.report.files
     if not noted:
         raise ValueError(f"`{REPORT}` in `{saved.path}` has no digests of the checked files (`files`). {again}")
     found = file_digests(saved.path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 from ..planning import SCORES_FILE, scores_to_json
 from ..publishing.card.write import read_card, readme_text, write_card
 from ..publishing.report.write import write_report
-from ..publishing.saved_folder import README, file_digests
+from ..publishing.saved_folder import PLAN, README, REPORT, STATE, file_digests
 from . import checkpoint
 from .output import PruningOutput
 from .reload import check_in_fresh_process
@@ -112,15 +111,15 @@ def save_folder(
         _save_pretrained(model, temporary)
         if processing_class is not None:
             processing_class.save_pretrained(temporary)
-        state.save_to_json(str(temporary / "pruner_state.json"))
+        state.save_to_json(str(temporary / STATE))
         if output is not None:
-            output.plan.save(temporary / "pruning_plan.json")
+            output.plan.save(temporary / PLAN)
         checked = _self_check(temporary, model, folder) if self_check else None
         if output is not None:
-            output.report["self_check"] = checked
-            output.report["files"] = file_digests(temporary)
-            output.report["size_on_disk"] = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
-            (temporary / "pruning_report.json").write_text(json.dumps(output.report, indent=2) + "\n", encoding="utf-8")
+            output.report.self_check = checked
+            output.report.files = file_digests(temporary)
+            output.report.size_on_disk = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
+            (temporary / REPORT).write_text(output.report.to_json(), encoding="utf-8")
             if output.scores:
                 scores = scores_to_json(output.scores, output.plan.criterion)
                 (temporary / SCORES_FILE).write_text(scores, encoding="utf-8")

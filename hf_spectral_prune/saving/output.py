@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from ..arguments import SpectralPruningArguments
 from ..data.texts import CalibrationData
 from ..planning import RoundScores
 from ..publishing.card.base_model import base_model_facts
+from ..publishing.pruning_report import PruningReport
 from ..recovery.recover import RecoveryOutput
 from ..rounds import Run
 from ..surgery.plan import PruningPlan
@@ -33,7 +34,7 @@ class PruningOutput:
     model: Any
     plan: PruningPlan
     metrics: dict[str, float]
-    report: dict[str, Any]
+    report: PruningReport
     scores: list[RoundScores] = field(default_factory=list)
 
 
@@ -70,34 +71,47 @@ def pruning_report(
     recovered: RecoveryOutput | None,
     calibration: CalibrationData | None,
     evaluation: CalibrationData | None,
-) -> dict[str, Any]:
-    """What `pruning_report.json` says of the run itself.
+    circumstances: Circumstances,
+) -> PruningReport:
+    """The report of a run of SpectralPruner.
 
     Args:
         parameters: of the pruned model.
         before, after: held-out figures.
     """
     assert run.plan is not None
-    return {
-        "parameters_before": run.parameters_before,
-        "parameters_after": parameters,
-        "reduction": 1 - parameters / run.parameters_before,
-        "target_reduction": args.target_reduction,
-        "target_scope": args.target_scope,
-        "layout": args.layout,
-        "sizes": {group.key: [group.size, len(run.plan.kept[group.key])] for group in run.groups},
-        "metrics_before": before,
-        "metrics_after": after,
-        "recovery": None if recovered is None else recovered.report(),
-        "calibration": None if calibration is None else calibration.protocol,
-        "evaluation": None if evaluation is None else evaluation.protocol,
-        "notes": list(run.plan.notes),
-        "arguments": args.to_dict(),
-    }
+    return PruningReport(
+        parameters_before=run.parameters_before,
+        parameters_after=parameters,
+        reduction=1 - parameters / run.parameters_before,
+        target_reduction=args.target_reduction,
+        target_scope=args.target_scope,
+        layout=args.layout,
+        sizes={group.key: [group.size, len(run.plan.kept[group.key])] for group in run.groups},
+        metrics_before=before,
+        metrics_after=after,
+        recovery=None if recovered is None else recovered.report(),
+        calibration=None if calibration is None else calibration.protocol,
+        evaluation=None if evaluation is None else evaluation.protocol,
+        notes=list(run.plan.notes),
+        arguments=args.to_dict(),
+        **circumstances,
+    )
 
 
-def circumstances(costs: StationCosts, base_model: str | None) -> dict[str, Any]:
+class Circumstances(TypedDict):
     """What every report says of a run, whatever was pruned: its costs, where it ran, and where the model came from."""
+
+    timings: dict[str, float]
+    peak_memory: dict[str, int]
+    peak_memory_growth: dict[str, dict[str, int]]
+    machine: dict[str, str | int]
+    base_model: dict[str, Any]
+    versions: dict[str, str]
+
+
+def circumstances(costs: StationCosts, base_model: str | None) -> Circumstances:
+    """The circumstances of a run that ends now."""
     return {
         "timings": costs.seconds,
         "peak_memory": peak_memory(),
@@ -105,5 +119,4 @@ def circumstances(costs: StationCosts, base_model: str | None) -> dict[str, Any]
         "machine": machine(),
         "base_model": base_model_facts(base_model),
         "versions": library_versions(),
-        "self_check": None,
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any
 
+from ..pruning_report import PruningReport
 from ..saved_folder import REPORT, SavedFolder
 
 Row = tuple[str, ...]
@@ -31,12 +31,12 @@ def _change(before: float, after: float) -> str:
 
 def size_rows(saved: SavedFolder) -> list[Row]:
     """(what, before, after, change) of parameters and bytes on disk."""
-    before, after = saved.figure("parameters_before"), saved.figure("parameters_after")
+    before, after = saved.report.parameters_before, saved.report.parameters_after
     rows: list[Row] = [("Parameters", f"{before:,}", f"{after:,}", _change(before, after))]
-    if saved.report.get("macs") is not None:
-        macs = [saved.figure("macs", side) for side in ("before", "after")]
+    if saved.report.macs is not None:
+        macs = [saved.report.macs[side] for side in ("before", "after")]
         rows.append(("MACs of one picture", *(f"{count:,}" for count in macs), _change(*macs)))
-    old, new = saved.report.get("size_on_disk_before"), saved.report.get("size_on_disk")
+    old, new = saved.report.size_on_disk_before, saved.report.size_on_disk
     if new is not None:
         megabytes = _NOT_MEASURED if old is None else f"{old / 1e6:,.1f}"
         rows.append(("Weights on disk, MB", megabytes, f"{new / 1e6:,.1f}", "" if old is None else _change(old, new)))
@@ -52,14 +52,14 @@ def kind_name(saved: SavedFolder, kind: str) -> str:
 
 def cut_kinds(saved: SavedFolder) -> list[str]:
     """What the kinds of units are called of which any was removed."""
-    cut = (key.rpartition(".")[2] for key, (before, after) in saved.figure("sizes").items() if after < before)
+    cut = (key.rpartition(".")[2] for key, (before, after) in saved.report.sizes.items() if after < before)
     return [kind_name(saved, kind) for kind in dict.fromkeys(cut)]
 
 
 def width_table(saved: SavedFolder) -> tuple[list[str], list[Row]]:
     """Names of the kinds of units, and a row (layers, "before → after" per kind) for every run of equal layers."""
     layers: dict[str, dict[str, str]] = {}
-    for key, (before, after) in saved.figure("sizes").items():
+    for key, (before, after) in saved.report.sizes.items():
         place, _, kind = key.rpartition(".")
         layers.setdefault(place, {})[kind] = f"{before:,} → {after:,}"
     kinds = list(dict.fromkeys(kind for widths in layers.values() for kind in widths))
@@ -84,7 +84,7 @@ def metrics(saved: SavedFolder) -> list[tuple[str, float, float]]:
     Raises:
         ValueError: a figure was measured on one of them only, so one was taken out of the report.
     """
-    sides = {side: saved.report.get(f"metrics_{side}") or {} for side in ("before", "after")}
+    sides = {"before": saved.report.metrics_before, "after": saved.report.metrics_after}
     figures = {side: {name.removeprefix(f"{side}_"): value for name, value in values.items()} for side, values in sides.items()}
     names = list(dict.fromkeys([*figures["before"], *figures["after"]]))
     for name in names:
@@ -108,38 +108,38 @@ def metric_rows(saved: SavedFolder) -> list[Row]:
 
 def speed_rows(saved: SavedFolder) -> list[Row]:
     """(what, before, after, change) of the measured speeds; empty where none was measured."""
-    if saved.report.get("latency") is None:
+    latency = saved.report.latency
+    if latency is None:
         return []
     rows: list[Row] = []
     for name, what in (("prefill", "Prefill, tokens/s"), ("decode", "Decode, tokens/s")):
-        before, after = (saved.figure("latency", side, f"{name}_tokens_per_second") for side in ("before", "after"))
+        before, after = (latency[side][f"{name}_tokens_per_second"] for side in ("before", "after"))
         rows.append((what, f"{before:,.1f}", f"{after:,.1f}", _change(before, after)))
     return rows
 
 
-def before_after_table(report: dict[str, Any]) -> str:
+def before_after_table(report: PruningReport) -> str:
     """The report's figures as a table of three columns, from what was measured only."""
     rows: list[tuple[str, float | None, float | None, str]] = [
-        ("Parameters", report["parameters_before"], report["parameters_after"], ",.0f")
+        ("Parameters", report.parameters_before, report.parameters_after, ",.0f")
     ]
-    if "macs" in report:
-        rows.append(("MACs of one picture", report["macs"]["before"], report["macs"]["after"], ",.0f"))
-    if "size_on_disk_before" in report:
-        rows.append(("Size on disk, MB", report["size_on_disk_before"] / 1e6, report["size_on_disk"] / 1e6, ",.0f"))
-    before, after = report["metrics_before"], report["metrics_after"]
+    if report.macs is not None:
+        rows.append(("MACs of one picture", report.macs["before"], report.macs["after"], ",.0f"))
+    if report.size_on_disk_before is not None and report.size_on_disk is not None:
+        rows.append(("Size on disk, MB", report.size_on_disk_before / 1e6, report.size_on_disk / 1e6, ",.0f"))
+    before, after = report.metrics_before, report.metrics_after
     for name in ("perplexity",) if "before_perplexity" in before else [key.removeprefix("before_") for key in before]:
         form = ",.2f" if name == "perplexity" else ",.4f"
         rows.append((f"Held-out {name}", before[f"before_{name}"], after[f"after_{name}"], form))
-    if "latency" in report:
+    if report.latency is not None:
         for name, key in (("Prefill, tokens/s", "prefill"), ("Decode, tokens/s", "decode")):
             key = f"{key}_tokens_per_second"
-            rows.append((name, report["latency"]["before"][key], report["latency"]["after"][key], ",.1f"))
+            rows.append((name, report.latency["before"][key], report.latency["after"][key], ",.1f"))
     lines = [f"| {'':20} | {'before':>12} | {'after':>12} | {'change':>8} |", f"|{'-' * 22}|{'-' * 13}:|{'-' * 13}:|{'-' * 9}:|"]
     for name, old, new, form in rows:
         assert old is not None and new is not None
         lines.append(f"| {name:20} | {old:>12{form}} | {new:>12{form}} | {_relative(new, old):>8} |")
-    shapes = _shapes(report["sizes"])
-    return "\n".join([*lines, "", *shapes, *report["notes"]])
+    return "\n".join([*lines, "", *_shapes(report.sizes), *report.notes])
 
 
 def _relative(new: float, old: float) -> str:

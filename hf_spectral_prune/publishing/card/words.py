@@ -90,17 +90,18 @@ def pipeline_tag(saved: SavedFolder) -> str | None:
 
 def method_lines(saved: SavedFolder) -> list[str]:
     """What the run did, one sentence or two a line; a pruner of another method than SpectralPruner's reports them itself."""
-    if "method" in saved.report:
-        return [*saved.figure("method"), *saved.plan.notes, f"Seed {saved.plan.seed}."]
-    arguments = saved.figure("arguments")
-    compensation = saved.figure("arguments", "compensation")
+    report, arguments = saved.report, saved.report.arguments
+    if report.method is not None:
+        return [*report.method, *saved.plan.notes, f"Seed {saved.plan.seed}."]
+    assert report.target_reduction is not None and report.target_scope is not None
     options = f" with {_options(saved.plan.criterion_args)}" if saved.plan.criterion_args else ""
     lines = [f"Criterion `{saved.plan.criterion}`{options}. {criterion_words(saved.plan.criterion)}".strip()]
     lines.append(
-        f"Layout `{saved.figure('layout')}`; target: {card_tables.percent(saved.figure('target_reduction'))} of "
-        f"{_SCOPES[saved.figure('target_scope')]}. {_share_words(saved)}".strip()
+        f"Layout `{report.layout}`; target: {card_tables.percent(report.target_reduction)} of "
+        f"{_SCOPES[report.target_scope]}. {_share_words(saved)}".strip()
     )
     lines += _round_lines(saved)
+    compensation = arguments["compensation"]
     repair = "recovered" if compensation == "none" and _is_recovered(saved) else compensation
     lines.append(_REPAIRS[repair].format(**arguments))
     lines.append(_recovery_line(saved))
@@ -108,23 +109,23 @@ def method_lines(saved: SavedFolder) -> list[str]:
 
 
 def _share_words(saved: SavedFolder) -> str:
-    samples = saved.figure("arguments").get("num_allocation_samples")
+    samples = saved.report.arguments.get("num_allocation_samples")
     on = f" ({samples} sequences)" if samples else ""
-    return _SHARES[saved.figure("layout")].get(_allocation(saved), "").format(on=on)
+    return _SHARES[saved.report.layout].get(_allocation(saved), "").format(on=on)
 
 
 def _allocation(saved: SavedFolder) -> str:
     """The allocation as it took effect; `auto` where the report leaves that open."""
-    allocation = saved.figure("arguments", "allocation")
-    if saved.figure("layout") != "uniform":
+    allocation = saved.report.arguments["allocation"]
+    if saved.report.layout != "uniform":
         return allocation
     # A uniform layout weighs kinds of unit against each other, and nothing else.
-    kinds = {key.rpartition(".")[2] for key in saved.figure("sizes")}
-    if len(kinds) < 2 or saved.figure("target_scope") == "flops":
+    kinds = {key.rpartition(".")[2] for key in saved.report.sizes}
+    if len(kinds) < 2 or saved.report.target_scope == "flops":
         return "proportional"
     if allocation != "auto":
         return allocation
-    if saved.report.get("calibration") is None:
+    if saved.report.calibration is None:
         return "proportional"
     return "loss_curves" if pipeline_tag(saved) == "text-generation" else "auto"  # there next tokens give a loss
 
@@ -160,11 +161,11 @@ def sources(name: str) -> list[str]:
 
 
 def _recovery_line(saved: SavedFolder) -> str:
-    if saved.report.get("recovery") is None:
+    if saved.report.recovery is None:
         return "No training after the cut."
-    how, metrics = saved.figure("arguments", "recovery"), saved.figure("recovery", "metrics")
+    how, metrics = saved.report.arguments["recovery"], saved.report.recovery["metrics"]
     line = f"One recovery stage: {_RECOVERIES.get(how, how)}"
-    training = saved.report["arguments"].get("training_args") or {}
+    training = saved.report.arguments.get("training_args") or {}
     judge = (training.get("metric_for_best_model") or "loss").removeprefix("eval_")  # by this it was kept or not
     if f"before_{judge}" in metrics and f"after_{judge}" in metrics:
         line += f"; held-out {judge} {metrics[f'before_{judge}']:.4g} before it, {metrics[f'after_{judge}']:.4g} after it"
@@ -173,7 +174,7 @@ def _recovery_line(saved: SavedFolder) -> str:
 
 
 def _is_recovered(saved: SavedFolder) -> bool:
-    return saved.report.get("recovery") is not None and saved.figure("recovery", "kept") == "recovered"
+    return saved.report.recovery is not None and saved.report.recovery["kept"] == "recovered"
 
 
 # ---- data and figures
@@ -185,15 +186,14 @@ def scores_read_data(saved: SavedFolder) -> bool:
     return criterion is None or criterion.needs_moments or criterion.needs_statistics
 
 
-def protocol_words(saved: SavedFolder, name: str) -> str | None:
-    """The protocol of "calibration" or "evaluation" as a phrase: source, sequences, tokens, draw; None if there was no data."""
-    protocol = saved.report.get(name)
+def protocol_words(protocol: dict[str, Any] | None) -> str | None:
+    """The protocol of calibration or evaluation data as a phrase: source, sequences, tokens, draw; None if there was none."""
     if protocol is None:
         return None
-    source, split = saved.figure(name, "source"), protocol.get("split")
+    source, split = protocol["source"], protocol.get("split")
     named = f" (split `{split}`)" if split and not source.endswith(f":{split}") else ""
     what = "pictures" if "input_shape" in protocol else "sequences"
-    words = f"`{source}`{named}, {saved.figure(name, 'num_sequences'):,} {what}"
+    words = f"`{source}`{named}, {protocol['num_sequences']:,} {what}"
     if protocol.get("max_seq_length"):
         words += f" of at most {protocol['max_seq_length']:,} tokens"
     if protocol.get("num_tokens"):
@@ -207,7 +207,7 @@ def protocol_words(saved: SavedFolder, name: str) -> str | None:
 
 def calibration_words(saved: SavedFolder) -> str:
     """The calibration data, and whether the scores come from it."""
-    protocol = protocol_words(saved, "calibration")
+    protocol = protocol_words(saved.report.calibration)
     if protocol is None:
         return "none; the criterion reads weights only"
     return protocol if scores_read_data(saved) else f"{protocol}; not read for the scores"
@@ -216,17 +216,18 @@ def calibration_words(saved: SavedFolder) -> str:
 def machine_words(saved: SavedFolder) -> str:
     """The machine of the run, as a phrase."""
     system, cpus, threads, accelerator = (
-        saved.figure("machine", name) for name in ("system", "cpus", "torch_threads", "accelerator")
+        saved.report.machine[name] for name in ("system", "cpus", "torch_threads", "accelerator")
     )
     return f"{system}, {cpus} processors ({threads} threads), {'no accelerator' if accelerator == 'none' else accelerator}"
 
 
 def cost_words(saved: SavedFolder) -> str | None:
     """Time and memory of the pruning run, as a sentence."""
-    if not saved.report.get("timings") or not saved.report.get("peak_memory"):
+    timings, peak = saved.report.timings, saved.report.peak_memory
+    if not timings or not peak:
         return None
-    seconds = sum(saved.figure("timings").values())
-    host, accelerator = (saved.figure("peak_memory", name) / 2**30 for name in ("host", "accelerator"))
+    seconds = sum(timings.values())
+    host, accelerator = (peak[name] / 2**30 for name in ("host", "accelerator"))
     there = f" and {accelerator:.1f} GiB on the accelerator" if accelerator else ""
     return f"The pruning run took {seconds:,.0f} s and at most {host:.1f} GiB of memory{there}."
 
@@ -270,10 +271,10 @@ def _processor(saved: SavedFolder) -> list[str]:
 
 def self_check_words(saved: SavedFolder) -> str:
     """What the reload in a fresh process showed."""
-    checks = saved.report.get("self_check")
+    checks = saved.report.self_check
     if not checks:
         return "The saved folder was not reloaded and compared (`self_check` was off)."
-    worst = max(saved.figure("self_check", road, "max_abs_diff") for road in checks)
+    worst = max(found["max_abs_diff"] for found in checks.values())
     return f"The saved folder was reloaded in a fresh process and its outputs compared: the largest difference was {worst:.3g}."
 
 
@@ -284,8 +285,8 @@ def limit_lines(saved: SavedFolder) -> list[str]:
         lines.append("Quality was not measured, neither before nor after pruning.")
     else:
         lines.append("Quality was measured on the data named above and nowhere else: other data and tasks were not measured.")
-    if saved.report.get("calibration") is not None:
-        source = saved.figure("calibration", "source")
+    if saved.report.calibration is not None:
+        source = saved.report.calibration["source"]
         if scores_read_data(saved):
             lines.append(f"The units were judged on `{source}`; what that data does not show may have lost more.")
         elif fitted := _fitted_words(saved):
@@ -298,7 +299,7 @@ def limit_lines(saved: SavedFolder) -> list[str]:
 
 def _fitted_words(saved: SavedFolder) -> str:
     """What but the scores the calibration data decided."""
-    repaired = saved.figure("arguments", "compensation") != "none"
+    repaired = saved.report.arguments["compensation"] != "none"
     if _allocation(saved) == "loss_curves":
         return "The widths and the repair were" if repaired else "The widths were"
     return "The repair was" if repaired else ""

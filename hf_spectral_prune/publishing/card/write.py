@@ -120,7 +120,7 @@ def build_card(
         ValueError: a figure is missing that every run has; names the figure, the file and the remedy.
     """
     existing = existing or ExistingCard()
-    facts = base_model or saved.report.get("base_model") or {}
+    facts = base_model or saved.report.base_model or {}
     data = _merged(existing.metadata, _metadata(saved, name, facts), _results(saved))
     base_id = next(iter(_listed(data.base_model)), None)
     card = ModelCard.from_template(
@@ -167,7 +167,7 @@ def write_card(folder: str | Path, name: str | None = None, base_model: str | No
 
 def _metadata(saved: SavedFolder, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     base = facts.get("hub_id")
-    dataset = _hub_dataset(saved.report.get("calibration"))
+    dataset = _hub_dataset(saved.report.calibration)
     return {
         "base_model": base,
         "base_model_relation": "finetune" if base else None,
@@ -189,7 +189,7 @@ def _hub_dataset(protocol: dict[str, Any] | None) -> str | None:
 
 def _results(saved: SavedFolder) -> list[EvalResult]:
     """Entries of `model-index`: every finite metric after and before pruning, with the protocol of its data."""
-    protocol = saved.report.get("evaluation") or {}
+    protocol = saved.report.evaluation or {}
     source = protocol.get("source") or "evaluation data of the run"
     dataset = _hub_dataset(protocol)
     task = words.pipeline_tag(saved) or "other"
@@ -254,9 +254,8 @@ def _is_ours(result: EvalResult) -> bool:
 def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
     kinds, width_rows = card_tables.width_table(saved)
     cria = words.is_cria(saved)
-    versions = saved.figure("versions")
     return {
-        "reduction": card_tables.percent(saved.figure("reduction")),
+        "reduction": card_tables.percent(saved.report.reduction),
         "units": " and ".join(kind.lower().replace("ffn", "FFN") for kind in card_tables.cut_kinds(saved)) or "none in the end",
         "size_rows": card_tables.size_rows(saved),
         "kinds": kinds,
@@ -266,7 +265,7 @@ def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
         "calibration": words.calibration_words(saved),
         "cost": words.cost_words(saved),
         "metric_rows": card_tables.metric_rows(saved),
-        "evaluation": words.protocol_words(saved, "evaluation") or "the evaluation data of the run",
+        "evaluation": words.protocol_words(saved.report.evaluation) or "the evaluation data of the run",
         "cria": cria,
         "network": words.network(saved),
         "architecture": words.architecture(saved),
@@ -276,9 +275,9 @@ def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
         "speed_rows": card_tables.speed_rows(saved),
         "machine": words.machine_words(saved),
         "limits": words.limit_lines(saved),
-        "versions": ", ".join(f"{library} {version}" for library, version in versions.items()),
+        "versions": ", ".join(f"{library} {version}" for library, version in saved.report.versions.items()),
         "criterion": saved.plan.criterion,
-        "sources": saved.report.get("sources") or words.sources(saved.plan.criterion),
+        "sources": saved.report.sources or words.sources(saved.plan.criterion),
     }
 
 

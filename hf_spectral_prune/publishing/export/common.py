@@ -41,7 +41,7 @@ def read_config(folder: str | Path) -> Any:
     if (path / REPORT).is_file():
         saved = read_folder(path)
         # A run without a self-check has nothing to compare with; the shapes are checked all the same.
-        if saved.report.get("self_check") and saved.report.get("files"):
+        if saved.report.self_check and saved.report.files:
             check_fit_to_publish(saved)
     try:
         config = AutoConfig.from_pretrained(path)

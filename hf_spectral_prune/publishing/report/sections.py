@@ -61,7 +61,7 @@ def comparison_rows(saved: SavedFolder) -> list[tuple[str, str, str, str]]:
 def before_and_after(saved: SavedFolder) -> Section:
     """The table of all pairs of figures."""
     text = []
-    evaluation = words.protocol_words(saved, "evaluation")
+    evaluation = words.protocol_words(saved.report.evaluation)
     if not card_tables.metrics(saved):
         text.append("Quality was not measured in this run: there was no held-out data.")
     elif evaluation:
@@ -77,7 +77,7 @@ def before_and_after(saved: SavedFolder) -> Section:
 
 def widths(saved: SavedFolder) -> Section:
     """Units of every layer before and after."""
-    sizes: Mapping[str, Sequence[int]] = saved.figure("sizes")
+    sizes = saved.report.sizes
     kinds, tables, spans = {}, [], []
     for kind, keys in _by_kind(sizes).items():
         name = card_tables.kind_name(saved, kind)
@@ -215,13 +215,13 @@ def spectra(saved: SavedFolder, rounds: Sequence[RoundScores]) -> Section:
 def rounds(saved: SavedFolder) -> Section:
     """Size and, where measured, held-out loss after every round."""
     log = saved.state.get("log_history") or []
-    before = saved.figure("parameters_before")
+    before = saved.report.parameters_before
     sizes = {0: before} | {entry["step"]: entry["parameters"] for entry in log if "parameters" in entry}
     if len(sizes) < 2:
         return _missing("rounds", "Rounds", "Nothing was logged of its rounds.")
     last = max(sizes)
     after, masked = _losses(saved, log, last)
-    start, end = ((saved.report.get(f"metrics_{side}") or {}).get(f"{side}_loss") for side in ("before", "after"))
+    start, end = saved.report.metrics_before.get("before_loss"), saved.report.metrics_after.get("after_loss")
     if start is not None:
         after = {0: start, **after}
     final = {} if end is None else {last: end}
@@ -241,7 +241,7 @@ def rounds(saved: SavedFolder) -> Section:
         text.append("The held-out loss was not measured in this run.")
     elif last > 1 and len(after) < 2 and not masked:
         text.append("The held-out loss was measured before and after the run only; `eval_strategy=steps` measures every round.")
-    if saved.report.get("recovery"):
+    if saved.report.recovery:
         text.append("The loss at the end is that after the recovery.")
     table = Table(head, rows)
     if last == 1:
@@ -259,7 +259,7 @@ def _losses(saved: SavedFolder, log: Sequence[Mapping[str, Any]], last: int) -> 
     for entry in log:
         if "eval_loss" in entry:
             logged.setdefault(entry["step"], []).append(entry["eval_loss"])
-    arguments = saved.report.get("arguments") or {}
+    arguments = saved.report.arguments
     masked = {}
     if arguments.get("stop_metric"):
         # A stopping rule tries the next round last of all, when the step is still that of the round before.
@@ -274,7 +274,7 @@ def _losses(saved: SavedFolder, log: Sequence[Mapping[str, Any]], last: int) -> 
 
 def recovery(saved: SavedFolder) -> Section:
     """The loss of the one fine-tuning stage over its steps."""
-    title, found = "Recovery", saved.report.get("recovery")
+    title, found = "Recovery", saved.report.recovery
     if not found:
         return _missing("recovery", title, "There was no training after the cut.")
     metrics, log = found["metrics"], found.get("log_history") or []
@@ -285,7 +285,7 @@ def recovery(saved: SavedFolder) -> Section:
     held_out = ({} if before is None else {0: before}) | held_out | ({} if after is None else {last: after})
     kept = "The recovered weights were kept." if found["kept"] == "recovered" else "They were no better and were not kept."
     text = [
-        f"One stage (`{saved.figure('arguments', 'recovery')}`) of {last:,} steps. Held-out loss {number(before)} before it, "
+        f"One stage (`{saved.report.arguments['recovery']}`) of {last:,} steps. Held-out loss {number(before)} before it, "
         f"{number(after)} after it. {kept}",
         *found.get("notes", []),
     ]
@@ -310,11 +310,9 @@ def recovery(saved: SavedFolder) -> Section:
 def cost(saved: SavedFolder) -> Section:
     """Where time and memory went."""
     title = "Time and memory"
-    timings: Mapping[str, float] = saved.report.get("timings") or {}
-    peak = saved.report.get("peak_memory") or {}
+    timings, peak, growth = saved.report.timings, saved.report.peak_memory or {}, saved.report.peak_memory_growth or {}
     if not timings:
         return _missing("cost", title, "The report has no timings.")
-    growth: Mapping[str, Mapping[str, int]] = saved.report.get("peak_memory_growth") or {}
     total = sum(timings.values())
     panels = {"Seconds": {_station(name): seconds for name, seconds in timings.items()}}
     places = {"host": "Peak memory, MiB", "accelerator": "Accelerator, MiB"}
@@ -351,9 +349,10 @@ def _station(name: str) -> str:
 
 def settings(saved: SavedFolder) -> Section:
     """Method, data, machine, arguments and versions."""
-    data = [(name, words.protocol_words(saved, name) or "none") for name in ("calibration", "evaluation")]
-    arguments = [(f"`{name}`", json.dumps(value, ensure_ascii=False)) for name, value in saved.figure("arguments").items()]
-    versions = [(name, str(version)) for name, version in saved.figure("versions").items()]
+    protocols = {"calibration": saved.report.calibration, "evaluation": saved.report.evaluation}
+    data = [(name, words.protocol_words(protocol) or "none") for name, protocol in protocols.items()]
+    arguments = [(f"`{name}`", json.dumps(value, ensure_ascii=False)) for name, value in saved.report.arguments.items()]
+    versions = [(name, str(version)) for name, version in saved.report.versions.items()]
     return Section(
         "settings",
         "Arguments and versions",

@@ -75,9 +75,9 @@ def build_report(saved: SavedFolder, scores: Sequence[RoundScores]) -> Page:
     """
     from . import sections
 
-    base = (saved.report.get("base_model") or {}).get("name") or words.architecture(saved)
-    reduction = card_tables.percent(saved.figure("reduction")).replace(" ", "\u00a0")
-    layout = saved.figure("layout").replace("_", " ")
+    base = (saved.report.base_model or {}).get("name") or words.architecture(saved)
+    reduction = card_tables.percent(saved.report.reduction).replace(" ", "\u00a0")
+    layout = saved.report.layout.replace("_", " ")
     return Page(
         title=f"{base}, pruned by {reduction}",
         lead=f"A `{words.architecture(saved)}` with a {layout} layout, cut by the criterion `{saved.plan.criterion}`.",

@@ -193,12 +193,8 @@ class DetrimentalNeuronPruner:
         }
         if before is not None and after is not None:
             metrics |= {"before_accuracy": before.accuracy, "after_accuracy": after.accuracy}
-        figures = {
-            **report(found, plan, metrics, before, after, self.args),
-            "calibration": self.protocol.get("adaptation"),
-            "evaluation": self.protocol.get("held_out"),
-            **circumstances(self.costs, self.base_model),
-        }
+        happened = circumstances(self.costs, self.base_model)
+        figures = report(found, plan, num_parameters(self.model), before, after, self.protocol, self.args, happened)
         for note in plan.notes:
             logger.warning(note)
         self.output = PruningOutput(self.model, plan, metrics, figures)

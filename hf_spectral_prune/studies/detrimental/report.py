@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...publishing.pruning_report import PruningReport
+from ...saving.output import Circumstances
 from ...surgery.plan import PruningPlan
 from .arguments import DetrimentalArguments
 from .attribution import Attribution
@@ -104,20 +106,31 @@ def _held_out_line(held_out: Mapping[str, Any]) -> str:
 def report(
     found: Findings,
     plan: PruningPlan,
-    metrics: Mapping[str, float],
+    parameters: int,
     before: Outcome | None,
     after: Outcome | None,
+    protocol: Mapping[str, dict[str, Any]],
     args: DetrimentalArguments,
-) -> dict[str, Any]:
-    """Everything of `pruning_report.json` that follows from the findings, under the names that other runs use."""
+    circumstances: Circumstances,
+) -> PruningReport:
+    """The report of a run.
+
+    Args:
+        parameters: of the pruned model.
+        protocol: what the "adaptation" and the "held_out" examples are.
+    """
     held_out = held_out_figures(before, after)
-    return {
-        **metrics,
-        "layout": plan.layout,
-        "sizes": {key: [size, len(plan.kept[key])] for key, size in plan.sizes.items()},
-        "metrics_before": {} if before is None else {"before_accuracy": before.accuracy},
-        "metrics_after": {} if after is None else {"after_accuracy": after.accuracy},
-        "detrimental": {
+    return PruningReport(
+        parameters_before=plan.parameters_before,
+        parameters_after=parameters,
+        reduction=plan.reduction,
+        layout=plan.layout,
+        sizes={key: [size, len(plan.kept[key])] for key, size in plan.sizes.items()},
+        metrics_before={} if before is None else {"before_accuracy": before.accuracy},
+        metrics_after={} if after is None else {"after_accuracy": after.accuracy},
+        calibration=protocol.get("adaptation"),
+        evaluation=protocol.get("held_out"),
+        detrimental={
             "layer": found.best.layer,
             "share": found.best.share,
             "removed": found.best.removed,
@@ -133,22 +146,23 @@ def report(
             },
             "grid": [asdict(point) for point in found.points],
         },
-        "recovery": None,
-        "method": method_lines(found, held_out),
-        "sources": [SOURCE],
-        "notes": list(plan.notes),
-        "arguments": args.to_dict(),
-    }
+        method=method_lines(found, held_out),
+        sources=[SOURCE],
+        notes=list(plan.notes),
+        arguments=args.to_dict(),
+        **circumstances,
+    )
 
 
-def summary(report: Mapping[str, Any]) -> str:
+def summary(report: PruningReport) -> str:
     """The report's figures in a few lines."""
-    found, adaptation = report["detrimental"], report["detrimental"]["adaptation"]
+    assert report.detrimental is not None
+    found, adaptation = report.detrimental, report.detrimental["adaptation"]
     lines = []
     if found["layer"] is not None:
         lines.append(
             f"Removed {found['removed']:,} neurons ({found['share']:.0%}) of layer {found['layer']}: "
-            f"{report['parameters_before']:,} -> {report['parameters_after']:,} parameters"
+            f"{report.parameters_before:,} -> {report.parameters_after:,} parameters"
         )
     lines.append(
         f"Accuracy on the {adaptation['num_examples']} adaptation examples: {adaptation['before']['accuracy']:.3f} -> "
@@ -156,4 +170,4 @@ def summary(report: Mapping[str, Any]) -> str:
     )
     if found["held_out"] is not None:
         lines.append(_held_out_line(found["held_out"]))
-    return "\n".join([*lines, *report["notes"]])
+    return "\n".join([*lines, *report.notes])

@@ -306,7 +306,7 @@ def broken(folder: Path, file: str, text: str | None) -> None:
     [
         ("pruning_report.json", None, "has no `pruning_report.json`"),
         ("pruning_report.json", "{", "is not JSON"),
-        ("pruning_report.json", "{}", "no figure `reduction`"),
+        ("pruning_report.json", "{}", "no figure `parameters_before`"),
         ("pruning_plan.json", "[]", "not a pruning plan"),
         ("pruning_scores.json", "[1, 2]", "no scores of a pruning run"),
         ("pruning_scores.json", '{"format_version": 9, "rounds": []}', "have format 9"),

@@ -285,7 +285,7 @@ def test_the_command_goes_from_a_file_to_a_folder(folder, capsys):
     assert "Removed 4 neurons (17%) of layer 1" in out and "McNemar p =" in out
     report = json.loads((folder / "out" / "pruning_report.json").read_text())
     assert report["calibration"]["num_sequences"] == 12 and report["evaluation"]["num_sequences"] == 48
-    assert report["after_accuracy"] == 1.0 and report["detrimental"]["held_out"]["before"]["accuracy"] == 0.5
+    assert report["metrics_after"]["after_accuracy"] == 1.0 and report["detrimental"]["held_out"]["before"]["accuracy"] == 0.5
 
 
 def test_the_command_reads_recipes_and_a_held_out_file_without_its_adaptation_examples(folder, capsys):

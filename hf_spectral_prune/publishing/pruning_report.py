@@ -1,0 +1,128 @@
+"""PruningReport: every figure of a run, as `pruning_report.json` holds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+# Written even where there is nothing to say; what else is None is left out.
+_ALWAYS = ("recovery", "calibration", "evaluation", "self_check")
+# What SpectralPruner says of its method; a run with a `method` of its own has other options.
+_OPTIONS = ("target_reduction", "target_scope", "arguments.allocation", "arguments.compensation", "arguments.recovery")
+# What an entry holds wherever it is there.
+_WITHIN = {
+    "recovery": ("kept", "metrics"),
+    "calibration": ("source", "num_sequences"),
+    "evaluation": ("source", "num_sequences"),
+    "peak_memory": ("host", "accelerator"),
+    "machine": ("system", "cpus", "torch_threads", "accelerator"),
+    "macs": ("before", "after"),
+    "latency": tuple(f"{side}.{what}_tokens_per_second" for side in ("before", "after") for what in ("prefill", "decode")),
+}
+
+
+@dataclass(kw_only=True)
+class PruningReport:
+    """Every figure of a run, with its protocol.
+
+    Attributes:
+        target_reduction, target_scope: what was asked for; a run with a `method` of its own has none.
+        sizes: {group key: [units before, units after]}.
+        metrics_before, metrics_after: held-out figures `before_*` and `after_*`; empty where nothing was measured.
+        recovery: the training after the last round, see `RecoveryOutput.report`; None without one.
+        calibration, evaluation: protocols of the data, see `CalibrationData`; None without any.
+        arguments: all options, tokens masked.
+        timings: {station: seconds}.
+        peak_memory, peak_memory_growth: bytes by place, in all and by station.
+        base_model: see `base_model_facts`.
+        self_check: {way of loading: figures}, see `check_in_fresh_process`; None before the model is saved, and with the check
+            off.
+        method, sources: sentences of a pruner of another method than SpectralPruner's, and the papers it names.
+        detrimental: what the search for detrimental neurons found.
+        macs: of models that read images, see `macs_report`.
+        latency, size_on_disk_before: of the dense model too, see `paired_latency`; None where they were not measured.
+        files, size_on_disk: digests of the saved files, and bytes of the weights; None before the model is saved.
+    """
+
+    parameters_before: int
+    parameters_after: int
+    reduction: float
+    target_reduction: float | None = None
+    target_scope: str | None = None
+    layout: str
+    sizes: dict[str, list[int]]
+    metrics_before: dict[str, float] = field(default_factory=dict)
+    metrics_after: dict[str, float] = field(default_factory=dict)
+    recovery: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+    arguments: dict[str, Any]
+    timings: dict[str, float] = field(default_factory=dict)
+    peak_memory: dict[str, int] | None = None
+    peak_memory_growth: dict[str, dict[str, int]] | None = None
+    machine: dict[str, str | int]
+    base_model: dict[str, Any] | None = None
+    versions: dict[str, str]
+    self_check: dict[str, dict[str, Any]] | None = None
+    method: list[str] | None = None
+    sources: list[str] | None = None
+    detrimental: dict[str, Any] | None = None
+    macs: dict[str, Any] | None = None
+    latency: dict[str, dict[str, float]] | None = None
+    size_on_disk_before: int | None = None
+    files: dict[str, dict[str, Any]] | None = None
+    size_on_disk: int | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        """A figure by its name in the file, as `ModelOutput` of transformers gives its own."""
+        return getattr(self, name)
+
+    def to_json(self) -> str:
+        """JSON text, without the figures that the run does not have."""
+        entries = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        kept = {name: value for name, value in entries.items() if value is not None or name in _ALWAYS}
+        return json.dumps(kept, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, place: str = "The report") -> PruningReport:
+        """Reads what `to_json` wrote, in this version or an earlier one; names that it does not know are left out.
+
+        Args:
+            place: what errors call it.
+
+        Raises:
+            ValueError: it is no JSON object, or lacks a figure that every run has (says which).
+        """
+        try:
+            entries = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{place} is not JSON ({error}). Prune and save the model again.") from None
+        if not isinstance(entries, dict):
+            raise ValueError(f"{place} does not hold a JSON object. Prune and save the model again.")
+        for path in _needed(entries):
+            if not _has(entries, path):
+                raise ValueError(
+                    f"{place} has no figure `{path}`. Take the report that the run wrote, or prune and save the model again."
+                )
+        return cls(**{entry.name: entries[entry.name] for entry in fields(cls) if entries.get(entry.name) is not None})
+
+
+def _needed(entries: dict[str, Any]) -> Iterator[str]:
+    """Dotted names of the figures that a report with these entries has."""
+    yield from (entry.name for entry in fields(PruningReport) if entry.default is entry.default_factory is MISSING)
+    if entries.get("method") is None:
+        yield from _OPTIONS
+    for name, within in _WITHIN.items():
+        if entries.get(name) is not None:
+            yield from (f"{name}.{path}" for path in within)
+    for road in entries.get("self_check") or {}:
+        yield f"self_check.{road}.max_abs_diff"
+
+
+def _has(value: Any, path: str) -> bool:
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value is not None
