@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_type_hints
+
+# A round scores and cuts: more than this is a slip of the finger, and would fill the memory before the first.
+_MOST_ROUNDS = 10_000
+_LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
 def _masked(values: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +172,6 @@ class SpectralPruningArguments:
             setattr(self, name, _read_json(name, getattr(self, name)))
         self._check_range("target_reduction", 0, 1, open_ends=True)
         for name in (
-            "num_rounds",
             "recalibrate_every",
             "round_to",
             "min_ffn_units",
@@ -180,8 +184,12 @@ class SpectralPruningArguments:
             self._check_range(name, 1)
         if self.num_allocation_samples is not None:
             self._check_range("num_allocation_samples", 1)
+        self._check_range("num_rounds", 1, _MOST_ROUNDS)
+        self._check_range("seed", 0, _LARGEST_SEED)
         for name in ("ridge", "stop_drop"):
-            self._check_range(name, 0)
+            self._check_finite(name, 0)
+        if self.max_moment_gib is not None:
+            self._check_finite("max_moment_gib", None)
         for name in ("target_scope", "layout", "allocation", "compensation", "stock_class", "recovery"):
             self._check_choice(name)
         for name in ("logging_strategy", "eval_strategy", "save_strategy"):
@@ -212,8 +220,16 @@ class SpectralPruningArguments:
         value = getattr(self, name)
         inside = low < value < high if open_ends else low <= value <= high
         if not inside:
-            words = f"between {low} and {high}, both excluded" if open_ends else f"at least {low}"
-            raise ValueError(f"`{name}` is {value}; it must be {words}.")
+            words = f"between {low} and {high:,}" if math.isfinite(high) else f"at least {low}"
+            raise ValueError(f"`{name}` is {value}; it must be {words}{', both excluded' if open_ends else ''}.")
+
+    def _check_finite(self, name: str, least: float | None) -> None:
+        """A finite number of at least `least`, or above 0 where that is None."""
+        value = getattr(self, name)
+        if not math.isfinite(value) or (value <= 0 if least is None else value < least):
+            raise ValueError(
+                f"`{name}` is {value}; it must be a finite number {'above 0' if least is None else f'of at least {least}'}."
+            )
 
     def _check_choice(self, name: str, hint: str = "") -> None:
         allowed, given = get_type_hints(type(self))[name].__args__, getattr(self, name)

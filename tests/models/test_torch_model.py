@@ -15,6 +15,7 @@ from networks import NETWORKS, Grouped, Mlp, Residual, Sized, Vgg, input_batch, 
 from pictures import randomise
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.evaluation.figures import num_parameters
@@ -318,3 +319,52 @@ def test_reading_a_folder_never_unpickles(tmp_path):
     torch.save(Residual().state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError):
         cria_class(Residual).from_pretrained(tmp_path)
+
+
+class Behind(nn.Module):
+    """Channels of `one` and `two` go through an operation before `three` reads them."""
+
+    def __init__(self, operation: nn.Module, read: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
+        self.operation = operation
+        self.three, self.last = nn.Conv2d(read, 12, 3, padding=1), nn.Linear(12, 4)
+
+    def forward(self, maps):
+        maps = self.operation(torch.relu(self.two(torch.relu(self.one(maps)))))
+        return self.last(torch.relu(self.three(maps)).mean(dim=(2, 3)))
+
+
+class Recurrent(nn.Module):
+    """The last channels are read by a GRU, column by column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.gru, self.last = nn.GRU(16, 24, batch_first=True), nn.Linear(24, 4)
+
+    def forward(self, maps):
+        columns = torch.relu(self.two(torch.relu(self.one(maps)))).mean(2).transpose(1, 2)
+        return self.last(self.gru(columns)[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("network", "followed"),
+    [(Behind(nn.GLU(1), 16), {"one", "three"}), (Behind(nn.PixelShuffle(2), 8), {"one", "three"}), (Recurrent(), {"one"})],
+    ids=["glu", "pixel_shuffle", "gru"],
+)
+def test_layers_that_tracing_does_not_know_stay_whole_and_the_others_are_pruned(network, followed):
+    batch = {"pixel_values": torch.randn(4, 3, 16, 16)}
+    pruner = pruner_of(network.eval(), [batch], criterion="energy", units=["channels"], target_scope="prunable")
+    assert {group.name for group in unit_groups(pruner.model, ["channels"])} == followed
+    before = num_parameters(pruner.model)
+    plan = pruner.prune().plan
+    assert num_parameters(pruner.model) == plan.parameters_after < before
+    assert network(batch["pixel_values"]).shape == (4, 4)
+
+
+@pytest.mark.parametrize("wrap_in", [nn.utils.weight_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.3)])
+def test_weights_that_are_computed_at_every_pass_are_refused(wrap_in):
+    network = Behind(nn.Identity(), 32)
+    wrap_in(network.one)
+    refused(lambda: pruner_of(network.eval(), [input_batch("vgg")]), "`one.weight` is computed", "remove")

@@ -8,7 +8,7 @@ tried on a copy of the network before it is offered; one that fails stays whole.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..cria.channels import CONVOLUTIONS, MATRICES, VECTORS, narrow, widths_of
 from .base import Slice, UnitGroup, network_of
+from .forward import last_differentiable, run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,7 @@ _HARMLESS = (
     *("relu", "hardtanh", "sigmoid", "silu", "gelu", "tanh", "elu", "leakyrelu", "softmax", "hardswish", "hardsigmoid"),
     *("view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "cat", "adaptive", "avgpool", "maxpool"),
 )
+_ROOTS = (*MATRICES, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # layers that make channels
 _MEMO = "_cria_channel_groups"
 
 
@@ -62,6 +64,7 @@ def traced_groups(model: PreTrainedModel) -> list[UnitGroup]:
     known = model.__dict__.get(_MEMO)
     if known is not None and known[0] == signature:
         return list(known[1])
+    _check_plain_weights(network)
     # A copy, because tracing needs gradients and float32, and trying a cut destroys what it is tried on.
     with torch.inference_mode(False), torch.enable_grad():
         traced = copy.deepcopy(network).to("cpu", torch.float32).eval().requires_grad_(True)
@@ -100,8 +103,9 @@ def _candidates(network: nn.Module, example: Tensor) -> tuple[list[_Candidate], 
     graph = _dependency_graph(network, example)
     paths = {module: name for name, module in network.named_modules()}
     order = {name: index for index, name in enumerate(paths.values())}
-    found, faults = [], []
-    for group in graph.get_all_groups():
+    found: list[_Candidate] = []
+    faults: list[str] = []
+    for group in _groups(graph, paths, faults):
         items = [(item.dep, list(item.idxs), list(item.root_idxs)) for item in group]
         try:
             candidate = _candidate(items, paths, order, graph)
@@ -111,6 +115,36 @@ def _candidates(network: nn.Module, example: Tensor) -> tuple[list[_Candidate], 
         if candidate is not None:
             found.append(candidate)
     return sorted(found, key=lambda candidate: order[candidate.name]), faults
+
+
+def _groups(graph: Any, paths: Mapping[nn.Module, str], faults: list[str]) -> Iterator[Any]:
+    """What `get_all_groups` of torch-pruning yields, but a layer whose channels it cannot follow does not end the others."""
+    ignored = set(graph.IGNORED_LAYERS_IN_TRACING)
+    seen = set(ignored)
+    for layer in [module for module in graph.module2node if isinstance(module, _ROOTS)]:
+        pruner = graph.get_pruner_of_module(layer)
+        if layer in seen or pruner is None or pruner.get_out_channels(layer) is None:
+            continue
+        try:
+            group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(pruner.get_out_channels(layer))))
+        except Exception as error:  # behind an operation that it does not know, its indices may lie anywhere
+            faults.append(f"the channels of `{paths[layer]}` cannot be followed through the network ({type(error).__name__})")
+            continue
+        makers = {dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)}
+        seen |= makers
+        if not makers & ignored:
+            yield group
+
+
+def _check_plain_weights(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise ValueError(
+                    f"`{name}.{key}` is computed from other tensors at every pass, as `torch.nn.utils` leaves it (`weight_norm`, "
+                    "`spectral_norm`, `prune`), so it cannot be cut. Make it plain first: `torch.nn.utils.remove_weight_norm"
+                    "(module)`, `remove_spectral_norm(module)` or `prune.remove(module, name)`."
+                )
 
 
 def _dependency_graph(network: nn.Module, example: Tensor) -> Any:
@@ -126,68 +160,11 @@ def _dependency_graph(network: nn.Module, example: Tensor) -> Any:
         if not found or not all(value.requires_grad for value in found):
             raise ValueError(
                 f"`{type(network).__name__}` cannot be traced: its output does not depend on its weights by differentiable "
-                f"operations{_last_differentiable(network, example)}. Remove `detach`, `no_grad`, rounding and the like."
+                f"operations{last_differentiable(network, example)}. Remove `detach`, `no_grad`, rounding and the like."
             )
         return found
 
     return torch_pruning.DependencyGraph().build_dependency(network, example, forward_fn=outputs, verbose=False)
-
-
-def run(network: nn.Module, example: Tensor) -> list[Tensor]:
-    """Output tensors of a network.
-
-    Raises:
-        ValueError: the forward pass fails; names the innermost module and the cause.
-    """
-    running: list[str] = []
-
-    def left(_module: nn.Module, _args: Any, _output: Any) -> None:
-        running.pop()
-
-    handles = []
-    for name, module in network.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda _module, _args, name=name: running.append(name)))
-        handles.append(module.register_forward_hook(left))
-    try:
-        output = network(example)
-    except Exception as error:  # whatever the network's own code raises
-        where = f"in `{running[-1]}`" if running and running[-1] else "in its forward"
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"`{type(network).__name__}` fails on an input of shape {tuple(example.shape)} {where}: {cause}"
-        ) from None
-    finally:
-        for handle in handles:
-            handle.remove()
-    return _tensors(output)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    values = output if isinstance(output, (list, tuple)) else []
-    return [tensor for value in values for tensor in _tensors(value)]
-
-
-def _last_differentiable(network: nn.Module, example: Tensor) -> str:
-    last: list[str] = []
-
-    def note(name: str, output: Any) -> None:
-        if any(value.requires_grad for value in _tensors(output)):
-            last.append(name)
-
-    modules = [(name, module) for name, module in network.named_modules() if name]
-    handles = [
-        module.register_forward_hook(lambda _module, _args, output, name=name: note(name, output)) for name, module in modules
-    ]
-    try:
-        network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return f" after `{last[-1]}`" if last else ""
 
 
 def _candidate(
@@ -274,10 +251,13 @@ def _units(
 def _slice(
     row: tuple[str, nn.Module, str, list[int], list[int]], channel_of: Mapping[int, int], units: Sequence[list[int]]
 ) -> Slice:
-    path, _, side, indices, roots = row
+    path, module, side, indices, roots = row
     of_channel: list[list[int]] = [[] for _ in channel_of]
     for index, root in zip(indices, roots, strict=True):
         of_channel[channel_of[root]].append(index)
+    module_width = widths_of(module)["out" if side == "output" else "in"]
+    if max(indices) >= module_width:  # as behind GLU or PixelShuffle, which make fewer channels of many
+        raise ValueError(f"the channels that `{path}` takes are not those of the layers before it, one for one")
     if len({len(entries) for entries in of_channel}) != 1:
         raise ValueError(f"`{path}` takes different numbers of entries from the channels of one layer")
     rows = [[index for channel in channels for index in sorted(of_channel[channel])] for channels in units]
@@ -353,7 +333,7 @@ def _fault(network: nn.Module, example: Tensor, candidates: Sequence[_Candidate]
         for path, (outputs, inputs) in kept_entries(network, [(c.slices, removed[c.name]) for c in candidates]).items():
             narrow(cut.get_submodule(path), outputs, inputs)
         expected, found = run(masked, example), run(cut, example)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, IndexError) as error:
         return str(error)
     for one, two in zip(expected, found, strict=True):
         if one.shape != two.shape:
