@@ -85,11 +85,12 @@ class SpectralPruningArguments:
     criterion_args: dict[str, Any] | str | None = _field(
         None, "Options of the criterion as JSON, e.g. '{\"num_neighbors\": 30}'."
     )
-    allocation: Literal["auto", "proportional", "scores", "loss_curves"] = _field(
+    allocation: Literal["auto", "proportional", "scores", "loss_curves", "fisher"] = _field(
         "auto",
         "How much goes from which group: equal shares; by ranking scores over all groups (scores must compare across layers, as "
-        "loss-aware ones do); or by measured loss (`per_layer`: of cutting each group alone, `uniform`: of cutting a kind in all "
-        "layers). `auto`: measured loss; for `uniform` equal shares where the calibration data give no loss.",
+        "loss-aware ones do); by ranking the units' Fisher information over all groups, whatever the criterion; or by measured "
+        "loss (`per_layer`: of cutting each group alone, `uniform`: of cutting a kind in all layers). `auto`: measured loss; for "
+        "`uniform` equal shares where the calibration data give no loss.",
     )
     num_allocation_samples: int | None = _field(
         None,

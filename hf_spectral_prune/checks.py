@@ -54,15 +54,16 @@ def check_data(
     model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion, calibration: CalibrationData | None
 ) -> None:
     """Tells of missing calibration data, and of missing targets where a loss is needed, before any work."""
+    measured = args.allocation in ("loss_curves", "fisher")
     needs = {
         f"the criterion `{args.criterion}`": criterion.needs_data,
         f"`compensation` `{args.compensation}`": args.compensation != "none",
-        '`allocation="loss_curves"`': args.allocation == "loss_curves",
+        f'`allocation="{args.allocation}"`': measured,
     }
     for what, needed in needs.items():
         if needed and calibration is None:
             raise ValueError(f"There is no calibration data, and {what} needs it. Pass `calibration_dataset`.")
-    if calibration is not None and (criterion.needs_loss or args.allocation == "loss_curves"):
+    if calibration is not None and (criterion.needs_loss or measured):
         for batch in calibration.batches:
             check_targets(model, batch, ', or use `allocation="scores"` and a criterion with `signals="activations"`')
 

@@ -17,7 +17,7 @@ from .evaluation.figures import num_parameters
 from .models.families import UnitGroup, family_of, unit_groups
 from .models.losses import Batch, has_targets, num_targets, single_sequences
 from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
-from .planning.damage import loss_curves, score_damage
+from .planning.damage import fisher_damage, loss_curves, score_damage
 from .planning.targets import Target, set_target
 from .surgery import add_consumer_biases, apply_plan, fingerprint, stock_accepts_heads
 from .surgery.plan import PruningPlan
@@ -25,6 +25,9 @@ from .utils.environment import library_versions
 
 # Loss curves are measured on as many rows as have this many targets (four blocks of 512 tokens), and on no more rows than that.
 _ALLOCATION_TARGETS, _MOST_ALLOCATION_SAMPLES = 2000, 256
+
+# Information says what a little change costs, not what emptying a layer does: each keeps this much of the mean share that stays.
+_LEAST_SHARE = 0.4
 
 
 @dataclass
@@ -161,6 +164,8 @@ def _measure_damage(
     if args.allocation == "proportional" or (args.allocation == "auto" and not _can_measure(model, args, groups, calibration)):
         return None
     assert calibration is not None
+    if args.allocation == "fisher":
+        return fisher_damage(model, groups, calibration.batches, progress=not args.disable_tqdm)
     batches = _first_sequences(model, calibration, args.num_allocation_samples)
     # A sequential repair is measured as one of each layer alone: how it will fare hangs on all the cuts before.
     repairs = args.compensation in ("least_squares", "sequential")
@@ -186,7 +191,11 @@ def _allocate(model: PreTrainedModel, args: SpectralPruningArguments, run: Run) 
     target, damage = run.target, run.damage
     if args.layout == "per_layer":
         assert damage is not None
-        sizes = per_layer_sizes(target.groups, target.now, target.goal, run.limits, damage, target.count)
+        limits = run.limits
+        if args.allocation == "fisher":
+            share = (target.now - target.goal) / sum(group.size * group.parameters_per_unit for group in target.groups)
+            limits = replace(limits, least_share=_LEAST_SHARE * max(0, 1 - share))
+        sizes = per_layer_sizes(target.groups, target.now, target.goal, limits, damage, target.count)
     elif target.count is not None:
         sizes = share_sizes(target.groups, target.now, target.goal, run.limits, target.count)
     else:

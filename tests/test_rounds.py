@@ -11,9 +11,10 @@ from conftest import encoder_batch, random_batch, tiny_encoder, tiny_model
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.data.texts import CalibrationData
-from hf_spectral_prune.models.families import unit_groups
-from hf_spectral_prune.models.losses import num_rows
-from hf_spectral_prune.planning.damage import SuffixLoss, loss_curves
+from hf_spectral_prune.models.families import consumers, unit_groups
+from hf_spectral_prune.models.losses import loss_of, num_rows
+from hf_spectral_prune.planning import Limits
+from hf_spectral_prune.planning.damage import SuffixLoss, fisher_damage, loss_curves
 from hf_spectral_prune.rounds import _first_sequences
 from hf_spectral_prune.surgery.cut import repairs
 from hf_spectral_prune.surgery.narrow import cut_group
@@ -102,3 +103,33 @@ def test_without_a_loss_kinds_give_up_equal_shares(task):
     batches = [{name: value for name, value in encoder_batch(model, seed=seed).items() if name != "labels"} for seed in (0, 1)]
     kept = prune(copy.deepcopy(model), batches).plan.kept
     assert kept == prune(model, batches, allocation="proportional").plan.kept
+
+
+@pytest.mark.parametrize("kind", ["ffn", "heads"])
+def test_fisher_damage_is_the_squared_gradient_of_switching_a_whole_unit(kind):
+    model, batch = tiny_model(), random_batch(rows=1, length=10)
+    group = next(group for group in unit_groups(model) if group.kind == kind and group.layer == 1)
+    gates = torch.ones(1, 10, group.size, requires_grad=True)  # one for every unit and position
+    width = group.channels_per_unit
+    handle = consumers(model, group)[0].module.register_forward_pre_hook(
+        lambda _module, args: (args[0] * gates.repeat_interleave(width, dim=2),)
+    )
+    loss_of(model, batch).backward()
+    handle.remove()
+    information = gates.grad.double().square().mean(dim=(0, 1)) / 2
+    expected = torch.cat([torch.zeros(1, dtype=torch.float64), information.sort().values.cumsum(0)])
+    damage = fisher_damage(model, [group], [batch], progress=False)[group.key]
+    torch.testing.assert_close(damage, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_fisher_widths_do_not_hang_on_the_criterion_and_keep_a_floor(batches):
+    fields = {"allocation": "fisher", "layout": "per_layer", "target_reduction": 0.5}
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.zero_()  # of no information at all
+    found = [prune(copy.deepcopy(model), batches, criterion=name, **fields).plan.kept for name in ("spectral", "energy")]
+    widths = [{key: len(kept) for key, kept in plan.items()} for plan in found]
+    assert widths[0] == widths[1] and found[0] != found[1]
+    assert len(set(widths[0].values())) > 2
+    group = next(group for group in unit_groups(model) if group.key == "layers.1.ffn")
+    assert widths[0][group.key] == Limits(4, {"ffn": 4}, least_share=0.2).floor(group) == 8

@@ -117,7 +117,7 @@ def _needs_data(run: RunArguments, args: SpectralPruningArguments, model: PreTra
     return (
         make_criterion(args.criterion, args.criterion_options).needs_data
         or args.compensation != "none"
-        or args.allocation == "loss_curves"
+        or args.allocation in ("loss_curves", "fisher")
         or args.target_scope == "flops"
         or has_batch_norms(model)
         or (args.recovery != "none" and run.recovery_file is None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,11 +28,13 @@ class Limits:
         round_to: kept FFN widths and numbers of channels are multiples of this (a width that is left whole keeps its size).
         min_units: least number of units (of channels where a unit has several) a group keeps, by kind.
         loadable_heads: whether a stock config accepts this number of heads units in every layer.
+        least_share: least share of its units that a group keeps.
     """
 
     round_to: int = 8
     min_units: Mapping[str, int] | None = None
     loadable_heads: Callable[[int], bool] = lambda count: True
+    least_share: float = 0.0
 
     def step(self, group: UnitGroup) -> int:
         """Number of units that go at a time."""
@@ -44,6 +47,7 @@ class Limits:
         least = max(1, (self.min_units or {}).get(group.kind, 1))
         if group.kind == "channels":
             least = -(-least // group.channels_per_unit)
+        least = max(least, math.ceil(group.size * self.least_share))
         step = self.step(group)
         return min(group.size, -(-least // step) * step)
 

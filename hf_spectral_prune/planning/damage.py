@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
+from ..calibration.collect import stream_signals
+from ..criteria.passes.streams import all_reduce
 from ..models.families import UnitGroup, layers_of
 from ..models.losses import Batch, loss_of, moved_to, num_targets
 from ..models.suffix import starting_at
@@ -159,3 +161,32 @@ def score_damage(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key: torch.cat([torch.zeros(1, dtype=torch.float64), score.double().clamp(min=0).sort().values.cumsum(0)])
         for key, score in scores.items()
     }
+
+
+def fisher_damage(
+    model: PreTrainedModel, groups: Sequence[UnitGroup], batches: Sequence[Batch], *, progress: bool = True
+) -> dict[str, Tensor]:
+    """Damage curves from the Fisher information of the units, whatever the scores that will choose among them.
+
+    With `m_c(t) = h_c(t) dL/dh_c(t)` of a sequence's summed loss L, a unit's information is `E_t[(sum_c m_c(t))^2] / 2` over its
+    channels c: to second order what the loss of a position gains where the whole unit goes. It has one unit of measure in all
+    layers and for neurons and heads alike. One backward pass a sequence; state is a number a unit.
+
+    Returns:
+        {group key: (size + 1,)} the running sum, least informative first.
+    """
+    sums = {group.key: torch.zeros(group.size, dtype=torch.float64, device=model.device) for group in groups}
+    counts = {group.key: torch.zeros((), dtype=torch.float64, device=model.device) for group in groups}
+
+    def adder(group: UnitGroup) -> Callable[[Tensor], None]:
+        def add(products: Tensor) -> None:
+            by_unit = products.double().reshape(len(products), group.size, -1).sum(dim=2)
+            sums[group.key] += by_unit.square().sum(dim=0).to(model.device)
+            counts[group.key] += len(products)
+
+        return add
+
+    sinks = {group.key: adder(group) for group in groups}
+    stream_signals(model, groups, batches, sinks, signals="loss", progress=progress)
+    all_reduce([*sums.values(), *counts.values()])
+    return score_damage({key: (total / counts[key].clamp(min=1) / 2).cpu() for key, total in sums.items()})

@@ -28,6 +28,8 @@ _REPAIRS = {
     "bias": "Repair: the mean of what was removed was added to the consumers' biases.",
     "least_squares": "Repair: the consumers' remaining columns were refitted to the dense layers' outputs in closed form "
     "(least squares, ridge {ridge}).",
+    "sequential": "Repair: layer by layer, every consumer's remaining columns were refitted in closed form to the dense model's "
+    "residual stream, fed by the layers cut before.",
 }
 _SHARES = {
     "uniform": {
@@ -36,10 +38,12 @@ _SHARES = {
         "scores": "Every layer gave the same share of a kind of unit; what a kind gave follows its scores.",
         "loss_curves": "Every layer gave the same share of a kind of unit; what a kind gave follows the measured loss of cutting "
         "it in all layers{on}.",
+        "fisher": "Every layer gave the same share of a kind of unit; what a kind gave follows its units' Fisher information.",
     },
     "per_layer": {
         "scores": "Scores were ranked over all layers together.",
         "loss_curves": "The share of each layer follows the measured loss of cutting it alone{on}.",
+        "fisher": "The share of each layer follows the Fisher information of its units, ranked over all layers together.",
     },
 }
 _SCOPES = {
@@ -300,7 +304,7 @@ def limit_lines(saved: SavedFolder) -> list[str]:
 def _fitted_words(saved: SavedFolder) -> str:
     """What but the scores the calibration data decided."""
     repaired = saved.report.arguments["compensation"] != "none"
-    if _allocation(saved) == "loss_curves":
+    if _allocation(saved) in ("loss_curves", "fisher"):
         return "The widths and the repair were" if repaired else "The widths were"
     return "The repair was" if repaired else ""
 
