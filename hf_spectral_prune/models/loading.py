@@ -13,9 +13,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..arguments import ModelArguments
 from ..utils.environment import accelerator
-from .cria import AUTO_CLASSES
 from .families import family_of
 from .folder_files import check_files, read_config
+from .loading_report import check_loaded, quiet_report
+from .stored import auto_class, check_not_quantised, check_whole_model
 
 
 def choose_device(name: str) -> torch.device:
@@ -38,10 +39,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_model(run: ModelArguments) -> PreTrainedModel:
-    """The model with the task head its checkpoint has, dense (GGUF files are de-quantised).
+    """The model with the task head its checkpoint has, dense (GGUF files are de-quantised), and with no weight made up.
 
     Raises:
-        ValueError, FileNotFoundError, OSError: no model named, folder or file missing, or not a model.
+        ValueError, FileNotFoundError, OSError: no model named, folder or file missing, or not a model; an adapter, quantised
+            weights, or weights that are not those of the config.
     """
     name = model_name(run)
     options: dict[str, Any] = {"trust_remote_code": run.trust_remote_code, "dtype": run.dtype}
@@ -50,31 +52,35 @@ def load_model(run: ModelArguments) -> PreTrainedModel:
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         options["gguf_file"] = run.gguf_file
         options["dtype"] = "float32" if run.dtype == "auto" else run.dtype
+    # Weights that are missing or do not fit would be made up at random with no more than a warning.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     auto = _auto_class(run, name)
     try:
-        model: Any = auto.from_pretrained(name, **options)
+        with quiet_report():
+            model, info = auto.from_pretrained(name, **options)
     except (OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a class makes of values that it was not written for
         raise ValueError(
             f"`{name}` does not load: {_first_line(error)}. Take a `config.json` and weights that were saved together."
         ) from None
+    check_loaded(model, info, name)
     return without_quantisation_marks(model).to(choose_device(run.device)).eval()  # type: ignore[arg-type]
 
 
 def _auto_class(run: ModelArguments, name: str) -> Any:
     if run.gguf_file is not None:
         return transformers.AutoModelForCausalLM
+    check_whole_model(name)
     config = read_config(name, run.trust_remote_code)
+    check_not_quantised(config, name)
     text = config.get_text_config()
     if text is not config and _causal_class(config) == _causal_class(text) != "":
         # A model that sees pictures too, whose text model transformers loads alone.
         family_of(text)
         return transformers.AutoModelForCausalLM
     family_of(config)  # an unknown family is told before gigabytes are read
-    architecture = (config.architectures or [""])[0]
-    endings = (auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending))
-    return getattr(transformers, next(endings, "AutoModel"))
+    return auto_class(config, name)
 
 
 def _causal_class(config: Any) -> str:
@@ -114,6 +120,8 @@ def model_name(run: ModelArguments) -> str:
     looks_local = path.is_absolute() or name.startswith(".") or name.count("/") > 1
     if looks_local and not path.is_dir():
         raise FileNotFoundError(f"`model_name_or_path` `{name}` is not a folder.")
+    if path.is_dir() and run.gguf_file is None:
+        check_whole_model(name)
     if path.is_dir() and run.gguf_file is None and not (path / "config.json").is_file():
         raise FileNotFoundError(f"`{name}` has no `config.json`, so it is no model folder (for a GGUF file set `gguf_file`).")
     network = network_in(path) if path.is_dir() and run.gguf_file is None else None

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ..models.cria import auto_class_of
 from ..models.families import network_of
+from ..models.loading_report import is_pooler, named
 from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
 
@@ -81,14 +82,20 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, An
     results = json.loads(done.stdout.strip().splitlines()[-1])
     for road, result in results.items():
         _compare(road, result, model)
-    return {road: {name: value for name, value in result.items() if name != "sums"} for road, result in results.items()}
+    hidden = ("sums", "missing")
+    return {road: {name: value for name, value in result.items() if name not in hidden} for road, result in results.items()}
 
 
 def _compare(road: str, result: dict[str, Any], model: PreTrainedModel) -> None:
+    own = network_of(model).state_dict()
+    # The Auto class of an encoder has a pooler, also where the model was made without one.
+    missing = [name for name in result.get("missing", []) if name in own or not is_pooler(name)]
+    if missing:
+        raise RuntimeError(f"The saved folder lacks weights: {named(missing)} would be made up at random ({road}).")
     tolerance = result["allowed"] = _TOLERANCE.get(model.dtype, 1e-5) * max(1.0, result["max_abs"])
     if result["max_abs_diff"] <= tolerance:
         return
-    sums = {name: float(value.double().sum()) for name, value in network_of(model).state_dict().items()}
+    sums = {name: float(value.double().sum()) for name, value in own.items()}
     differing = [name for name, value in sums.items() if result["sums"].get(name) != value]
     what = f"the first weight that differs is `{differing[0]}`" if differing else "all weights are equal, so the config differs"
     raise RuntimeError(

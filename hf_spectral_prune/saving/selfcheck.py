@@ -21,13 +21,15 @@ from safetensors.torch import load_file
 def compare(folder: str, probe: dict, auto_name: str, attention: str, device: str, **options: object) -> dict:
     """Loads the folder with an Auto class and compares its first output with the expected one."""
     auto = getattr(transformers, auto_name)
-    model = auto.from_pretrained(folder, dtype="auto", attn_implementation=attention, **options).eval().to(device)
+    options |= {"dtype": "auto", "attn_implementation": attention, "output_loading_info": True}
+    model, info = auto.from_pretrained(folder, **options)
+    model.eval().to(device)
     for value in (*model.parameters(), *model.buffers()):
         value.data = value.data.clone()  # a mapped file is not aligned as fresh memory is, and may take another kernel
     inputs = {name: value.to(device) for name, value in probe.items() if name != "expected"}
     with torch.inference_mode():
         output = model(**inputs)[0].float().cpu()
-    return differences(model, output, probe)
+    return {**differences(model, output, probe), "missing": sorted(info["missing_keys"])}
 
 
 def compare_network(folder: str, probe: dict, name: str, device: str) -> dict:
@@ -41,7 +43,7 @@ def compare_network(folder: str, probe: dict, name: str, device: str) -> dict:
     shipped = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(shipped)
     inputs = probe["pixel_values"].to(device)
-    model = shipped.cria_class(network).from_pretrained(folder).eval().to(device, inputs.dtype)
+    model = shipped.cria_class(network).from_pretrained(folder, strict=True).eval().to(device, inputs.dtype)
     with torch.inference_mode():
         output = model(inputs)
     return differences(model, (output if isinstance(output, torch.Tensor) else output[0]).float().cpu(), probe)
