@@ -118,8 +118,10 @@ def _class_of_weights(config: Any, name: str, architecture: str) -> Any:
     if len(fitting) == 1:
         [ending] = [ending for ending in AUTO_CLASSES if fitting[0].__name__.endswith(ending)]
         return getattr(transformers, AUTO_CLASSES[ending])
-    says = f"`architectures` in its `config.json` names `{architecture}`, which transformers does not know" if architecture else (
-        "its `config.json` has no `architectures`"
+    says = (
+        f"`architectures` in its `config.json` names `{architecture}`, which transformers does not know"
+        if architecture
+        else ("its `config.json` has no `architectures`")
     )
     others = [weight for weight in stored if not weight.startswith(prefix)]
     what = f"the weights outside the base model are {named(others)}" if others else "the weights have no head"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING
 from transformers.integrations import is_fsdp_enabled
 
 from ...utils.words import did_you_mean
@@ -34,11 +35,12 @@ def family_of(config: PreTrainedConfig) -> Family:
             f"Model type `{config.model_type}` holds more than a text model, and only that one (`{text.model_type}`) can be "
             "pruned. Load it alone."
         )
-    hint = did_you_mean(str(config.model_type), known)
+    # A type that transformers knows is no misspelling of another.
+    hint = "" if config.model_type in CONFIG_MAPPING else did_you_mean(str(config.model_type), known)
     names = ", ".join(f"`{family.name}`" for family in FAMILIES)
     raise ValueError(
         f"Model type `{config.model_type}` is not a known family; known: {names}.{hint} "
-        "Add a table for it in hf_spectral_prune/architectures/ or choose another model."
+        "Add a table for it in hf_spectral_prune/models/families/ or choose another model."
     )
 
 

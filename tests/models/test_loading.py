@@ -1,0 +1,172 @@
+"""A model that is loaded by name has all the weights of its checkpoint, the head among them, or the load is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ENCODER_TASKS, FAMILIES, FFN_ONLY, logits, random_batch, refused, tiny_encoder, tiny_model
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from hf_spectral_prune.arguments import ModelArguments
+from hf_spectral_prune.models.loading import load_model
+from hf_spectral_prune.saving.reload import check_in_fresh_process
+
+
+def load(folder: Path) -> PreTrainedModel:
+    return load_model(ModelArguments(model_name_or_path=str(folder), device="cpu"))
+
+
+def saved(model: PreTrainedModel, folder: Path, rename=lambda name: name, **config: Any) -> Path:
+    """A checkpoint whose weights are renamed (None: left out), and whose config has other fields (None: left out)."""
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    renamed = {new: value for name, value in weights.items() if (new := rename(name)) is not None}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    fields = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+    return folder
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *FFN_ONLY])
+def test_no_stock_checkpoint_raises_a_false_alarm(family, tmp_path):
+    """Also without `architectures`: the names of the weights tell the class, tied heads included."""
+    model = tiny_model(family)
+    folder = saved(model, tmp_path / "named")
+    assert type(load(folder)) is type(model)
+    folder = saved(model, tmp_path / "unnamed", architectures=None)
+    found = load(folder)
+    assert type(found) is type(model)
+    assert torch.equal(logits(found, random_batch()), logits(model, random_batch()))
+
+
+@pytest.mark.parametrize(("family", "task"), ENCODER_TASKS)
+def test_no_encoder_raises_a_false_alarm(family, task, tmp_path):
+    model = tiny_encoder(family, task=task)
+    assert type(load(saved(model, tmp_path / "m"))) is type(model)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model.", "student.backbone."])
+def test_names_with_the_prefix_of_a_wrapper_are_told_with_the_prefix(prefix, tmp_path):
+    folder = saved(tiny_model(), tmp_path / "m", lambda name: prefix + name)
+    refused(lambda: load(folder), f"`{prefix}...`", f"Take `{prefix}` off", "more would be made up at random")
+
+
+@pytest.mark.parametrize("lost", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"])
+def test_one_weight_that_is_missing_is_named(lost, tmp_path):
+    folder = saved(tiny_model(), tmp_path / "m", lambda name: None if name == lost else name)
+    refused(lambda: load(folder), f"`{lost}` would be made up at random")
+
+
+def test_a_layer_that_is_missing_is_told_as_one(tmp_path):
+    folder = saved(tiny_model(), tmp_path / "m", lambda name: None if ".layers.2." in name else name)
+    refused(lambda: load(folder), "Nothing of `model.layers.2` is in it", "`num_hidden_layers` 3")
+    folder = saved(tiny_model(), tmp_path / "n", num_hidden_layers=5)
+    refused(lambda: load(folder), "Nothing of `model.layers.3`, `model.layers.4` is in it", "`num_hidden_layers` 5")
+
+
+def test_weights_that_would_be_lost_are_named(tmp_path):
+    folder = saved(tiny_model(), tmp_path / "m", num_hidden_layers=2)
+    refused(lambda: load(folder), "has no place for", "`model.layers.2.", "`num_hidden_layers`")
+    model = tiny_model()
+    model.v_head = torch.nn.Linear(32, 1)
+    refused(lambda: load(saved(model, tmp_path / "n")), "`v_head.bias`, `v_head.weight`")
+
+
+def test_a_weight_of_another_shape_is_told_with_both(tmp_path):
+    folder = saved(tiny_model(), tmp_path / "m", vocab_size=100)
+    refused(lambda: load(folder), "(96, 32)", "(100, 32)", "1 more differ")
+
+
+def test_a_head_is_never_thrown_away(tmp_path):
+    folder = saved(tiny_model(), tmp_path / "m", architectures=["LlamaModel"])
+    refused(lambda: load(folder), "`lm_head.weight`", "set `architectures` in `config.json` to it", "LlamaForCausalLM")
+    for name, unknown in {"unknown": ["MyNet"], "none": None, "empty": []}.items():
+        assert type(load(saved(tiny_model(), tmp_path / name, architectures=unknown))).__name__ == "LlamaForCausalLM"
+
+
+def test_a_class_that_weights_cannot_tell_is_asked_for(tmp_path):
+    model = tiny_encoder("bert", num_labels=1)
+    folder = saved(model, tmp_path / "m", architectures=None)
+    refused(lambda: load(folder), "has no `architectures`", "`BertForSequenceClassification`, `BertForMultipleChoice`")
+    folder = saved(tiny_model(), tmp_path / "n", lambda name: None if name == "lm_head.weight" else name, architectures=["Mine"])
+    refused(lambda: load(folder), "names `Mine`", "the weights have no head", "Set `architectures`")
+
+
+def test_the_head_of_another_task_may_stay_behind_beside_a_head(tmp_path):
+    """As in the best known checkpoint of all: BERT's masked language model with its next-sentence head and its pooler."""
+    model = tiny_encoder("bert", task="ForPreTraining")
+    found = load(saved(model, tmp_path / "m", architectures=["BertForMaskedLM"]))
+    assert type(found).__name__ == "BertForMaskedLM"
+
+
+def test_a_bare_encoder_may_lack_its_pooler(tmp_path):
+    model = tiny_encoder("bert", task="Model")
+    folder = saved(model, tmp_path / "m", lambda name: None if "pooler" in name else name)
+    assert torch.equal(logits(load(folder), random_batch()), logits(model, random_batch()))
+    model = tiny_encoder("bert")  # a classifier reads it
+    folder = saved(model, tmp_path / "n", lambda name: None if "pooler" in name else name)
+    refused(lambda: load(folder), "`bert.pooler.dense.bias`")
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    {
+        "gptq": {"quant_method": "gptq", "bits": 4},
+        "awq": {"quant_method": "awq", "bits": 4},
+        "fp8": {"quant_method": "fp8"},
+        "compressed-tensors": {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+        "mxfp4": {"quant_method": "mxfp4"},
+        "bitsandbytes": {"load_in_4bit": True},
+        "no-such-method": {"quant_method": "no-such-method"},
+    }.items(),
+)
+def test_quantised_checkpoints_are_told_by_their_config(method, config, tmp_path):
+    folder = saved(tiny_model(), tmp_path / "m", quantization_config=config)
+    (folder / "model.safetensors").unlink()  # nothing but the config is read
+    refused(lambda: load(folder), f"is quantised by `{method}`", "Prune the model that it was made from")
+
+
+def test_quantised_checkpoints_are_told_by_files_and_by_names(tmp_path):
+    folder = saved(tiny_model(), tmp_path / "m")
+    (folder / "quantize_config.json").write_text("{}")
+    refused(lambda: load(folder), "is quantised (`quantize_config.json`)")
+    folder = saved(tiny_model(), tmp_path / "n", lambda name: name.replace("up_proj.weight", "up_proj.qweight"))
+    refused(lambda: load(folder), "holds quantised weights (`model.layers.0.mlp.up_proj.qweight`")
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+def test_an_adapter_is_told_with_its_base_model(with_config, tmp_path):
+    folder = saved(tiny_model(), tmp_path / "m")
+    if not with_config:
+        (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    refused(lambda: load(folder), "is a PEFT adapter of `org/base`", "merge_and_unload")
+
+
+def test_shards_and_pickles_are_read_too(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    saved(model, tmp_path / "bin")
+    torch.save(model.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    (tmp_path / "bin" / "model.safetensors").unlink()
+    for name in ("shards", "bin"):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        (tmp_path / name / "config.json").write_text(json.dumps(config | {"architectures": None}))
+        assert type(load(tmp_path / name)) is type(model)
+
+
+def test_the_self_check_fails_where_the_folder_lacks_a_weight_that_the_probe_does_not_show(tmp_path):
+    model = tiny_model(attention_bias=True)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.bias.zero_()  # as transformers makes it up
+    folder = saved(model, tmp_path / "m", lambda name: None if name.endswith("layers.1.self_attn.q_proj.bias") else name)
+    with pytest.raises(RuntimeError, match="lacks weights: `model.layers.1.self_attn.q_proj.bias`"):
+        check_in_fresh_process(folder, model)
+    shutil.rmtree(folder)
+    check_in_fresh_process(saved(model, folder), model)
