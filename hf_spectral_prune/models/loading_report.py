@@ -36,8 +36,8 @@ def quiet_report() -> Iterator[None]:
 def check_loaded(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
     """Checks that a model has all of its weights from the checkpoint, and the checkpoint no others.
 
-    Weights that are tied, counters, and the pooler of a model without a task head may be missing. Heads of other tasks may be left
-    over where the model has a head of its own (BERT's next-sentence head beside its language model).
+    Weights that are tied, counters, and the pooler of a model without a task head may be missing. Heads of other tasks may be
+    left over where the model has a head of its own (BERT's next-sentence head beside its language model).
 
     Args:
         info: what `from_pretrained` returns with `output_loading_info=True`.
@@ -60,7 +60,7 @@ def check_loaded(model: PreTrainedModel, info: dict[str, Any], where: str) -> No
             "config do not belong together: get both from one place."
         )
     for name, value in model.named_parameters():
-        if value.is_floating_point() and value.element_size() < 2 or not value.is_floating_point():
+        if (value.is_floating_point() and value.element_size() < 2) or not value.is_floating_point():
             raise ValueError(
                 f"`{name}` in `{where}` is stored as {str(value.dtype).removeprefix('torch.')}: the model is quantised and "
                 "cannot be cut. Load the model that it was made from."
@@ -145,7 +145,7 @@ def _head_hint(model: PreTrainedModel, names: list[str]) -> str:
 
 def task_classes_of(config: Any) -> list[type[PreTrainedModel]]:
     """The classes with a task head that transformers has for a config, causal language models first."""
-    found = []
+    found: list[type[PreTrainedModel]] = []
     for auto in dict.fromkeys(AUTO_CLASSES.values()):
         mapping = getattr(transformers, auto)._model_mapping
         if type(config) in mapping:

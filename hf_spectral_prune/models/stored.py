@@ -94,7 +94,7 @@ def auto_class(config: Any, name: str) -> Any:
 
 
 def _is_known(config: Any, architecture: str) -> bool:
-    base = transformers.AutoModel._model_mapping
+    base: Any = transformers.AutoModel._model_mapping
     return type(config) in base and base[type(config)].__name__ == architecture
 
 

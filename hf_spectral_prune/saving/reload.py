@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from ..models.cria import auto_class_of
 from ..models.families import network_of
-from ..models.loading_report import is_pooler, named
 from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
+from ..models.loading_report import is_pooler, named
 
 _SELF_CHECK = Path(__file__).with_name("selfcheck.py")
 
