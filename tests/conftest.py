@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import pytest
 import torch
 import transformers
+from forks import ForkServer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import hf_spectral_prune  # noqa: F401  (registers the Cria classes)
 from hf_spectral_prune.calibration import Moments
+from hf_spectral_prune.saving import reload
 
 torch.set_num_threads(1)
+# A machine that is busy must not fail a test.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 VOCABULARY = 96
 
@@ -95,6 +102,28 @@ def random_batch(rows: int = 2, length: int = 12, seed: int = 0, padding: str | 
         hidden = slice(0, length // 3) if padding == "left" else slice(length - length // 3, length)
         mask[0, hidden] = 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Starts fresh Python processes quickly."""
+    server = ForkServer()
+    yield server
+    server.end()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def self_checks_are_forked(forks):
+    """Saved folders are reloaded in forked processes; `new_processes` is for tests of the process itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reload, "subprocess", forks)
+        yield
+
+
+@pytest.fixture
+def new_processes(monkeypatch):
+    """Saved folders are reloaded by an interpreter that starts anew, as for users."""
+    monkeypatch.setattr(reload, "subprocess", subprocess)
 
 
 @pytest.fixture

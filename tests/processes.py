@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from forks import ForkServer
+
 _TIMEOUT = 300.0  # seconds; far above what an idle machine needs
 
 
-def run_in_two_processes(script: str, folder: Path, **environment: str) -> list[dict]:
+def run_in_two_processes(forks: ForkServer, script: str, folder: Path, **environment: str) -> list[dict]:
     """What each process wrote to `rank{rank}.json` in `folder`, which is the script's argument.
 
     Never waits for longer than `_TIMEOUT`: processes that hang, or whose partner has failed, are ended and their logs shown.
@@ -28,7 +29,7 @@ def run_in_two_processes(script: str, folder: Path, **environment: str) -> list[
     for rank, log in enumerate(logs):
         variables = os.environ | common | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         with log.open("w") as output:
-            processes.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables))
+            processes.append(forks.start(command, stdout=output, stderr=output, env=variables))
     end = time.monotonic() + _TIMEOUT
     try:
         # One that fails leaves the other waiting.

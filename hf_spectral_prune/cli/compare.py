@@ -15,7 +15,7 @@ from .parsing import parse
 def main(argv: Sequence[str]) -> None:
     """Compares criteria on one model: a table, JSON, CSV, a plot and a report page; a killed run continues."""
     from ..models.loading import load_tokenizer
-    from ..publishing.report.write import write_report
+    from ..studies.comparison.report import write_comparison_report
     from .inputs_text import load_text, load_text_model, metric_of, recovery_rows
 
     args, run = parse([ComparisonArguments, RunArguments], "compare", main.__doc__ or "", argv)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         report=lambda line: tqdm.write(line, file=sys.stderr),
     )
     print(table(comparison))
-    print(f"\nReport: {write_report(args.output_dir)}; all cells as JSON and CSV, and a plot, lie beside it.")
+    print(f"\nReport: {write_comparison_report(args.output_dir)}; all cells as JSON and CSV, and a plot, lie beside it.")
     _check_complete(comparison)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -161,7 +160,7 @@ for name in names:
 """
 
 
-def test_fresh_process_rebuilds_every_network_from_its_folder(tmp_path):
+def test_fresh_process_rebuilds_every_network_from_its_folder(forks, tmp_path):
     expected = {}
     for name in NETWORKS:
         network = save(name, tmp_path / name, self_check=False)
@@ -177,13 +176,13 @@ def test_fresh_process_rebuilds_every_network_from_its_folder(tmp_path):
         shapes = {key: value.shape for key, value in load_file(tmp_path / name / "model.safetensors").items()}
         assert shapes == {key: value.shape for key, value in network.state_dict().items()}
     command = [sys.executable, "-c", FRESH, str(tmp_path), json.dumps(list(NETWORKS)), str(TESTS)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = forks.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     for name, logits in expected.items():
         assert torch.equal(load_file(tmp_path / f"{name}.result")["logits"], logits), name
 
 
-def test_saving_checks_the_folder_in_a_process_without_this_package_and_the_card_says_how_to_load_it(tmp_path):
+def test_saving_checks_the_folder_in_a_process_without_this_package_and_the_card_says_how_to_load_it(new_processes, tmp_path):
     network = save("vgg", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "pruning_report.json").read_text())
     assert report["self_check"]["plain"]["max_abs_diff"] == 0

@@ -260,10 +260,10 @@ def test_data_that_cannot_judge_is_told(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(forks, tmp_path_factory):
     """What each of two data-parallel processes ended with, and the folder of the first one's weights."""
     folder = tmp_path_factory.mktemp("recovering")
-    return run_in_two_processes("recovering.py", folder), folder
+    return run_in_two_processes(forks, "recovering.py", folder), folder
 
 
 @pytest.mark.parametrize("method", recovering.RECOVERIES)

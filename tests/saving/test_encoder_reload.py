@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -71,7 +70,7 @@ def pruned(model, folder: Path, batches=None, processing_class=None, **fields) -
     ],
     ids=["plain-uniform-ffn", "remote-per_layer", "package-per_layer-heads"],
 )
-def test_fresh_process_gives_the_same_outputs_bit_for_bit(mode, fields, tmp_path):
+def test_fresh_process_gives_the_same_outputs_bit_for_bit(mode, fields, forks, tmp_path):
     expected = {}
     for family, (task, _) in ROWS.items():
         model = tiny_encoder(family, task=task)
@@ -82,7 +81,7 @@ def test_fresh_process_gives_the_same_outputs_bit_for_bit(mode, fields, tmp_path
         expected[family] = (type(model).__name__, logits(model, batch))
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", FRESH, str(tmp_path), mode, json.dumps(ROWS)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    done = forks.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     names = json.loads(done.stdout.strip().splitlines()[-1])
     for family, (name, output) in expected.items():

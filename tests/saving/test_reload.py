@@ -55,12 +55,12 @@ def pruned(tmp_path: Path, family: str, batches, tokenizer=None, **fields) -> Sp
     return pruner
 
 
-def run_fresh(folder: Path, scratch: Path, mode: str) -> tuple[str, dict[str, torch.Tensor]]:
+def run_fresh(folder: Path, scratch: Path, mode: str, run=subprocess.run) -> tuple[str, dict[str, torch.Tensor]]:
     save_file(random_batch(), scratch / "probe.safetensors")
     # An isolated place without this package: the working folder is elsewhere and the checkout is not on the path.
     environment = {**os.environ, "HF_MODULES_CACHE": str(scratch / "modules"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", PLAIN, str(folder), str(scratch / "probe.safetensors"), str(scratch / "result"), mode]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, env=environment, check=False)
+    done = run(command, capture_output=True, text=True, cwd=scratch, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip().splitlines()[-1], load_file(scratch / "result")
 
@@ -90,25 +90,27 @@ def run_fresh(folder: Path, scratch: Path, mode: str) -> tuple[str, dict[str, to
         ("phi3", "per_layer", "remote"),
     ],
 )
-def test_fresh_process_gives_the_same_logits_bit_for_bit(family, layout, mode, batches, tmp_path):
+def test_fresh_process_gives_the_same_logits_bit_for_bit(family, layout, mode, batches, forks, tmp_path):
+    """Llama on every road by an interpreter that starts anew; the other families by one that has imported torch already."""
     pruner = pruned(tmp_path, family, batches, layout=layout, self_check=False)
-    name, result = run_fresh(tmp_path / "out", tmp_path, mode)
+    run = subprocess.run if family.startswith("llama") else forks.run
+    name, result = run_fresh(tmp_path / "out", tmp_path, mode, run)
     assert name == type(pruner.model).__name__
     assert torch.equal(result["logits"], logits(pruner.model, random_batch()))
     assert torch.equal(result["generated"], pruner.model.generate(**random_batch(), max_new_tokens=4, do_sample=False))
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_a_trainer_saves_a_folder_that_stands_alone(family, batches, tmp_path):
+def test_a_trainer_saves_a_folder_that_stands_alone(family, batches, forks, tmp_path):
     pruner = pruned(tmp_path, family, batches, layout="per_layer", self_check=False)
     training = TrainingArguments(output_dir=str(tmp_path / "training"), report_to="none", use_cpu=True)
     Trainer(model=pruner.model, args=training).save_model(str(tmp_path / "own"))
-    name, result = run_fresh(tmp_path / "own", tmp_path, "remote")
+    name, result = run_fresh(tmp_path / "own", tmp_path, "remote", forks.run)
     assert name == type(pruner.model).__name__
     assert torch.equal(result["logits"], logits(pruner.model, random_batch()))
 
 
-def test_bias_repaired_mistral_needs_and_gets_a_cria_class(batches, tmp_path):
+def test_bias_repaired_mistral_needs_and_gets_a_cria_class(new_processes, batches, tmp_path):
     pruner = pruned(tmp_path, "mistral", batches, layout="per_layer", compensation="bias")
     assert pruner.model.config.consumer_bias == ["mlp.down_proj", "self_attn.o_proj"]
     report = json.loads((tmp_path / "out" / "pruning_report.json").read_text())

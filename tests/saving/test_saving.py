@@ -201,7 +201,7 @@ def test_classes_that_cannot_hold_the_result_are_told(uncut):
     refused(lambda: make_pruner(tiny_model(), **both), '`compensation="bias"`', '`stock_class="mistral"`', "least_squares")
 
 
-def test_a_class_of_the_users_own_is_pruned_uniformly_and_checked_by_the_stock_class(tmp_path):
+def test_a_class_of_the_users_own_is_pruned_uniformly_and_checked_by_the_stock_class(new_processes, tmp_path):
     pruner = make_pruner(my_llama(), output_dir=str(tmp_path / "out"), self_check=True)
     pruner.prune()
     pruner.save_model()

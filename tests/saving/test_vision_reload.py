@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -42,7 +41,7 @@ print(json.dumps(names))
 
 
 @pytest.mark.parametrize("mode", ["package", "resaved"])
-def test_fresh_process_gives_the_same_outputs_bit_for_bit(mode, tmp_path):
+def test_fresh_process_gives_the_same_outputs_bit_for_bit(mode, forks, tmp_path):
     """The second time without the package, by the code beside the weights, loaded and saved and loaded again."""
     expected = {}
     for family in VISION:
@@ -54,7 +53,7 @@ def test_fresh_process_gives_the_same_outputs_bit_for_bit(mode, tmp_path):
             expected[family] = (type(model).__name__, model(pixel_values=picture_batch(3)["pixel_values"]).logits)
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", FRESH, str(tmp_path), mode, json.dumps(list(VISION))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    done = forks.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     names = json.loads(done.stdout.strip().splitlines()[-1])
     for family, (name, logits) in expected.items():
@@ -92,8 +91,8 @@ except ValueError as error:
 """
 
 
-def test_only_traced_networks_need_torch_pruning():
+def test_only_traced_networks_need_torch_pruning(forks):
     command = [sys.executable, "-c", WITHOUT, os.path.dirname(os.path.dirname(__file__))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forks.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "pip install 'hf-spectral-prune[vision]'" in done.stdout.strip().splitlines()[-1]

@@ -47,9 +47,9 @@ def assert_same_scores(found: dict[str, list[float]], tracking, kept: dict[str, 
         assert float(values.sum()) == pytest.approx(float(score.sum()), rel=1e-2)
 
 
-def test_two_processes_end_with_the_same_model_as_one(alone, tmp_path):
+def test_two_processes_end_with_the_same_model_as_one(alone, forks, tmp_path):
     """Data-parallel on two processes: masked while training, removed at the end, on both alike."""
-    results = run_in_two_processes("data_parallel.py", tmp_path)
+    results = run_in_two_processes(forks, "data_parallel.py", tmp_path)
     assert results[0]["digest"] == results[1]["digest"]
     assert results[0]["sizes"] == results[1]["sizes"]
     assert results[0]["masked_while_training"] and results[0]["parameters"] == results[0]["planned"]
@@ -61,11 +61,11 @@ def test_two_processes_end_with_the_same_model_as_one(alone, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory):
+def sharded(forks, tmp_path_factory):
     """What each of two processes that shard the weights ended with, and the folder of what the trainers saved."""
     folder = tmp_path_factory.mktemp("sharded")
     tiny_model().save_pretrained(folder / "dense")
-    return run_in_two_processes("sharded.py", folder), folder
+    return run_in_two_processes(forks, "sharded.py", folder), folder
 
 
 @pytest.mark.parametrize("kind", ["fsdp", "resumed", "loaded"])
@@ -100,11 +100,11 @@ def test_error_of_the_first_process_stops_the_others(sharded):
 
 
 @pytest.fixture(scope="module")
-def zero(tmp_path_factory):
+def zero(forks, tmp_path_factory):
     """What each of two processes that DeepSpeed joins ended with, and the folder of what the trainers saved."""
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("zero")
-    return run_in_two_processes("deepspeed_zero.py", folder, DS_ACCELERATOR="cpu", ACCELERATE_USE_CPU="false"), folder
+    return run_in_two_processes(forks, "deepspeed_zero.py", folder, DS_ACCELERATOR="cpu", ACCELERATE_USE_CPU="false"), folder
 
 
 @pytest.mark.parametrize("stage", deepspeed_zero.STAGES)

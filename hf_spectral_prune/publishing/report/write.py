@@ -1,4 +1,4 @@
-"""The report page of a run or a comparison, `report.html` and its plots, from the JSON files of a folder alone."""
+"""The report page of a run, `report.html` and its plots, from the JSON files of a folder alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from ...planning import SCORES_FILE, RoundScores, scores_from_json
 from ..card import tables as card_tables
 from ..card import words
-from ..saved_folder import REPORT, SavedFolder, read_folder
+from ..saved_folder import SavedFolder, read_folder
 from .page import Page, write_page
 
-REPORT_PAGE, PLOTS, COMPARISON = "report.html", "plots", "comparison.json"
+REPORT_PAGE, PLOTS = "report.html", "plots"
 # Charts whose name begins so are written as PNGs too, for the card.
 _FOR_THE_CARD = ("widths", "scores")
 
@@ -19,8 +19,7 @@ _FOR_THE_CARD = ("widths", "scores")
 def write_report(folder: str | Path) -> Path:
     """Writes `report.html` into a saved folder, and its charts of widths and scores as PNGs into `plots/`.
 
-    A folder of `cria compare` gets the page of its comparison. The same figures give the same files, whatever the folder's
-    name.
+    The same figures give the same files, whatever the folder's name.
 
     Returns:
         the page.
@@ -30,10 +29,6 @@ def write_report(folder: str | Path) -> Path:
     """
     from .svg import to_png  # matplotlib takes its time to import
 
-    if (Path(folder) / COMPARISON).is_file() and not (Path(folder) / REPORT).is_file():
-        from ...studies.comparison.report import comparison_page
-
-        return write_page(comparison_page(Path(folder) / COMPARISON), Path(folder) / REPORT_PAGE)
     saved = read_folder(folder)
     try:
         page = build_report(saved, read_scores(saved))

@@ -11,12 +11,18 @@ from typing import Any
 
 import matplotlib as mpl
 
-from ...publishing.report.page import Chart, Page, Section, Table, number
+from ...publishing.report.page import Chart, Page, Section, Table, number, write_page
 from ...publishing.report.svg import STYLE
-from .folder import Record
+from ...publishing.report.write import REPORT_PAGE
+from .folder import RESULTS, Record
 from .plot import comparison_figure
 from .results import FORMAT_VERSION, Comparison, figures, parameter_range
 from .results import number as figure
+
+
+def write_comparison_report(folder: str | Path) -> Path:
+    """Writes `report.html` into the folder of a comparison and returns its path; errors as in `comparison_page`."""
+    return write_page(comparison_page(Path(folder) / RESULTS[0]), Path(folder) / REPORT_PAGE)
 
 
 def comparison_page(file: str | Path) -> Page:

@@ -16,6 +16,7 @@ from hf_spectral_prune.publishing import read_folder
 from hf_spectral_prune.publishing.report.page import number
 from hf_spectral_prune.publishing.report.sections import _losses
 from hf_spectral_prune.publishing.report.write import write_report
+from hf_spectral_prune.studies.comparison.report import write_comparison_report
 
 SECTIONS = ["before-and-after", "widths", "scores", "spectrum", "rounds", "recovery", "cost", "settings"]
 HELD_OUT = [random_batch(4, 32, 9)]
@@ -271,7 +272,7 @@ def test_failed_cells_and_strange_labels_of_a_comparison_are_shown(compared, tmp
         elif cell["compensation"] == "none":
             cell["metrics"]["perplexity"] = "inf"
     (tmp_path / "comparison.json").write_text(json.dumps(whole))
-    write_report(tmp_path)
+    write_comparison_report(tmp_path)
     page = read(tmp_path)
     assert page.tags["script"] == 0 and "failed" in page.words
     assert len(page.images) == 1 and "No cell of it has a figure to draw." in page.text

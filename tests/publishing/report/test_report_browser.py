@@ -9,8 +9,8 @@ import pytest
 from conftest import random_batch, tiny_model
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.publishing.report.write import write_report
 from hf_spectral_prune.studies.comparison import ComparisonArguments, compare
+from hf_spectral_prune.studies.comparison.report import write_comparison_report
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +106,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         **TINY,
     )
     compare(tiny_model(), args, BATCHES, [random_batch(2, 32, 9)])
-    write_report(root / "compared")
+    write_comparison_report(root / "compared")
     return {name: root / name for name in ("deep", "flat", "compared")}
 
 
