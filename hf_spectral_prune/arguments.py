@@ -43,7 +43,7 @@ def _read_json(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"`{name}` is not JSON ({error}). Write it like '{example}'.") from None
     if not isinstance(value or {}, dict):
         raise ValueError(f"`{name}` must be a JSON object, like '{example}'.")

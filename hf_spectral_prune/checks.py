@@ -79,9 +79,12 @@ def check_recovery(
     if args.recovery == "none":
         return
     try:
-        TrainingArguments(**training)
+        made = TrainingArguments(**training)
     except (ValueError, TypeError, ImportError) as error:
         raise ValueError(f"`training_args` cannot be used here: {' '.join(str(error).split())}") from None
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if getattr(made, name) < 1:
+            raise ValueError(f"`{name}` in `training_args` is {getattr(made, name)}; it must be at least 1.")
     if train_dataset is None:
         raise ValueError(f"`recovery` is `{args.recovery}`, but there is nothing to train on. Pass `train_dataset`.")
     if args.recovery == "lora" and family_of(model.config).traced:

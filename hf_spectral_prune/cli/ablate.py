@@ -16,9 +16,10 @@ from .parsing import parse
 def main(argv: Sequence[str]) -> None:
     """Measures what removing single units costs in held-out loss, and how well criteria foretell it; a killed run continues."""
     from ..models.loading import load_tokenizer
-    from .inputs_text import load_text, load_text_model
+    from .inputs_text import check_named_files, load_text, load_text_model
 
     args, run = parse([AblationArguments, RunArguments], "ablate", main.__doc__ or "", argv)
+    check_named_files(run)
     if args.output_dir is None:
         raise ValueError("There is no folder for the results. Set `--output_dir`.")
     if run.num_eval_samples == 0:

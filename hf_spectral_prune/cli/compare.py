@@ -16,9 +16,10 @@ def main(argv: Sequence[str]) -> None:
     """Compares criteria on one model: a table, JSON, CSV, a plot and a report page; a killed run continues."""
     from ..models.loading import load_tokenizer
     from ..studies.comparison.report import write_comparison_report
-    from .inputs_text import load_text, load_text_model, metric_of, recovery_rows
+    from .inputs_text import check_named_files, load_text, load_text_model, metric_of, recovery_rows
 
     args, run = parse([ComparisonArguments, RunArguments], "compare", main.__doc__ or "", argv)
+    check_named_files(run)
     if args.output_dir is None:
         raise ValueError("There is no folder for the results. Set `--output_dir`.")
     if run.num_eval_samples == 0:

@@ -12,6 +12,7 @@ from transformers import EvalPrediction, PreTrainedModel
 from ..arguments import SpectralPruningArguments
 from ..data.generated import self_generated
 from ..data.labelled import LabelledRows, load_labelled
+from ..data.named_files import check_text_file
 from ..data.rows import training_rows
 from ..data.sources import default_texts, load_texts
 from ..data.texts import CalibrationData, build_calibration, unpadded_row
@@ -23,6 +24,16 @@ from .arguments import RunArguments
 
 # A file, or a data set with its configuration and split.
 Source = tuple[str | None, str | None, str | None, str]
+
+
+def check_named_files(run: RunArguments) -> None:
+    """Checks the files of text that options name, before a model is loaded.
+
+    Raises:
+        FileNotFoundError, ValueError: one is missing, or is no file of text; names the option.
+    """
+    for setting in ("calibration_file", "eval_file", "recovery_file"):
+        check_text_file(getattr(run, setting), setting)
 
 
 def load_text_model(run: RunArguments) -> PreTrainedModel:

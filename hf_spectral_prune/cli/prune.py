@@ -15,9 +15,10 @@ def main(argv: Sequence[str]) -> None:
     from ..publishing.card.tables import before_after_table
     from ..saving.folder import check_output_dir
     from .inputs import load_data, load_model, load_processing_class, load_recovery_rows
-    from .inputs_text import metric_of
+    from .inputs_text import check_named_files, metric_of
 
     args, run = parse([SpectralPruningArguments, RunArguments], "prune", main.__doc__ or "", argv)
+    check_named_files(run)
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
     check_output_dir(args.output_dir, args.overwrite_output_dir)

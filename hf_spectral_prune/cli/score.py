@@ -15,8 +15,10 @@ def main(argv: Sequence[str]) -> None:
     """Scores every unit of a model and writes the scores as JSON (to --output_dir, else to the screen)."""
     from ..pruner import SpectralPruner
     from .inputs import load_data, load_model, load_processing_class
+    from .inputs_text import check_named_files
 
     args, run = parse([SpectralPruningArguments, RunArguments], "score", main.__doc__ or "", argv)
+    check_named_files(run)
     model = load_model(run)
     SpectralPruner.check_model(model, args)
     run.num_eval_samples = 0

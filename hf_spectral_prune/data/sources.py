@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pandas
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+from ..utils.words import shortened
+
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 # What pandas takes for a missing value in a column of any kind.
 _MISSING = [
     "",
@@ -31,6 +34,7 @@ _MISSING = [
     "NULL",
 ]
 _MISSING += ["NaN", "None", "n/a", "nan", "null"]
+_BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 _ONE_SOURCE = "Give exactly one of `calibration_file` and `dataset_name`."
 
 
@@ -102,7 +106,9 @@ def _read_text(path: Path) -> str:
         with opener(path, "rt", encoding="utf-8-sig") as file:
             text = file.read()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+        raise ValueError(f"`{path}` is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+    except _BROKEN_GZIP as error:
+        raise ValueError(f"`{path}` is no whole gzip file ({error}). Get it again.") from None
     if not text.strip():
         raise ValueError(f"The calibration file {path} is empty. Give a file with text.")
     return text
@@ -110,7 +116,7 @@ def _read_text(path: Path) -> str:
 
 def _read_table(path: Path) -> Dataset:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in _READERS:
+    if suffix not in READERS:
         raise ValueError(f"`calibration_file` {path} is not of a known type. Give .txt, .jsonl, .json, .csv, .tsv or .parquet.")
     # `datasets` gives no rows at all, and no columns to name, for an empty file: it raises from deep inside.
     if path.stat().st_size == 0:
@@ -118,12 +124,15 @@ def _read_table(path: Path) -> Dataset:
     try:
         # Quotation marks in tab-separated text are text.
         options: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
-        if _READERS[suffix] == "csv":
+        if READERS[suffix] == "csv":
             options |= {"na_values": _missing_values(path, options), "keep_default_na": False}
-        return load_dataset(_READERS[suffix], data_files=str(path), split="train", **options)
-    except (DatasetGenerationError, ValueError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as {suffix[1:]}: {reason}") from error
+        return load_dataset(READERS[suffix], data_files=str(path), split="train", **options)
+    except Exception as error:  # the readers of pandas, pyarrow and json, each with errors of its own
+        cause = error.__cause__ or error
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise ValueError(
+            f"`{path}` cannot be read as {suffix[1:]}: {shortened(reason).rstrip('.')}. Correct the file, or get it again."
+        ) from None
 
 
 def _missing_values(path: Path, options: dict[str, Any]) -> dict[str, list[str]]:
@@ -139,13 +148,25 @@ def _missing_values(path: Path, options: dict[str, Any]) -> dict[str, list[str]]
 def _read_dataset(name: str, config_name: str | None, split: str) -> Dataset:
     folder = Path(name)
     if not any((folder / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
-        return load_dataset(name, config_name, split=split)
+        return _load_dataset(name, config_name, split)
     saved = load_from_disk(name)
     if not isinstance(saved, DatasetDict):
         return saved
     if split not in saved:
         raise ValueError(f"`dataset_split` is {split!r}, but {name} has the splits {sorted(saved)}. Choose one of them.")
     return saved[split]
+
+
+def _load_dataset(name: str, config_name: str | None, split: str) -> Dataset:
+    try:
+        return load_dataset(name, config_name, split=split)
+    except Exception as error:  # of the Hub, of builders and of readers
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"`dataset_name` `{name}` (`dataset_config_name` {config_name}, split `{split}`) cannot be read: "
+            f"{shortened(reason)}. Check its name, configuration and split, and the connection."
+        ) from None
 
 
 def text_column_of(dataset: Dataset, text_column: str | None, setting: str = "text_column") -> str:

@@ -186,7 +186,7 @@ def read_config(name: str | Path, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except OSError as error:
-        raise OSError(" ".join(str(error).split())) from None
+        raise OSError(f"`{name}` has no config that can be read: {' '.join(str(error).split())}") from None
     except Exception as error:  # the classes of configs check little and trip over the rest
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"`{Path(name) / _CONFIG}` cannot be used: {shortened(reason).rstrip('.')}. {_ITS_OWN}") from None

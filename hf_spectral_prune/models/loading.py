@@ -114,7 +114,7 @@ def model_name(run: ModelArguments) -> str:
         ValueError, FileNotFoundError: none is named, or the folder holds no model.
     """
     name = run.model_name_or_path
-    if not name:
+    if not name or not name.strip():
         raise ValueError("There is no model. Set `model_name_or_path` to a folder or a Hub name.")
     path = Path(name)
     looks_local = path.is_absolute() or name.startswith(".") or name.count("/") > 1

@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "", otherwise: str = "") -> str:
+def did_you_mean(word: object, known: Iterable[str], prefix: str = "", otherwise: str = "") -> str:
     """A sentence (with a space before it) that names the nearest known word, or `otherwise` if none is near."""
     # A slip of the finger is nearer than this; words that only share letters are not, and naming one would mislead.
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
+    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.75)
     return f" Did you mean `{prefix}{match[0]}`?" if match else otherwise
 
 

@@ -145,7 +145,7 @@ def test_tokenised_data_set_keeps_all_its_columns(tmp_path: Path) -> None:
         ("a.txt", b"caf\xe9", r"not UTF-8 text \(byte 3\)"),
         ("a.pdf", b"x", r"not of a known type. Give \.txt"),
         ("a.jsonl", b"", "is empty"),
-        ("a.json", b"[]", "a.json cannot be read as json"),
+        ("a.json", b"[]", "a.json` cannot be read as json"),
         ("a.jsonl", b'{"text": \n', "cannot be read as jsonl"),
         ("a.jsonl", b'{"q": "x", "a": "y"}\n', r"Which column holds the text\?.*'q', 'a'.*Set `text_column`"),
         ("a.jsonl", b'{"n": 1}\n', r"Which column holds the text\?.*'n'"),
