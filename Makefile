@@ -36,10 +36,10 @@ demo: $(MODELS)
 	$(BIN)/cria demo
 
 test: $(INSTALLED) $(CLIENTS)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --durations=10
 
 test-slow: $(MODELS) $(CLIENTS) $(BROWSER)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=10
 
 # The documentation site, into site/; a broken link or an unknown name in the API reference fails.
 docs: $(INSTALLED)

@@ -8,12 +8,16 @@ import pytest
 import torch
 import transformers
 from conftest import FAMILIES, FFN_ONLY, logits, random_batch, tiny_model
+from products import pairwise
 
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.planning import choose_units
 from hf_spectral_prune.surgery import apply_plan, as_mistral, masked, settle_class
 from hf_spectral_prune.surgery.plan import PruningPlan
+
+KINDS = [("ffn",), ("heads",), ("ffn", "heads")]
+LAYOUTS = ["uniform", "per_layer"]
 
 
 def random_plan(model, kinds=("ffn", "heads"), *, per_layer: bool, seed: int = 0, sizes: dict | None = None) -> PruningPlan:
@@ -31,9 +35,7 @@ def kept(plan: PruningPlan) -> dict[str, torch.Tensor]:
     return {key: plan.kept_index(key) for key in plan.kept}
 
 
-@pytest.mark.parametrize("kinds", [("ffn",), ("heads",), ("ffn", "heads")], ids="+".join)
-@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "layout", "kinds"), pairwise(list(FAMILIES), LAYOUTS, KINDS))
 def test_removed_model_equals_masked_model(family, layout, kinds):
     model = tiny_model(family)
     plan = random_plan(model, kinds, per_layer=layout == "per_layer")
@@ -46,9 +48,9 @@ def test_removed_model_equals_masked_model(family, layout, kinds):
         assert (expected - logits(model, batch)).abs().max() > 1e-2, "the mask must change something"
 
 
-@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("task", ["Model", "ForCausalLM", "ForSequenceClassification"])
-@pytest.mark.parametrize("family", FFN_ONLY)
+@pytest.mark.parametrize(
+    ("family", "task", "layout"), pairwise(list(FFN_ONLY), ["Model", "ForCausalLM", "ForSequenceClassification"], LAYOUTS)
+)
 def test_ffn_alone_is_cut_settled_and_saved(family, task, layout, tmp_path):
     model = tiny_model(family, task=task)
     plan = random_plan(model, ("ffn",), per_layer=layout == "per_layer")
@@ -122,11 +124,10 @@ def test_cut_model_works_in_bfloat16(family):
     assert (logits(cut, random_batch()) - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
-@pytest.mark.parametrize("cache", [None, "static"])
-@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize(
-    "family", ["llama", "mistral-window", "qwen2", "qwen3", "granite", "smollm3", "gemma2", "gemma3", *FFN_ONLY]
-)
+GENERATING = ["llama", "mistral-window", "qwen2", "qwen3", "granite", "smollm3", "gemma2", "gemma3", *FFN_ONLY]
+
+
+@pytest.mark.parametrize(("family", "layout", "cache"), pairwise(GENERATING, LAYOUTS, [None, "static"]))
 def test_generation_with_a_cache_equals_greedy_choice_without(family, layout, cache):
     model = tiny_model(family)
     kinds = ("ffn",) if family in FFN_ONLY else ("ffn", "heads")

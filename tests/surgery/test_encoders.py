@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 from conftest import ENCODER_TASKS, ENCODERS, VOCABULARY, encoder_batch, logits, tiny_encoder
-from test_cut import kept, random_plan
+from products import pairwise
+from test_cut import KINDS, LAYOUTS, kept, random_plan
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.calibration import collect_moments
@@ -34,10 +35,7 @@ def masked_output(model, plan, batch) -> torch.Tensor:
         return logits(model, batch)
 
 
-@pytest.mark.parametrize("kinds", [("ffn",), ("heads",), ("ffn", "heads")], ids="+".join)
-@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize(("family", "attention", "layout", "kinds"), pairwise(list(ENCODERS), ["sdpa", "eager"], LAYOUTS, KINDS))
 def test_removed_model_equals_masked_model(family, attention, layout, kinds):
     model = tiny_encoder(family, task="ForTokenClassification", attn_implementation=attention)
     plan = plan_for(model, kinds, per_layer=layout == "per_layer")

@@ -1,0 +1,34 @@
+"""Products of test parameters, thinned for the fast tests."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+
+def pairwise(*axes: Sequence[Any]) -> list:
+    """Every combination of the values, for `pytest.mark.parametrize`; `make test` runs some, `make test-slow` the others.
+
+    The fast ones hold every pair of two values: what fails, fails for a value or for two that do not go together.
+    """
+    rows = list(itertools.product(*(range(len(axis)) for axis in axes)))
+    missing = set().union(*map(_pairs, rows))
+    fast = set()
+    while missing:
+        row = max(rows, key=lambda row: len(_pairs(row) & missing))
+        missing -= _pairs(row)
+        fast.add(row)
+    marks = {True: (), False: pytest.mark.slow}
+    values = [(row, [axis[index] for axis, index in zip(axes, row, strict=True)]) for row in rows]
+    return [pytest.param(*chosen, id="-".join(map(_name, chosen)), marks=marks[row in fast]) for row, chosen in values]
+
+
+def _pairs(row: tuple[int, ...]) -> set:
+    return set(itertools.combinations(enumerate(row), 2))
+
+
+def _name(value: Any) -> str:
+    return "+".join(value) if isinstance(value, tuple) else str(value)
