@@ -267,4 +267,6 @@ class ModelArguments:
         "Device: cpu, cuda, cuda:1, xpu, or `auto` for the accelerator if there is one. Apple's MPS has no float64, which scores "
         "are computed in, so `auto` takes the CPU there.",
     )
-    trust_remote_code: bool = _field(False, "Run the modelling code that comes with the model.")
+    trust_remote_code: bool = _field(
+        False, "Run the modelling code that comes with the model, and a metric that does not come with this package."
+    )

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from .arguments import SpectralPruningArguments
 from .criteria import Criterion, make_criterion
 from .data.texts import CalibrationData
-from .models.families import family_of, unit_groups
+from .models.families import check_unshared, family_of, unit_groups
 from .models.folder_files import read_config
-from .models.losses import check_targets
+from .models.losses import Batch, check_targets, has_targets, loss_of, moved_to
 from .planning.targets import check_scope
 from .publishing import hub
 from .recovery.distillation import check_teacher
 from .recovery.recover import lora_targets, recovery_arguments
 from .saving.folder import check_generation_options, check_output_dir
+from .saving.reload import check_reloads
 from .surgery import check_compensation, check_mistral, fingerprint
 from .surgery.settle import check_class
 
@@ -31,7 +35,7 @@ def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Crite
             "The model lies on Apple's MPS, which has no float64, and scores are computed in it. Use the CPU: "
             '`model.to("cpu")`, or `use_cpu=True` for a Trainer.'
         )
-    unit_groups(model, args.units)
+    check_unshared(model, unit_groups(model, args.units))
     check_scope(model, args)
     check_compensation(model, args.compensation)
     if args.stock_class == "mistral":
@@ -66,6 +70,33 @@ def check_data(
     if calibration is not None and (criterion.needs_loss or measured):
         for batch in calibration.batches:
             check_targets(model, batch, ', or use `allocation="scores"` and a criterion with `signals="activations"`')
+
+
+def check_loss(model: PreTrainedModel, figures: Mapping[str, float], data: CalibrationData | None) -> None:
+    """Tells of a dense model whose loss is not a finite number, before the first cut.
+
+    Args:
+        figures: held-out figures of the dense model, if any were taken; else the first batch of `data` that has targets is run.
+    """
+    losses = [value for name, value in figures.items() if name.endswith("loss")]
+    if not losses and data is not None:
+        batch = next((batch for batch in data.batches if has_targets(model, batch)), None)
+        losses = [] if batch is None else [_loss_of_dense(model, batch)]
+    if any(not math.isfinite(loss) for loss in losses):
+        raise ValueError(
+            f"The loss of the dense model is {losses[0]}, before anything was cut. Load the model in a wider `dtype` (float32 or "
+            "bfloat16), or check its weights and labels."
+        )
+
+
+@torch.inference_mode()
+def _loss_of_dense(model: PreTrainedModel, batch: Batch) -> float:
+    was_training = model.training
+    model.eval()
+    try:
+        return float(loss_of(model, moved_to(model, batch)))
+    finally:
+        model.train(was_training)
 
 
 def check_recovery(
@@ -115,10 +146,12 @@ def check_teacher_fits(model: PreTrainedModel, teacher: Any) -> None:
 
 
 def check_output(model: PreTrainedModel, args: SpectralPruningArguments) -> None:
-    """Tells of a folder and of options of generation that saving will refuse, before any work."""
+    """Tells of a folder, of options of generation, and of a model that saving will refuse, before any work."""
     if args.output_dir is not None:
         check_output_dir(args.output_dir, args.overwrite_output_dir, getattr(model.config, "_name_or_path", None))
         check_generation_options(model)
+        if args.self_check:
+            check_reloads(model)
 
 
 def check_push(model: PreTrainedModel, args: SpectralPruningArguments) -> None:

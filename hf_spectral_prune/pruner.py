@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from . import rounds
 from .arguments import SpectralPruningArguments
-from .checks import check_data, check_model, check_output, check_push, check_recovery
+from .checks import check_data, check_loss, check_model, check_output, check_push, check_recovery
 from .criteria import Diagnostics, Scores
 from .criteria.evidence import Evidence, calibrate
 from .data.reading import read_data, wrap_for
@@ -34,7 +34,7 @@ from .models.families import network_of
 from .models.families.groups import is_vision
 from .models.loading import without_quantisation_marks
 from .models.torch_model import check_unwrapped
-from .planning import summarise
+from .planning import sizes_after_round, summarise
 from .planning.flops import layer_macs
 from .planning.stopping import check_stop_metric, stop_note
 from .planning.targets import check_macs, macs_report, picture_of
@@ -44,6 +44,7 @@ from .rounds import Run
 from .saving import checkpoint
 from .saving.folder import save_folder
 from .saving.output import PruningOutput, StationCosts, circumstances, pruning_report
+from .saving.same_run import check_same_run, deciding_options
 from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
 from .surgery.norms import norm_notes
 from .surgery.plan import PruningPlan
@@ -141,14 +142,22 @@ class SpectralPruner:
                 hold the original model, as it was when the run began.
 
         Raises:
-            ValueError: the target is out of reach, an activation is not finite, ... (the message says what to change).
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: the checkpoint is damaged, or of a run with other options, data, type of weights or code; the target is
+                out of reach, an activation is not finite, ... (the message says what to change).
         """
         args = self.args
         check_output(self.model, args)
+        options = deciding_options(args, self.model, self.criterion, self.calibration)
+        saved = self._saved(resume_from_checkpoint, options) if resume_from_checkpoint else None
         set_seed(args.seed)
         metrics_before = self.evaluate(metric_key_prefix="before") if self.eval_data is not None else {}
         check_stop_metric(args, metrics_before)
-        run = self._start(resume_from_checkpoint)
+        check_loss(self.model, metrics_before, self.calibration)
+        run = self._start()
+        self.state.options = options
+        if saved is not None:
+            self._resume(run, saved)
         evidence: Evidence | None = None
         self._event("on_train_begin")
         for round_index in range(self.state.global_step + 1, args.num_rounds + 1):
@@ -211,7 +220,7 @@ class SpectralPruner:
 
     def plan(self) -> PruningPlan:
         """The plan that a one-round `prune()` would carry out, without cutting anything."""
-        run = self._start(None)
+        run = self._start()
         evidence = self._calibrate()
         self.scores = self._score(evidence)
         return self._plan(run, self.args.num_rounds, evidence)
@@ -308,26 +317,37 @@ class SpectralPruner:
 
     # ---- stations
 
-    def _start(self, resume: bool | str | Path | None) -> Run:
+    def _start(self) -> Run:
         run = rounds.start(self.model, self.args, calibration=self.calibration)
         run.notes += norm_notes(self.model, self.calibration)
         if is_vision(self.model):
             self.macs_before = layer_macs(self.model, picture_of(self.model, self.calibration))
         self.state.global_step = 0
-        self.state.options = checkpoint.deciding_options(self.args)
-        if resume:
-            self._resume(run, resume)
         return run
 
-    def _resume(self, run: Run, resume: bool | str | Path) -> None:
+    def _saved(self, resume: bool | str | Path, options: dict[str, Any]) -> checkpoint.Checkpoint:
         folder = checkpoint.latest(str(self.args.output_dir)) if resume is True else Path(str(resume))
+        if folder is None:
+            raise FileNotFoundError(
+                f"`resume_from_checkpoint` is set, but `{self.args.output_dir}` has no checkpoint. Start without it."
+            )
         saved = checkpoint.load(folder)
-        checkpoint.check_same_run(saved.state.options, self.args, f"`{folder}`")
+        check_same_run(saved.state.options, options, f"`{folder}`")
+        return saved
+
+    def _resume(self, run: Run, saved: checkpoint.Checkpoint) -> None:
+        share = Fraction(saved.state.global_step, self.args.num_rounds)
+        checkpoint.check_step(saved, self.args.num_rounds, sizes_after_round(run.groups, saved.final_sizes, share, run.limits))
         apply_plan(self.model, saved.plan)
-        saved.load_weights(self.model)
+        if self._changes_weights():
+            saved.load_weights(self.model)
         run.plan, run.final_sizes, run.scores = saved.plan, saved.final_sizes, saved.scores
         self.state.global_step, self.state.log_history = saved.state.global_step, saved.state.log_history
-        logger.info(f"Resumed after round {saved.state.global_step} from {folder}.")
+        logger.info(f"Resumed after round {saved.state.global_step} from {saved.folder}.")
+
+    def _changes_weights(self) -> bool:
+        """Whether a cut does more than remove: the plan alone does not say the weights then."""
+        return self.args.compensation != "none" or has_batch_norms(self.model)
 
     def _calibrate(self) -> Evidence:
         with self.costs.of("calibration"):
@@ -368,8 +388,7 @@ class SpectralPruner:
         # After the last round, too: recovery, evaluation and saving may fail.
         due = round_index % self.args.recalibrate_every == 0 or round_index == self.args.num_rounds
         if self.control.should_save and due:
-            changed = self.args.compensation != "none" or has_batch_norms(self.model)
-            repaired = self.model if changed else None
+            repaired = self.model if self._changes_weights() else None
             checkpoint.save(str(self.args.output_dir), run.plan, run.final_sizes, self.state, run.scores, repaired)
             self._event("on_save")
 

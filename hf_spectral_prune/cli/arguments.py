@@ -70,7 +70,9 @@ class RunArguments(ModelArguments):
         "`metric`.",
     )
     text_pair_column: str | None = _field(None, "Column with the second text, for models that classify pairs.")
-    metric: str = _field("accuracy", "Metric of labelled texts: accuracy, f1, or the name of a module on the Hub.")
+    metric: str = _field(
+        "accuracy", "Metric of labelled texts: accuracy, f1; with `trust_remote_code` also the Hub name or path of a module."
+    )
     resume_from_checkpoint: str | None = _field(None, "`latest`, or a checkpoint folder of an interrupted run.")
 
     def __post_init__(self) -> None:

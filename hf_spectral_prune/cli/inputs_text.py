@@ -197,7 +197,7 @@ def metric_of(run: RunArguments) -> Callable[[EvalPrediction], dict[str, float]]
     """
     if run.label_column is None:
         return None
-    module = load_metric(run.metric)
+    module = load_metric(run.metric, trust_remote_code=run.trust_remote_code)
 
     def compute(found: EvalPrediction) -> dict[str, float]:
         logits: Any = found.predictions  # (N, num_labels), or (N, 1) for a regression

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from ..arguments import SpectralPruningArguments
@@ -13,6 +14,7 @@ def main(argv: Sequence[str]) -> None:
     """Prunes a model and saves it, with its plan and report."""
     from ..pruner import SpectralPruner
     from ..publishing.card.tables import before_after_table
+    from ..saving import checkpoint
     from ..saving.folder import check_output_dir
     from .inputs import load_data, load_model, load_processing_class, load_recovery_rows
     from .inputs_text import check_named_files, metric_of
@@ -22,6 +24,11 @@ def main(argv: Sequence[str]) -> None:
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
     check_output_dir(args.output_dir, args.overwrite_output_dir)
+    resume = run.resume_from_checkpoint
+    if resume == "latest":
+        resume = checkpoint.latest(args.output_dir)
+        if resume is None:
+            print(f"`{args.output_dir}` has no checkpoint to go on from: the run begins anew.", file=sys.stderr)
     processing_class = load_processing_class(run)
     model = load_model(run)
     SpectralPruner.check_model(model, args)
@@ -36,7 +43,6 @@ def main(argv: Sequence[str]) -> None:
         compute_metrics=metric_of(run),
         teacher=load_model(run) if args.recovery == "distill" else None,
     )
-    resume = True if run.resume_from_checkpoint == "latest" else run.resume_from_checkpoint
     pruner.prune(resume_from_checkpoint=resume)
     pruner.save_model()
     assert pruner.output is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -51,6 +52,11 @@ class SuffixLoss:
             self.inputs.append(inputs)
         self.clean_sums = torch.tensor(losses, dtype=torch.float64)
         self.clean = self._mean(self.clean_sums)
+        if not math.isfinite(self.clean):
+            raise ValueError(
+                f"The loss with all units is {self.clean}, so no damage can be measured by it. Load the model in a wider `dtype` "
+                "(float32 or bfloat16), or check its weights and labels."
+            )
 
     @torch.inference_mode()
     def _loss(self, batch: Batch) -> float:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..evaluation.figures import held_out_figures
 
@@ -129,3 +132,59 @@ def unprepared(model: PreTrainedModel) -> Iterator[None]:
         for name in names:
             vars(model).pop(name, None)
         vars(model).update(before)
+
+
+@contextmanager
+def trained_in_float32(model: PreTrainedModel) -> Iterator[bool]:
+    """While open, float16 weights are float32, and rounded back afterwards; yields whether there are any.
+
+    Adam's steps and the squares of gradients leave float16's range, and the weights become no numbers.
+    """
+    halves = [value for value in (*model.parameters(), *model.buffers()) if value.dtype == torch.float16]
+    for value in halves:
+        value.data = value.data.float()
+    try:
+        yield bool(halves)
+    finally:
+        for value in halves:
+            value.data = value.data.half()
+
+
+def checkpoint_to_resume(training_args: TrainingArguments) -> str | None:
+    """The Trainer's checkpoint that `resume_from_checkpoint` asks for; None where it asks for the latest and there is none.
+
+    Raises:
+        ValueError: the checkpoint is not whole, as a run that was killed while it wrote leaves it.
+    """
+    wanted: Any = training_args.resume_from_checkpoint
+    output_dir = str(training_args.output_dir)
+    folder = (get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None) if wanted is True else wanted
+    if not folder:
+        return None
+    check_whole(Path(folder), training_args.save_only_model)
+    return str(folder)
+
+
+def check_whole(folder: Path, only_model: bool = False) -> None:
+    """Checks that a Trainer's checkpoint has all that it writes, its state last.
+
+    Args:
+        only_model: whether `save_only_model` leaves the optimizer out.
+
+    Raises:
+        ValueError: a part is missing or cut short.
+    """
+    remedy = "It was left half-written: delete it and resume from an earlier one, or begin anew without `resume_from_checkpoint`."
+    parts = ["trainer_state.json"] + ([] if only_model else ["optimizer.pt", "scheduler.pt"])
+    missing = next((name for name in parts if not (folder / name).is_file()), None)
+    if missing is not None:
+        raise ValueError(f"The checkpoint `{folder}` of the training has no `{missing}`. {remedy}")
+    try:
+        TrainerState.load_from_json(str(folder / parts[0]))
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt"):
+                pass
+    except (ValueError, TypeError, OSError, SafetensorError) as error:
+        raise ValueError(
+            f"The checkpoint `{folder}` of the training cannot be read ({' '.join(str(error).split())}). {remedy}"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,16 @@ from ..utils.environment import accelerator
 from ..utils.fitting import fitted
 from ..utils.words import did_you_mean
 from .distillation import DistillationTrainer, check_teacher, load_teacher
-from .judging import MeasuredTrainer, held_out_metrics, judged_by, left_as_it_was, no_worse, unprepared
+from .judging import (
+    MeasuredTrainer,
+    checkpoint_to_resume,
+    held_out_metrics,
+    judged_by,
+    left_as_it_was,
+    no_worse,
+    trained_in_float32,
+    unprepared,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -153,8 +163,8 @@ def recover(
 
     Better and worse are told by `training_args.metric_for_best_model` (the loss by default), which is measured as
     `SpectralPruner.evaluate` measures. A copy of the weights is kept on the CPU meanwhile, to go back to.
-    `training_args.resume_from_checkpoint` is honoured. Launched on several processes
-    (data-parallel) all end with the same model; each measures all of the held-out rows.
+    `training_args.resume_from_checkpoint` is honoured; True begins anew where there is no checkpoint. Launched on several
+    processes (data-parallel) all end with the same model; each measures all of the held-out rows.
 
     Args:
         training_args: the Trainer's own: optimizer, schedule, precision, loggers, checkpoints.
@@ -167,7 +177,7 @@ def recover(
 
     Raises:
         ValueError: LoRA targets that the model does not have, a teacher that is missing or of another shape, data that
-            cannot be split or has no labels, sharded training. All before the first step.
+            cannot be split or has no labels, sharded training, a checkpoint that is not whole. All before the first step.
     """
     _check_unsharded(model, training_args)
     notes: list[str] = []
@@ -175,6 +185,8 @@ def recover(
     if args.method == "distill":
         teacher = load_teacher(teacher)
         check_teacher(model, teacher)
+    training_args = copy.copy(training_args)
+    training_args.resume_from_checkpoint = checkpoint_to_resume(training_args)
     train_rows = training_rows(train_dataset)
     if eval_dataset is None:
         train_rows, eval_rows = hold_out(train_rows, training_args.seed)
@@ -194,7 +206,10 @@ def recover(
         if args.method == "lora":
             history, adapters = _train_lora(model, args, training_args, targets, options)
         else:
-            history, adapters = _train_whole(model, args, training_args, teacher, options), None
+            with trained_in_float32(model) as widened:
+                history, adapters = _train_whole(model, args, training_args, teacher, options), None
+            if widened:
+                notes.append("The float16 weights were trained in float32, whose range Adam needs, and rounded back afterwards.")
         metrics |= {name: value for entry in history for name, value in entry.items() if name.startswith("train_")}
         options = {name: value for name, value in options.items() if name not in ("train_dataset", "callbacks")}
         metrics |= held_out_metrics(model, training_args, "after", options)

@@ -5,67 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel, TrainerState
 
-from ..arguments import SpectralPruningArguments
 from ..planning import SCORES_FILE, RoundScores, Sizes, scores_from_json, scores_to_json
 from ..surgery.plan import PruningPlan
 
 _PLAN, _STATE, _SIZES, _WEIGHTS = "pruning_plan.json", "pruner_state.json", "final_sizes.json", "repaired.safetensors"
-_FILES = {_PLAN, _STATE, _SIZES, _WEIGHTS, SCORES_FILE}
-
-# Options that decide which units a run removes, and what it makes of the weights that stay.
-_DECIDING = (
-    "target_reduction",
-    "target_scope",
-    "units",
-    "layout",
-    "criterion",
-    "criterion_args",
-    "allocation",
-    "num_allocation_samples",
-    "num_rounds",
-    "recalibrate_every",
-    "compensation",
-    "ridge",
-    "round_to",
-    "min_ffn_units",
-    "min_kv_groups",
-    "min_channels",
-    "stock_class",
-    "seed",
-)
-
-
-def deciding_options(args: SpectralPruningArguments) -> dict[str, Any]:
-    """The options that decide the plan of a run, as JSON gives them back."""
-    options: dict[str, Any] = json.loads(json.dumps({name: getattr(args, name) for name in _DECIDING}))
-    return options
-
-
-def check_same_run(options: dict[str, Any] | None, args: SpectralPruningArguments, where: str) -> None:
-    """Checks that a run goes on with the options that it began with.
-
-    Args:
-        options: of the run so far; None for a checkpoint that was written before they were kept.
-        where: what the message calls the checkpoint.
-
-    Raises:
-        ValueError: one differs; names it and both values.
-    """
-    for name, now in deciding_options(args).items():
-        before = (options or {}).get(name, now)
-        if before != now:
-            raise ValueError(
-                f"`{name}` is {now!r}, but the run of {where} began with {before!r}, and its plan hangs on it. Set it to "
-                f"{before!r} again, or begin anew without `resume_from_checkpoint`."
-            )
+_PARTS = (_PLAN, _STATE, _SIZES, SCORES_FILE)
+_FILES = {*_PARTS, _WEIGHTS}
+_REMEDY = "Resume from an earlier checkpoint, or begin anew without `resume_from_checkpoint`."
 
 
 @dataclass
@@ -94,9 +49,18 @@ class Checkpoint:
     folder: Path
 
     def load_weights(self, model: PreTrainedModel) -> None:
-        """Loads repaired weights into the cut model, if the run repairs any."""
-        if (self.folder / _WEIGHTS).is_file():
-            load_model(model, self.folder / _WEIGHTS)
+        """Loads the weights that the run's repairs have left into the cut model.
+
+        Raises:
+            ValueError: they are missing, cut short, or those of another model.
+        """
+        file = self.folder / _WEIGHTS
+        if not file.is_file():
+            raise ValueError(f"`{self.folder}` is not whole: the run repairs weights, and it has no `{_WEIGHTS}`. {_REMEDY}")
+        try:
+            load_model(model, file)
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise ValueError(f"`{file}` cannot be loaded into this model: {_first_words(error)}. {_REMEDY}") from None
 
 
 def save(
@@ -132,15 +96,71 @@ def load(folder: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: the folder is not a checkpoint of a pruning run.
+        ValueError: it is one that lacks a part, or holds what no run wrote.
     """
     folder = Path(folder)
-    for name in (_PLAN, _STATE, _SIZES, SCORES_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"`{folder}` is no checkpoint of a pruning run: it has no `{name}`.")
-    sizes = json.loads((folder / _SIZES).read_text(encoding="utf-8"))
-    state: RunState = RunState.load_from_json(str(folder / _STATE))
-    scores = scores_from_json((folder / SCORES_FILE).read_text(encoding="utf-8"))
-    return Checkpoint(PruningPlan.load(folder / _PLAN), sizes, state, scores, folder)
+    missing = [name for name in _PARTS if not (folder / name).is_file()]
+    if len(missing) == len(_PARTS):
+        raise FileNotFoundError(f"`{folder}` is no checkpoint of a pruning run: it has no `{missing[0]}`.")
+    if missing:
+        raise ValueError(f"`{folder}` is not whole: it has no `{missing[0]}`. {_REMEDY}")
+    plan = _read(folder / _PLAN, PruningPlan.from_json)
+    sizes = _read(folder / _SIZES, _sizes_from_json)
+    state = _read(folder / _STATE, _state_from_json)
+    scores = _read(folder / SCORES_FILE, scores_from_json)
+    if sizes.keys() != plan.kept.keys() or any(sizes[key] > len(kept) for key, kept in plan.kept.items()):
+        raise ValueError(f"`{folder}` is not of one run: `{_SIZES}` does not go on from `{_PLAN}`. {_REMEDY}")
+    if state.global_step != len(scores):
+        raise ValueError(
+            f"`{folder}` cannot be: `{_STATE}` counts {state.global_step} rounds, and `{SCORES_FILE}` has {len(scores)}. "
+            f"{_REMEDY}"
+        )
+    return Checkpoint(plan, sizes, state, scores, folder)
+
+
+def check_step(checkpoint: Checkpoint, num_rounds: int, expected: Sizes) -> None:
+    """Checks that the plan is what the rounds that a checkpoint counts have left.
+
+    Args:
+        expected: the sizes after that many rounds.
+
+    Raises:
+        ValueError: it is not, or there are more rounds than the run has.
+    """
+    step = checkpoint.state.global_step
+    if step > num_rounds or any(len(kept) != expected[key] for key, kept in checkpoint.plan.kept.items()):
+        raise ValueError(
+            f"`{checkpoint.folder}` cannot be: it counts {step} of {num_rounds} rounds, and its plan is not what they leave. "
+            f"{_REMEDY}"
+        )
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"`{path}` cannot be read: {_first_words(error)}. {_REMEDY}") from None
+
+
+def _sizes_from_json(text: str) -> Sizes:
+    sizes = json.loads(text)
+    if not isinstance(sizes, dict) or not all(type(value) is int and value >= 0 for value in sizes.values()):
+        raise ValueError("it holds no sizes of groups")
+    return sizes
+
+
+def _state_from_json(text: str) -> RunState:
+    state = RunState(**json.loads(text))
+    if type(state.global_step) is not int or state.global_step < 1:
+        raise ValueError(f"`global_step` is {state.global_step!r}")
+    for name, kind in (("log_history", list), ("options", dict)):
+        if not isinstance(getattr(state, name), kind):
+            raise ValueError(f"`{name}` is no {kind.__name__}")
+    return state
+
+
+def _first_words(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
 
 
 def is_own(folder: Path) -> bool:
@@ -151,16 +171,12 @@ def is_own(folder: Path) -> bool:
     if not (re.fullmatch(r"checkpoint-\d+(\.tmp)?", folder.name) and folder.is_dir()):
         return False
     names = {path.name for path in folder.iterdir()}
-    return names <= _FILES if folder.suffix == ".tmp" else {_PLAN, _SIZES} <= names
+    return names <= _FILES if folder.suffix == ".tmp" else not names.isdisjoint(_PARTS)
 
 
-def latest(output_dir: str | Path) -> Path:
-    """The checkpoint of the most rounds under `output_dir`.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if is_own(path) and path.suffix != ".tmp"]
-    if not found:
-        raise FileNotFoundError(f"`resume_from_checkpoint` is set, but `{output_dir}` has no checkpoint. Start without it.")
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]))
+def latest(output_dir: str | Path) -> Path | None:
+    """The checkpoint of the most rounds under `output_dir`, whole or not (`load` tells); None if there is none."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    # A Trainer's checkpoints are called the same.
+    own = [path for path in found if any((path / name).is_file() for name in _PARTS)]
+    return max(own, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from accelerate import init_empty_weights
 from accelerate.utils import send_to_device
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
@@ -48,6 +51,60 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     input_ids = torch.randint(0, model.config.vocab_size, (*rows, length), generator=generator)
     # One pad token at most: sequence classifiers look for the last real one.
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+
+
+def check_reloads(model: PreTrainedModel) -> None:
+    """Tells before any work of a model that would not come back from its folder as it is: what a head of one's own, an added
+    parameter or a changed `forward` lead to.
+
+    The class that will load the folder is given the same weights, without a copy of them, and compared on `probe_inputs`.
+
+    Raises:
+        ValueError: it has no place for some of the weights, or computes something else.
+    """
+    if network_of(model) is not model:  # a plain network is loaded by its own class
+        return
+    options = {"attn_implementation": model.config._attn_implementation}
+    # Buffers that are not saved (of the rotary embedding) are made; weights are not.
+    with init_empty_weights(include_buffers=False):
+        fresh: Any = getattr(transformers, auto_class_of(type(model))).from_config(copy.deepcopy(model.config), **options)
+    name, remedy = type(fresh).__name__, "Prune a class of transformers as it is, or set `self_check=False` to load it yourself"
+    prefix = f"{model.base_model_prefix}." if fresh.base_model is fresh and model.base_model is not model else ""
+    own = {key.removeprefix(prefix): value for key, value in model.state_dict().items()}
+    place = fresh.state_dict()
+    parameters = {key.removeprefix(prefix) for key, _ in model.named_parameters()}
+    foreign = [key for key, value in own.items() if key in parameters and (key not in place or place[key].shape != value.shape)]
+    if foreign:
+        others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise ValueError(
+            f"`{type(model).__name__}` has `{foreign[0]}`{others}, for which `{name}`, the class that loads the saved folder, "
+            f"has no place. {remedy}."
+        )
+    absent = {
+        key: torch.zeros(value.shape, device=model.device, dtype=model.dtype) for key, value in place.items() if key not in own
+    }
+    fresh.load_state_dict(absent | {key: value for key, value in own.items() if key in place}, assign=True)
+    fresh.tie_weights()
+    inputs = send_to_device(probe_inputs(model), model.device)
+    expected, found = (_first_output(each, inputs) for each in (model, fresh.to(model.device)))
+    if not bool(expected.isfinite().all()):  # another check's business
+        return
+    tolerance = _TOLERANCE.get(model.dtype, 1e-5) * max(1.0, float(expected.abs().max()))
+    if expected.shape != found.shape or not float((expected - found).abs().max()) <= tolerance:
+        raise ValueError(
+            f"`{type(model).__name__}` computes something else than `{name}`, the class that loads the saved folder, with "
+            f"the same weights. {remedy}."
+        )
+
+
+@torch.inference_mode()
+def _first_output(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    was_training = model.training
+    model.eval()
+    try:
+        return model(**inputs)[0].float()
+    finally:
+        model.train(was_training)
 
 
 def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from ..data.texts import CalibrationData
 from ..evaluation.figures import num_parameters
+from ..utils.digests import data_digest
 from ..utils.environment import library_versions
 
 # Values that a model's digest takes from each of its tensors.
@@ -64,20 +64,6 @@ def model_digest(model: PreTrainedModel) -> str:
     for name, value in model.state_dict().items():
         sample = value.flatten()[:: max(1, value.numel() // _DIGEST_SAMPLES)].double().cpu()
         digest.update(f"{name}/{tuple(value.shape)}/{value.dtype}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def data_digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Short digest of batches or rows."""
-    digest = hashlib.sha256()
-    for row in rows:
-        for name in sorted(row):
-            value = row[name]
-            digest.update(f"{name}/{getattr(value, 'shape', '')}".encode())
-            if isinstance(value, torch.Tensor):
-                digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-            else:
-                digest.update(str(value).encode())
     return digest.hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
@@ -15,10 +16,12 @@ from transformers.utils import logging
 
 from .. import rounds
 from ..arguments import SpectralPruningArguments
+from ..checks import check_loss
 from ..criteria.evidence import Evidence
 from ..planning import Sizes
+from ..recovery.judging import check_whole
 from ..rounds import Run
-from ..saving.checkpoint import check_same_run, deciding_options
+from ..saving.same_run import check_same_run, deciding_options
 from ..surgery import add_consumer_biases, fingerprint
 from ..surgery.plan import PruningPlan
 from .optimizer import Replacements, warn_of_untrained
@@ -103,6 +106,8 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         self._due: dict[int | None, list[int]] = {}
         self._last_round = 0  # of those that were run
         self._model: weakref.ref[PreTrainedModel] | None = None  # of the run
+        self._options: dict[str, Any] = {}  # what the plan hangs on
+        self._made_ready: weakref.ref[PreTrainedModel] | None = None  # the model of `on_init_end`
 
     @property
     def plan(self) -> PruningPlan | None:
@@ -125,6 +130,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         if self.args.compensation == "bias":
             add_consumer_biases(model, self.args.layout)  # before the optimizer is built
         self._loading.close()
+        self._made_ready = weakref.ref(model)
         if not self._sharded:
             self._replacements = self._loading.enter_context(narrow_on_load(model))
 
@@ -141,6 +147,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
     ) -> None:
         """Lays the schedule over the steps, takes up a run that was begun, and runs rounds that are due before the next step."""
         self._loading.close()
+        self._check_ready(args, state, model)
         self.check(args, model, processing_class)
         self._replacements.carry_over(optimizer)
         if not self._spread:  # what spreads over processes may give the optimizer parameters of its own
@@ -192,7 +199,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
                 "plan": None if run is None or run.plan is None else run.plan.to_json(),
                 "final_sizes": None if run is None else run.final_sizes,
                 "last_round": self._last_round,
-                "options": deciding_options(self.args),
+                "options": self._options,
             },
         }
 
@@ -223,6 +230,8 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
 
     def _decide(self, model: PreTrainedModel, share: Fraction) -> Decision:
         assert self.run is not None
+        if self.plan is None:
+            check_loss(model, {}, self._calibration)
         evidence, self.scores = self._score(model)
         if self.plan is None:
             self.run.fingerprint = fingerprint(model)
@@ -254,7 +263,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
             self._last_round = 0
             self._model = weakref.ref(model)
             if plan is not None:
-                check_same_run(saved.get("options"), self.args, "this checkpoint")
+                check_same_run(saved.get("options"), self._options, "this checkpoint")
                 self._last_round = saved.get("last_round", round_at(self._due, state.global_step))
                 self._take_up(plan, saved["final_sizes"], model, optimizer)
         scheduled = round_at(self._due, state.global_step)
@@ -289,11 +298,37 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         self.run.groups = [replace(group, size=plan.sizes[group.key]) for group in self.run.groups]
         self._removal.take_up(model, plan, optimizer)
 
+    def _check_ready(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        """Tells of what `on_init_end` could not prepare, and of a checkpoint that is not whole."""
+        writes, biases = args.save_strategy != "no", self.args.compensation == "bias"
+        if self._made_ready is None and (writes or biases):
+            raise ValueError(
+                f"`{type(self).__name__}` was added to a Trainer that was built before, whose model is not ready to load a "
+                "pruned checkpoint or to train new biases. Give it to `Trainer(callbacks=[...])`, or call `attach(trainer)` "
+                "instead of `add_callback`."
+            )
+        another = self._made_ready is not None and self._made_ready() is not model
+        if another and biases:
+            raise ValueError(
+                '`compensation="bias"` adds biases before the optimizer is built, and `model_init` makes a new model after that. '
+                'Use `compensation="least_squares"`, or give the Trainer a `model`.'
+            )
+        if another and writes:
+            logger.warning(
+                "`model_init` makes a new model for every training, which cannot be made ready to load a pruned checkpoint: "
+                "those of this run cannot be resumed. Give the Trainer a `model` if they should."
+            )
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.global_step and folder.is_dir() and not self._spread:
+            check_whole(folder, args.save_only_model)
+
     # ---- what a method may do in its own way
 
     def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
         """Raises what would make the training fail later: at the Trainer's construction, and again before the first step."""
         super().check(args, model, processing_class)
+        assert self._criterion is not None
+        self._options = deciding_options(self.args, model, self._criterion, self._calibration)
         self._way.check(self.args, args)
         if args.restore_callback_states_from_checkpoint:
             raise ValueError(

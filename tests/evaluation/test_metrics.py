@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import evaluate
 import numpy as np
@@ -88,7 +89,7 @@ def test_uniform_logits_have_the_vocabulary_as_perplexity():
 
 def test_what_cannot_work_is_told():
     with pytest.raises(ValueError, match=r"no metric `no_such_metric`.*`accuracy`"):
-        load_metric("no_such_metric")
+        load_metric("no_such_metric", trust_remote_code=True)
     with pytest.raises(ValueError, match='`average="binary"`'):
         load_metric("f1").compute(predictions=SAID, references=TRUE)
     with pytest.raises(ValueError, match="no predicted token"):
@@ -116,3 +117,18 @@ def test_the_command_lines_metric_fits_the_task(metric, logits, labels, expected
     compute = metric_of(RunArguments(label_column="label", metric=metric, calibration_file="rows.csv"))
     figures = compute(EvalPrediction(np.array(logits), np.array(labels)))
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
+
+
+def test_code_of_others_runs_only_where_it_is_trusted(tmp_path):
+    """By path or by name, also where a folder here is called like a metric."""
+    source = (Path(metrics.__path__[0]) / "accuracy" / "accuracy.py").read_text()
+    ran = tmp_path / "ran"
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "own.py").write_text(source + f"\nopen({str(ran)!r}, 'w').close()\n")
+    for name in (str(own), str(own / "own.py"), "someone/metric"):
+        with pytest.raises(ValueError, match="`trust_remote_code`"):
+            load_metric(name)
+    assert not ran.exists()
+    assert load_metric(str(own), trust_remote_code=True).compute(predictions=[1, 0], references=[1, 1])["accuracy"] == 0.5
+    assert ran.exists()

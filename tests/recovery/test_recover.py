@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 
 import pytest
 import recovering
 import torch
-from conftest import logits, random_batch, tiny_model
+from conftest import logits, random_batch, refused, tiny_model
 from processes import run_in_two_processes
 from recovering import patterned_rows
 from transformers import TrainerCallback, TrainingArguments
@@ -304,3 +305,42 @@ def test_launch_that_shards_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="copy of the whole model"):
         recover(tiny_model(), RecoveryArguments(), training_args(tmp_path), patterned_rows())
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "distill"])
+def test_float16_weights_are_trained_in_float32_and_stay_float16(method, tmp_path):
+    model = tiny_model().half()
+    teacher = tiny_model() if method == "distill" else None
+    output = recover(
+        model,
+        RecoveryArguments(method=method),
+        training_args(tmp_path),
+        patterned_rows(),
+        patterned_rows(8, seed=1),
+        teacher=teacher,
+    )
+    assert output.kept == "recovered" and math.isfinite(output.metrics["after_loss"])
+    assert {value.dtype for value in model.parameters()} == {torch.float16}
+    assert any("float32" in note for note in output.notes) == (method != "lora")
+
+
+def test_a_recovery_goes_on_from_a_whole_checkpoint_only(tmp_path):
+    def again(**fields):
+        args = training_args(tmp_path, max_steps=6, save_strategy="steps", save_steps=3, resume_from_checkpoint=True, **fields)
+        return recover(tiny_model(), RecoveryArguments(), args, patterned_rows(), patterned_rows(8, seed=1))
+
+    whole = again()  # begins anew, for there is none yet
+    shutil.rmtree(tmp_path / "out" / "checkpoint-6")
+    assert again().metrics["after_loss"] == whole.metrics["after_loss"]
+    state = tmp_path / "out" / "checkpoint-6" / "trainer_state.json"
+    for damage in (
+        lambda: state.write_text(state.read_text()[:50]),
+        lambda: (state.parent / "optimizer.pt").unlink(),
+        state.unlink,
+    ):
+        damage()
+        refused(again, "checkpoint-6", "half-written")
+    shutil.rmtree(state.parent)
+    weights = tmp_path / "out" / "checkpoint-3" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(again, "checkpoint-3", "half-written")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from fractions import Fraction
 
 import pytest
 import torch
-from conftest import ENCODERS, logits, num_moments, random_batch, tiny_encoder, tiny_model
+from conftest import ENCODERS, logits, num_moments, random_batch, refused, tiny_encoder, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as hf_logging
@@ -681,3 +682,62 @@ def test_moments_are_dropped_before_the_model_settles(batches, tmp_path, monkeyp
     monkeypatch.setattr(removing, "settle", settle)
     make_trainer(tiny_model(), tmp_path, [SpectralPruningCallback(half(), batches)], max_steps=1).train()
     assert len(seen) == 2 and seen[0] == seen[1]
+
+
+def test_a_callback_that_comes_too_late_to_be_resumed_is_told(batches, tmp_path):
+    """The Trainer loads a checkpoint before it tells any callback: only one that was there at first can narrow the model."""
+    for fields, options in (({"save_strategy": "steps"}, {}), ({}, {"compensation": "bias"})):
+        model = tiny_model()
+        trainer = make_trainer(model, tmp_path, **fields)
+        trainer.add_callback(SpectralPruningCallback(pruning_args(**options), batches))
+        refused(trainer.train, "`attach(trainer)`")
+        assert num_parameters(model) == num_parameters(tiny_model())
+    trainer = make_trainer(tiny_model(), tmp_path, save_strategy="steps", save_steps=3)
+    SpectralPruningCallback(pruning_args(), batches).attach(trainer).args.num_rounds = 1
+    trainer.train()
+    again = make_trainer(tiny_model(), tmp_path, save_strategy="steps", save_steps=3, max_steps=8)
+    SpectralPruningCallback(pruning_args(), batches).attach(again)
+    again.train(resume_from_checkpoint=True)
+    assert widths(again.model) == widths(trainer.model)
+
+
+def test_a_model_made_anew_is_told_of_what_cannot_be(batches, tmp_path, caplog):
+    def trainer(compensation, **fields):
+        callback = SpectralPruningCallback(pruning_args(compensation=compensation), batches)
+        made = make_trainer(tiny_model(), tmp_path, [], **fields)
+        return Trainer(
+            model_init=tiny_model,
+            args=made.args,
+            train_dataset=made.train_dataset,
+            data_collator=made.data_collator,
+            callbacks=[callback],
+        )
+
+    refused(trainer("bias").train, "`model_init`")
+    hf_logging.enable_propagation()
+    trainer("none", save_strategy="steps").train()
+    hf_logging.disable_propagation()
+    assert "cannot be resumed" in caplog.text
+
+
+def test_a_resumed_training_with_other_data_or_half_a_checkpoint_is_refused(batches, tmp_path):
+    def trainer(data):
+        callback = SpectralPruningCallback(
+            pruning_args(num_rounds=2), data, schedule=PruningSchedule("linear", start_step=1, end_step=5)
+        )
+        return make_trainer(tiny_model(), tmp_path, [callback], save_strategy="steps", save_steps=3)
+
+    trainer(batches).train()
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    refused(lambda: trainer(batches[:3]).train(resume_from_checkpoint=True), "`calibration_dataset` is ", "began with")
+    (tmp_path / "checkpoint-3" / "optimizer.pt").unlink()
+    refused(lambda: trainer(batches).train(resume_from_checkpoint=True), "`optimizer.pt`", "half-written")
+
+
+def test_a_dense_loss_that_is_no_number_ends_the_training_before_a_cut(batches, tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    trainer = make_trainer(model, tmp_path, [SpectralPruningCallback(pruning_args(criterion="magnitude"), batches)])
+    refused(trainer.train, "dense model is nan")
+    assert num_parameters(model) == num_parameters(tiny_model())

@@ -10,14 +10,15 @@ import numpy as np
 SHIPPED = ("accuracy", "f1", "perplexity")
 
 
-def load_metric(name_or_path: str, config_name: str | None = None, **options: Any) -> Any:
-    """An `evaluate` module: the shipped one of that name, else `evaluate.load(name_or_path)`.
+def load_metric(name_or_path: str, config_name: str | None = None, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """An `evaluate` module: the shipped one of that name, else `evaluate.load(name_or_path)`, which runs its Python code.
 
     Args:
+        trust_remote_code: whether that code, from the Hub or a folder, may run.
         options: further arguments of `evaluate.load`.
 
     Raises:
-        ValueError: there is no such module here, and the Hub has none or cannot be reached.
+        ValueError: it is none of the shipped ones and not to be trusted; or the Hub has none or cannot be reached.
 
     Example:
         ```python
@@ -28,6 +29,12 @@ def load_metric(name_or_path: str, config_name: str | None = None, **options: An
     import evaluate
 
     shipped = name_or_path in SHIPPED and config_name is None
+    if not shipped and not trust_remote_code:
+        known = ", ".join(f"`{name}`" for name in SHIPPED)
+        raise ValueError(
+            f"The metric `{name_or_path}` is Python code that does not come with this package. Give one of {known}, or set "
+            "`trust_remote_code` to run it."
+        )
     path = str(Path(__file__).with_name(name_or_path)) if shipped else name_or_path
     try:
         return evaluate.load(path, config_name, **{"keep_in_memory": True} | options)

@@ -4,7 +4,19 @@ from .base import Family, Producer, Signal, Slice, UnitGroup, UnitKind, network_
 from .bert import FAMILIES as _ENCODER_FAMILIES
 from .channels import FAMILIES as _CHANNEL_FAMILIES
 from .ffn_only import FAMILIES as _FFN_FAMILIES
-from .groups import Part, consumers, family_of, layer_field, layers_of, max_tokens, module_of, parts, take, unit_groups
+from .groups import (
+    Part,
+    check_unshared,
+    consumers,
+    family_of,
+    layer_field,
+    layers_of,
+    max_tokens,
+    module_of,
+    parts,
+    take,
+    unit_groups,
+)
 from .llama import FAMILIES as _LLAMA_FAMILIES
 from .vit import FAMILIES as _VIT_FAMILIES
 
@@ -19,6 +31,7 @@ __all__ = [
     "Slice",
     "UnitGroup",
     "UnitKind",
+    "check_unshared",
     "consumers",
     "family_of",
     "layer_field",

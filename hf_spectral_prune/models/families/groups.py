@@ -11,10 +11,15 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.integrations import is_fsdp_enabled
 
 from ...utils.words import did_you_mean
+from ..cria.channels import MATRICES, VECTORS
 from .base import Family, Slice, UnitGroup, UnitKind, network_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+# What linear layers, convolutions and batch norms hold.
+_PLAIN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -142,6 +147,41 @@ def _check_plain(module: nn.Module, name: str) -> None:
             "be cut. Load the model without quantisation or adapters (dequantise or merge first)."
         )
     _check_in_memory(module.weight, name)
+    _check_computed(module, name)
+
+
+def _check_computed(module: nn.Module, name: str) -> None:
+    """Masks (`torch.nn.utils.prune`), parametrisations and `weight_norm` make the weight anew at every step, from others."""
+    held = [*(path for path, _ in module.named_parameters()), *(path for path, _ in module.named_buffers())]
+    others = [path for path in held if path not in _PLAIN]
+    if others:
+        raise ValueError(
+            f"`{name}` has {', '.join(f'`{path}`' for path in others)} beside or instead of a plain weight, which a cut would "
+            "not follow. Make it plain first (`torch.nn.utils.prune.remove`, `parametrize.remove_parametrizations`, "
+            "`remove_weight_norm`)."
+        )
+
+
+def check_unshared(model: PreTrainedModel, groups: list[UnitGroup]) -> None:
+    """Checks that no weight of the units is used at two places, of which a cut would know one.
+
+    Raises:
+        ValueError: one is; names both places.
+    """
+    if family_of(model.config).traced:  # its modules go by their paths in the graph, whatever else holds them
+        return
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    for group in groups:
+        for part in parts(model, group):
+            for parameter in part.module.parameters():
+                first, *others = places[id(parameter)]
+                if others:
+                    raise ValueError(
+                        f"`{first}` is also `{others[0]}`: one weight used at {len(others) + 1} places, which cannot be cut for "
+                        "each. Give each layer a copy of its own, or leave that kind out of `units`."
+                    )
 
 
 def _group(model: PreTrainedModel, layer: int, row: UnitKind) -> UnitGroup:
@@ -173,6 +213,9 @@ def unit_groups(model: PreTrainedModel, kinds: tuple[str, ...] | list[str] | Non
 
         for name, parameter in model.named_parameters():
             _check_in_memory(parameter, name)
+        for name, module in network_of(model).named_modules():
+            if isinstance(module, (*MATRICES, *VECTORS)):
+                _check_computed(module, name)
         return traced_groups(model)
     rows = family.kinds if kinds is None else tuple(family.kind(kind) for kind in kinds)
     return [_group(model, layer, row) for layer in range(len(layers_of(model))) for row in rows]
