@@ -88,15 +88,19 @@ def _data_in_words(data: CalibrationData) -> str:
     return f"{words}, {content}"
 
 
+def _code_digest(criterion: Any) -> str:
+    return _digest_of(tuple(_deciding_files(criterion)))
+
+
 @cache
-def _code_digest(criterion: type) -> str:
+def _digest_of(files: tuple[Path, ...]) -> str:
     digest = hashlib.sha256()
-    for path in _deciding_files(criterion):
+    for path in files:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _deciding_files(criterion: type) -> Iterator[Path]:
+def _deciding_files(criterion: Any) -> Iterator[Path]:
     yield _PACKAGE / "rounds.py"
     for room in _ROOMS:
         yield from sorted((_PACKAGE / room).rglob("*.py"))

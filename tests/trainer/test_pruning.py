@@ -706,7 +706,7 @@ def test_a_model_made_anew_is_told_of_what_cannot_be(batches, tmp_path, caplog):
         callback = SpectralPruningCallback(pruning_args(compensation=compensation), batches)
         made = make_trainer(tiny_model(), tmp_path, [], **fields)
         return Trainer(
-            model_init=tiny_model,
+            model_init=lambda: tiny_model(),
             args=made.args,
             train_dataset=made.train_dataset,
             data_collator=made.data_collator,
