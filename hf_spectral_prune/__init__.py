@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .models import cria
-from .models.integrations import register_with_peft
+from .models import integrations
 
 if TYPE_CHECKING:
     from .arguments import SpectralPruningArguments
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-register_with_peft()
+integrations.register()
 
 _PUBLIC = {
     "arguments": ["SpectralPruningArguments"],

@@ -20,9 +20,9 @@ class CardArguments:
 
 def main(argv: Sequence[str]) -> None:
     """Writes README.md of a pruned folder from the figures in it. Text and metadata of yours in it are kept."""
-    from ..publishing import write_card
-
     folder, words = take_folder("card", argv)
     (card,) = parse([CardArguments], "card FOLDER", main.__doc__ or "", words)
     assert folder is not None
+    from ..publishing import write_card
+
     print(f"Wrote {write_card(folder, card.name, card.base_model)}")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from huggingface_hub.errors import HfHubHTTPError
-from torch import OutOfMemoryError
-
 _PACKAGE = Path(__file__).resolve().parent.parent
 # Messages of libraries may quote a whole file, or list every name they know.
 _MOST_CHARACTERS = 1500
@@ -26,11 +23,11 @@ def told(error: Exception) -> tuple[str, int]:
     """
     text = _flat(str(error))
     place, own = _place(error)
-    if isinstance(error, (MemoryError, OutOfMemoryError)) or "can't allocate memory" in text:
+    if _is_a(error, "MemoryError", "OutOfMemoryError") or "can't allocate memory" in text:
         return f"There is not enough memory ({place}{f': {text}' if text else ''}). {_LESS_MEMORY}", 2
     if isinstance(error, ImportError):
         return f"{text} (needed by {place}). Install what is missing, e.g. `pip install {error.name or 'PACKAGE'}`.", 2
-    if (own and isinstance(error, (ValueError, OSError))) or isinstance(error, HfHubHTTPError):
+    if (own and isinstance(error, (ValueError, OSError))) or _is_a(error, "HfHubHTTPError"):
         return text, 2
     if own and type(error) is RuntimeError:
         return text, 1
@@ -42,6 +39,11 @@ def told(error: Exception) -> tuple[str, int]:
         f"{kind} in {place}: {text.rstrip('.')}. This is a fault of the package: please report it with the command and the "
         f"traceback ({_WHOLE})."
     ), 1
+
+
+def _is_a(error: Exception, *names: str) -> bool:
+    # By name: torch and huggingface_hub are not imported to answer a mistyped flag.
+    return any(cls.__name__ in names for cls in type(error).__mro__)
 
 
 def _flat(text: str) -> str:

@@ -16,15 +16,15 @@ def main(argv: Sequence[str]) -> None:
 
     Quality is the perplexity of a causal language model, or loss and metric of labelled texts and pictures.
     """
+    (run,) = parse([RunArguments], "evaluate", main.__doc__ or "", argv)
+    _check_source(run)
     from ..evaluation.figures import held_out_figures, num_parameters
     from ..models.families.groups import is_vision
     from ..models.losses import predicts_next_token
     from .inputs import load_data, load_held_out, load_model, load_processing_class
     from .inputs_text import check_named_files, metric_of, names_eval
 
-    (run,) = parse([RunArguments], "evaluate", main.__doc__ or "", argv)
     check_named_files(run)
-    _check_source(run)
     metric = metric_of(run)
     model = load_model(run)
     options, processing_class = SpectralPruningArguments(), load_processing_class(run)

@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from transformers.utils import logging as hf_logging
-
+from .. import __version__
 from ..utils.words import did_you_mean
 from .errors import told
 
@@ -30,7 +29,8 @@ COMMANDS = {
 
 def _usage() -> str:
     rows = "\n".join(f"  {name:12}{purpose}" for name, purpose in COMMANDS.items())
-    return f"usage: cria COMMAND [recipe.yaml] [--flags]\n\n{rows}\n\n`cria COMMAND --help` explains every flag."
+    hint = "`cria COMMAND --help` explains every flag, `cria --version` tells the version."
+    return f"usage: cria COMMAND [recipe.yaml] [--flags]\n\n{rows}\n\n{hint}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,14 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         return 0 if words else 2
+    if words[0] == "--version":
+        print(f"cria {__version__}")
+        return 0
     if words[0] not in COMMANDS:
         print(
             f"cria: `{words[0]}` is no command.{did_you_mean(words[0], COMMANDS, otherwise=' `--help` lists all.')}",
             file=sys.stderr,
         )
         return 2
-    if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        hf_logging.set_verbosity_warning()
     try:
         importlib.import_module(f".{words[0]}", __package__).main(words[1:])
     except Exception as error:

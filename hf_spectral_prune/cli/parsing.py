@@ -1,16 +1,18 @@
-"""Reads a command's recipe and flags into its dataclasses."""
+"""Reads a command's recipe and flags into its dataclasses.
+
+transformers is imported late here: a mistyped flag is told before the seconds that it takes.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
 from ..utils.fitting import fitted
 from ..utils.words import did_you_mean
@@ -29,21 +31,21 @@ _Loader.add_implicit_resolver(
 )
 
 
-class Parser(HfArgumentParser):
-    """HfArgumentParser whose errors are one line with the nearest known flag."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+def _fail(message: str) -> NoReturn:
+    raise ValueError(message)
 
 
-def _parser(types: Sequence[Any], command: str, description: str) -> Parser:
-    parser = Parser(
+def _parser(types: Sequence[Any], command: str, description: str) -> argparse.ArgumentParser:
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(
         list(types),
         prog=f"cria {command}",
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.error = _fail  # type: ignore[method-assign]
     parser.add_argument("recipe", nargs="?", help="YAML file with the same names as the flags; flags win.")
     return parser
 
@@ -54,19 +56,30 @@ def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[s
     Raises:
         ValueError: an unknown flag or recipe key (with the nearest name), or a value that cannot work.
     """
-    parser = _parser(types, command, description)
     hints = {entry.name: get_type_hints(cls)[entry.name] for cls in types for entry in dataclasses.fields(cls)}
+    if not {"-h", "--help"} & set(argv):
+        _check_flags((word for word in argv if _looks_unknown(word, hints)), command, hints)
+    parser = _parser(types, command, description)
     found, unknown = parser.parse_known_args(list(argv))
-    if unknown:
-        word = unknown[0].partition("=")[0]
-        raise ValueError(
-            f"`{word}` is no flag of `cria {command}`.{did_you_mean(word.lstrip('-').replace('-', '_'), hints, '--', ALL)}"
-        )
+    _check_flags(unknown, command, hints)
     if found.recipe is not None:
         parser.set_defaults(**_read_recipe(found.recipe, hints))
         found, _ = parser.parse_known_args(list(argv))
     values = vars(found)
     return [cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls)}) for cls in types]
+
+
+def _looks_unknown(word: str, known: Iterable[str]) -> bool:
+    """Whether it is surely no flag; what is doubtful is left to the parser, e.g. a value that begins with dashes."""
+    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+    return word.startswith("--") and " " not in word and name not in ("", *known) and name.removeprefix("no_") not in known
+
+
+def _check_flags(unknown: Iterable[str], command: str, known: Iterable[str]) -> None:
+    for word in unknown:
+        flag = word.partition("=")[0]
+        near = did_you_mean(flag.lstrip("-").replace("-", "_"), known, "--", ALL)
+        raise ValueError(f"`{flag}` is no flag of `cria {command}`.{near}")
 
 
 def take_folder(command: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -12,6 +12,9 @@ from .parsing import parse
 
 def main(argv: Sequence[str]) -> None:
     """Prunes a model and saves it, with its plan and report."""
+    args, run = parse([SpectralPruningArguments, RunArguments], "prune", main.__doc__ or "", argv)
+    if args.output_dir is None:
+        raise ValueError("There is no folder for the result. Set `--output_dir`.")
     from ..pruner import SpectralPruner
     from ..publishing.card.tables import before_after_table
     from ..saving import checkpoint
@@ -19,10 +22,7 @@ def main(argv: Sequence[str]) -> None:
     from .inputs import load_data, load_model, load_processing_class, load_recovery_rows
     from .inputs_text import check_named_files, metric_of
 
-    args, run = parse([SpectralPruningArguments, RunArguments], "prune", main.__doc__ or "", argv)
     check_named_files(run)
-    if args.output_dir is None:
-        raise ValueError("There is no folder for the result. Set `--output_dir`.")
     check_output_dir(args.output_dir, args.overwrite_output_dir)
     resume = run.resume_from_checkpoint
     if resume == "latest":

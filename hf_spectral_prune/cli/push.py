@@ -27,11 +27,11 @@ class PushArguments:
 
 def main(argv: Sequence[str]) -> None:
     """Pushes a pruned folder to the Hub in one commit, after checking that it is whole and as it was self-checked."""
-    from ..publishing.hub import push_folder
-
     folder, words = take_folder("push", argv)
     (push,) = parse([PushArguments], "push FOLDER", main.__doc__ or "", words)
     assert folder is not None
+    from ..publishing.hub import push_folder
+
     address = push_folder(
         folder, push.hub_model_id, push.hub_token, push.hub_private_repo or None, push.commit_message, push.overwrite
     )

@@ -10,13 +10,13 @@ from .parsing import parse, take_folder
 
 def main(argv: Sequence[str]) -> None:
     """Writes report.html and its plots anew, from the figures in the folder of a pruned model or of a comparison."""
+    folder, words = take_folder("report", argv)
+    parse([], "report FOLDER", main.__doc__ or "", words)
+    assert folder is not None
     from ..publishing.report.write import write_report
     from ..publishing.saved_folder import REPORT
     from ..studies.comparison.folder import RESULTS
 
-    folder, words = take_folder("report", argv)
-    parse([], "report FOLDER", main.__doc__ or "", words)
-    assert folder is not None
     if (Path(folder) / RESULTS[0]).is_file() and not (Path(folder) / REPORT).is_file():
         from ..studies.comparison.report import write_comparison_report
 

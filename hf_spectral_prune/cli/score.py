@@ -13,11 +13,11 @@ from .parsing import parse
 
 def main(argv: Sequence[str]) -> None:
     """Scores every unit of a model and writes the scores as JSON (to --output_dir, else to the screen)."""
+    args, run = parse([SpectralPruningArguments, RunArguments], "score", main.__doc__ or "", argv)
     from ..pruner import SpectralPruner
     from .inputs import load_data, load_model, load_processing_class
     from .inputs_text import check_named_files
 
-    args, run = parse([SpectralPruningArguments, RunArguments], "score", main.__doc__ or "", argv)
     check_named_files(run)
     model = load_model(run)
     SpectralPruner.check_model(model, args)

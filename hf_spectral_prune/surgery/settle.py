@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from ..models.cria import MODULES, auto_map, config_class, task_classes
+from ..models.cria import auto_map, config_class, load, task_classes
 from ..models.cria.narrowing import add_bias
 from ..models.families import Family, family_of, layers_of, module_of
 
@@ -56,7 +56,7 @@ def check_class(model: PreTrainedModel, layout: str) -> None:
 def _cria_module(family: Family) -> ModuleType:
     if family.cria is None:
         raise ValueError(f"The {family.name} family has no per-layer class. Use a uniform layout that its config accepts.")
-    return MODULES[family.cria]
+    return load(family.cria)
 
 
 def _stock_to_cria(module: ModuleType) -> dict[type, type]:
@@ -91,7 +91,7 @@ def settle_class(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _change_class(model: PreTrainedModel, module: ModuleType, *, cria: bool) -> None:
-    new_config_class: Any = config_class(module) if cria else config_class(module).__mro__[1]
+    new_config_class: Any = config_class(module) if cria else config_class(module).__bases__[-1]
     pairs = _stock_to_cria(module)
     _check_known(type(model), pairs)
     if not cria:

@@ -11,8 +11,6 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from transformers.hf_argparser import string_to_bool
-
 _TYPES = {
     bool: "true or false",
     int: "a whole number",
@@ -54,6 +52,8 @@ def _fitted(value: Any, kind: Any) -> Any:
         if not isinstance(value, bool) and number == int(number):
             return int(number)
     elif origin is bool and isinstance(value, str):
+        from transformers.hf_argparser import string_to_bool
+
         return string_to_bool(value)
     elif origin is bool and value in (0, 1):
         return bool(value)

@@ -13,7 +13,7 @@ from conftest import encoder_batch, logits, random_batch, tiny_encoder, tiny_mod
 from crias import TASK, cria, save
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
 
-from hf_spectral_prune.models.integrations import register_with_peft
+from hf_spectral_prune.models.integrations import register
 
 LAYOUTS = pytest.mark.parametrize("layout", ["uniform", "per_layer"])
 
@@ -73,7 +73,7 @@ def test_peft_knows_the_default_targets_if_it_was_imported_before():
     table = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     for stock in STOCK:
         table.pop(f"cria_{stock}", None)
-    register_with_peft()
+    register()
     for stock in STOCK:
         assert table[f"cria_{stock}"] == table[stock]
 

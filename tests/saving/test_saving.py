@@ -15,7 +15,7 @@ from pictures import picture_batch, tiny_vision
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedModel
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, rounds
-from hf_spectral_prune.models.cria import AUTO_CLASSES, MODULES, auto_class_of, task_classes
+from hf_spectral_prune.models.cria import auto_class_of
 from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.saving import checkpoint
 from hf_spectral_prune.saving import folder as saving
@@ -280,13 +280,9 @@ def test_masked_image_modelling_passes_its_self_check(tmp_path):
     assert {check["max_abs_diff"] for check in checked.values()} == {0.0}
 
 
-def test_every_cria_class_is_loaded_by_its_auto_class():
-    for module in MODULES.values():
-        for auto, cls in task_classes(module).items():
-            assert auto_class_of(cls) == auto_class_of(cls.__bases__[-1]) == auto
+def test_auto_class_of_a_derived_class_is_that_of_the_one_it_is_derived_from():
     assert auto_class_of(MyLlama) == "AutoModelForCausalLM"
     assert auto_class_of(torch.nn.Linear) == "AutoModel"
-    assert all(hasattr(transformers, auto) for auto in AUTO_CLASSES.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,38 +1,13 @@
 """DistilBERT with its own FFN width and number of heads in every layer.
 
-This file is shipped beside the weights, so it imports torch, transformers and huggingface_hub only.
+Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-from transformers import (
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    DistilBertForMultipleChoice,
-    DistilBertForQuestionAnswering,
-    DistilBertForSequenceClassification,
-    DistilBertForTokenClassification,
-    DistilBertModel,
-)
+import transformers
 
-from .narrowing import CriaEncoderMixin, first, narrow_linear, narrow_rows
-
-
-@strict
-class CriaDistilBertConfig(DistilBertConfig):
-    """DistilBertConfig whose layers may differ (`per_layer_config`) and which states its head size."""
-
-    model_type = "cria_distilbert"
-    head_dim: int | None = None
-    consumer_bias: list[str] | None = None
-
-    def __post_init__(self, **kwargs) -> None:
-        if self.head_dim is None:
-            self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**kwargs)
+from .narrowing import CriaEncoderMixin, cria_family, first, narrow_linear, narrow_rows
 
 
 class CriaDistilBertMixin(CriaEncoderMixin):
@@ -52,37 +27,10 @@ class CriaDistilBertMixin(CriaEncoderMixin):
         narrow_linear(ffn.lin2, columns=first(config.hidden_dim))
 
 
-class CriaDistilBertModel(CriaDistilBertMixin, DistilBertModel):
-    """DistilBertModel with layers of different widths."""
-
-    config_class = CriaDistilBertConfig
-
-
-class CriaDistilBertForMaskedLM(CriaDistilBertMixin, DistilBertForMaskedLM):
-    """DistilBertForMaskedLM with layers of different widths."""
-
-    config_class = CriaDistilBertConfig
-
-
-class CriaDistilBertForSequenceClassification(CriaDistilBertMixin, DistilBertForSequenceClassification):
-    """DistilBertForSequenceClassification with layers of different widths."""
-
-    config_class = CriaDistilBertConfig
-
-
-class CriaDistilBertForMultipleChoice(CriaDistilBertMixin, DistilBertForMultipleChoice):
-    """DistilBertForMultipleChoice with layers of different widths."""
-
-    config_class = CriaDistilBertConfig
-
-
-class CriaDistilBertForTokenClassification(CriaDistilBertMixin, DistilBertForTokenClassification):
-    """DistilBertForTokenClassification with layers of different widths."""
-
-    config_class = CriaDistilBertConfig
-
-
-class CriaDistilBertForQuestionAnswering(CriaDistilBertMixin, DistilBertForQuestionAnswering):
-    """DistilBertForQuestionAnswering with layers of different widths."""
-
-    config_class = CriaDistilBertConfig
+CriaDistilBertConfig, cria = cria_family(__name__, CriaDistilBertMixin, transformers.DistilBertConfig)
+CriaDistilBertModel = cria(transformers.DistilBertModel)
+CriaDistilBertForMaskedLM = cria(transformers.DistilBertForMaskedLM)
+CriaDistilBertForSequenceClassification = cria(transformers.DistilBertForSequenceClassification)
+CriaDistilBertForMultipleChoice = cria(transformers.DistilBertForMultipleChoice)
+CriaDistilBertForTokenClassification = cria(transformers.DistilBertForTokenClassification)
+CriaDistilBertForQuestionAnswering = cria(transformers.DistilBertForQuestionAnswering)

@@ -1,35 +1,12 @@
 """Granite with its own FFN width and head counts in every layer.
 
-This file is shipped beside the weights, so it imports torch, transformers and huggingface_hub only.
+Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
 
-from __future__ import annotations
+import transformers
 
-from huggingface_hub.dataclasses import strict
-from transformers import (
-    GraniteConfig,
-    GraniteForCausalLM,
-    GraniteModel,
-)
+from .narrowing import CriaDecoderMixin, cria_family
 
-from .narrowing import CriaDecoderMixin
-
-
-@strict
-class CriaGraniteConfig(GraniteConfig):
-    """GraniteConfig whose layers may differ (`per_layer_config`) and whose head count is free."""
-
-    model_type = "cria_granite"
-    consumer_bias: list[str] | None = None
-
-
-class CriaGraniteModel(CriaDecoderMixin, GraniteModel):
-    """GraniteModel with layers of different widths."""
-
-    config_class = CriaGraniteConfig
-
-
-class CriaGraniteForCausalLM(CriaDecoderMixin, GraniteForCausalLM):
-    """GraniteForCausalLM with layers of different widths."""
-
-    config_class = CriaGraniteConfig
+CriaGraniteConfig, cria = cria_family(__name__, CriaDecoderMixin, transformers.GraniteConfig)
+CriaGraniteModel = cria(transformers.GraniteModel)
+CriaGraniteForCausalLM = cria(transformers.GraniteForCausalLM)

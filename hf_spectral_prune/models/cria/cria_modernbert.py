@@ -1,38 +1,13 @@
 """ModernBERT with its own FFN width and number of heads in every layer.
 
-This file is shipped beside the weights, so it imports torch, transformers and huggingface_hub only.
+Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-from transformers import (
-    ModernBertConfig,
-    ModernBertForMaskedLM,
-    ModernBertForMultipleChoice,
-    ModernBertForQuestionAnswering,
-    ModernBertForSequenceClassification,
-    ModernBertForTokenClassification,
-    ModernBertModel,
-)
+import transformers
 
-from .narrowing import CriaEncoderMixin, first, narrow_linear, narrow_rows
-
-
-@strict
-class CriaModernBertConfig(ModernBertConfig):
-    """ModernBertConfig whose layers may differ (`per_layer_config`) and which states its head size."""
-
-    model_type = "cria_modernbert"
-    head_dim: int | None = None
-    consumer_bias: list[str] | None = None
-
-    def __post_init__(self, **kwargs) -> None:
-        if self.head_dim is None:
-            self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**kwargs)
+from .narrowing import CriaEncoderMixin, cria_family, first, narrow_linear, narrow_rows
 
 
 class CriaModernBertMixin(CriaEncoderMixin):
@@ -48,37 +23,10 @@ class CriaModernBertMixin(CriaEncoderMixin):
         narrow_linear(layer.mlp.Wo, columns=first(config.intermediate_size))
 
 
-class CriaModernBertModel(CriaModernBertMixin, ModernBertModel):
-    """ModernBertModel with layers of different widths."""
-
-    config_class = CriaModernBertConfig
-
-
-class CriaModernBertForMaskedLM(CriaModernBertMixin, ModernBertForMaskedLM):
-    """ModernBertForMaskedLM with layers of different widths."""
-
-    config_class = CriaModernBertConfig
-
-
-class CriaModernBertForSequenceClassification(CriaModernBertMixin, ModernBertForSequenceClassification):
-    """ModernBertForSequenceClassification with layers of different widths."""
-
-    config_class = CriaModernBertConfig
-
-
-class CriaModernBertForMultipleChoice(CriaModernBertMixin, ModernBertForMultipleChoice):
-    """ModernBertForMultipleChoice with layers of different widths."""
-
-    config_class = CriaModernBertConfig
-
-
-class CriaModernBertForTokenClassification(CriaModernBertMixin, ModernBertForTokenClassification):
-    """ModernBertForTokenClassification with layers of different widths."""
-
-    config_class = CriaModernBertConfig
-
-
-class CriaModernBertForQuestionAnswering(CriaModernBertMixin, ModernBertForQuestionAnswering):
-    """ModernBertForQuestionAnswering with layers of different widths."""
-
-    config_class = CriaModernBertConfig
+CriaModernBertConfig, cria = cria_family(__name__, CriaModernBertMixin, transformers.ModernBertConfig)
+CriaModernBertModel = cria(transformers.ModernBertModel)
+CriaModernBertForMaskedLM = cria(transformers.ModernBertForMaskedLM)
+CriaModernBertForSequenceClassification = cria(transformers.ModernBertForSequenceClassification)
+CriaModernBertForMultipleChoice = cria(transformers.ModernBertForMultipleChoice)
+CriaModernBertForTokenClassification = cria(transformers.ModernBertForTokenClassification)
+CriaModernBertForQuestionAnswering = cria(transformers.ModernBertForQuestionAnswering)

@@ -1,30 +1,13 @@
 """Phi-3 with its own FFN width in every layer.
 
-This file is shipped beside the weights, so it imports torch, transformers and huggingface_hub only.
+Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-from transformers import (
-    Phi3Config,
-    Phi3ForCausalLM,
-    Phi3ForSequenceClassification,
-    Phi3ForTokenClassification,
-    Phi3Model,
-)
+import transformers
 
-from .narrowing import CriaMixin, first, narrow_linear, narrow_rows
-
-
-@strict
-class CriaPhi3Config(Phi3Config):
-    """Phi3Config whose layers may differ in FFN width (`per_layer_config`)."""
-
-    model_type = "cria_phi3"
-    consumer_bias: list[str] | None = None
+from .narrowing import CriaMixin, cria_family, first, narrow_linear, narrow_rows
 
 
 class CriaPhi3Mixin(CriaMixin):
@@ -37,25 +20,8 @@ class CriaPhi3Mixin(CriaMixin):
         narrow_linear(layer.mlp.down_proj, columns=first(config.intermediate_size))
 
 
-class CriaPhi3Model(CriaPhi3Mixin, Phi3Model):
-    """Phi3Model with layers of different widths."""
-
-    config_class = CriaPhi3Config
-
-
-class CriaPhi3ForCausalLM(CriaPhi3Mixin, Phi3ForCausalLM):
-    """Phi3ForCausalLM with layers of different widths."""
-
-    config_class = CriaPhi3Config
-
-
-class CriaPhi3ForSequenceClassification(CriaPhi3Mixin, Phi3ForSequenceClassification):
-    """Phi3ForSequenceClassification with layers of different widths."""
-
-    config_class = CriaPhi3Config
-
-
-class CriaPhi3ForTokenClassification(CriaPhi3Mixin, Phi3ForTokenClassification):
-    """Phi3ForTokenClassification with layers of different widths."""
-
-    config_class = CriaPhi3Config
+CriaPhi3Config, cria = cria_family(__name__, CriaPhi3Mixin, transformers.Phi3Config)
+CriaPhi3Model = cria(transformers.Phi3Model)
+CriaPhi3ForCausalLM = cria(transformers.Phi3ForCausalLM)
+CriaPhi3ForSequenceClassification = cria(transformers.Phi3ForSequenceClassification)
+CriaPhi3ForTokenClassification = cria(transformers.Phi3ForTokenClassification)

@@ -1,30 +1,13 @@
 """Vision Transformer with its own FFN width and number of heads in every layer.
 
-This file is shipped beside the weights, so it imports torch, transformers and huggingface_hub only.
+Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-from transformers import ViTConfig, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+import transformers
 
-from .narrowing import CriaEncoderMixin, first, narrow_linear, narrow_rows
-
-
-@strict
-class CriaViTConfig(ViTConfig):
-    """ViTConfig whose layers may differ (`per_layer_config`) and which states its head size."""
-
-    model_type = "cria_vit"
-    head_dim: int | None = None
-    consumer_bias: list[str] | None = None
-
-    def __post_init__(self, **kwargs) -> None:
-        if self.head_dim is None:
-            self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**kwargs)
+from .narrowing import CriaEncoderMixin, cria_family, first, narrow_linear, narrow_rows
 
 
 class CriaViTMixin(CriaEncoderMixin):
@@ -42,19 +25,7 @@ class CriaViTMixin(CriaEncoderMixin):
         narrow_linear(mlp.fc2, columns=first(config.intermediate_size))
 
 
-class CriaViTModel(CriaViTMixin, ViTModel):
-    """ViTModel with layers of different widths."""
-
-    config_class = CriaViTConfig
-
-
-class CriaViTForImageClassification(CriaViTMixin, ViTForImageClassification):
-    """ViTForImageClassification with layers of different widths."""
-
-    config_class = CriaViTConfig
-
-
-class CriaViTForMaskedImageModeling(CriaViTMixin, ViTForMaskedImageModeling):
-    """ViTForMaskedImageModeling with layers of different widths."""
-
-    config_class = CriaViTConfig
+CriaViTConfig, cria = cria_family(__name__, CriaViTMixin, transformers.ViTConfig)
+CriaViTModel = cria(transformers.ViTModel)
+CriaViTForImageClassification = cria(transformers.ViTForImageClassification)
+CriaViTForMaskedImageModeling = cria(transformers.ViTForMaskedImageModeling)

@@ -1,15 +1,18 @@
-"""Narrows the layers of a stock model to the widths its config gives layer by layer.
+"""Narrows the layers of a stock model to the widths its config gives layer by layer, and makes the classes that do so.
 
-This file is shipped beside the weights of every Cria model, so it imports torch and transformers only.
+This file is shipped beside the weights of every Cria model, so it imports torch and huggingface_hub only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 
@@ -89,17 +92,50 @@ def _uniform(config: Any, fields: dict[str, int]) -> Iterator[None]:
         config.per_layer_config = overrides
 
 
+@dataclass(kw_only=True)
+class CriaConfigMixin:
+    """A stock config whose layers may differ (`per_layer_config`).
+
+    Attributes:
+        consumer_bias: linear layers inside every layer that carry a bias which the stock class lacks (the bias repair of a
+            pruning run).
+    """
+
+    consumer_bias: list[str] | None = None
+
+
+@dataclass(kw_only=True)
+class CriaDecoderConfigMixin(CriaConfigMixin):
+    """One whose head count is free."""
+
+    def validate_architecture(self) -> None:
+        """Accepts any head count: the attention works with `head_dim`, not with a share of `hidden_size`."""
+
+
+@dataclass(kw_only=True)
+class CriaEncoderConfigMixin(CriaConfigMixin):
+    """One that states its head size, which the stock config takes from the number of heads."""
+
+    head_dim: int | None = None
+
+    def __post_init__(self: Any, **kwargs: Any) -> None:
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+
+
 class CriaMixin:
     """Builds the stock model at its widest, then narrows every layer to `config.per_layer_config`.
 
-    `config.consumer_bias` names linear layers inside every layer that carry a bias which the stock class lacks (the bias
-    repair of a pruning run).
+    Attributes:
+        config_mixin: what the family's config has beside the stock one.
+        layers_path: path of the layer list inside the base model.
     """
 
     # transformers may come to rebuild layers of heterogeneous configs by itself; these classes do it already.
     _disable_heterogeneous_modeling_patching = True
     base_model: Any
-    # Path of the layer list inside the base model.
+    config_mixin: type = CriaConfigMixin
     layers_path = "layers"
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -125,6 +161,7 @@ class CriaMixin:
 class CriaDecoderMixin(CriaMixin):
     """Llama-type decoders, whose attention works with `config.head_dim`."""
 
+    config_mixin = CriaDecoderConfigMixin
     narrow_layer = staticmethod(narrow_decoder_layer)
 
 
@@ -136,6 +173,8 @@ class CriaGatedMixin(CriaMixin):
 
 class CriaEncoderMixin(CriaMixin):
     """Encoders whose stock attention takes its head size from the number of heads: built with all, then narrowed."""
+
+    config_mixin = CriaEncoderConfigMixin
 
     @staticmethod
     def widest_fields(config: Any) -> dict[str, int]:
@@ -157,3 +196,29 @@ class CriaBertMixin(CriaEncoderMixin):
         narrow_linear(layer.attention.output.dense, columns=first(attention.all_head_size))
         narrow_rows([layer.intermediate.dense], config.intermediate_size)
         narrow_linear(layer.output.dense, columns=first(config.intermediate_size))
+
+
+def cria_family(module: str, mixin: type[CriaMixin], stock_config: type) -> tuple[type, Callable[[type], type]]:
+    """The config class of a family of Cria models, and what makes one of its model classes of a stock class.
+
+    Args:
+        module: name of the module that holds the classes; its last part is the model type.
+        mixin: what narrows the layers.
+        stock_config: config class of transformers, e.g. `LlamaConfig`, which `CriaLlamaConfig` is derived from.
+    """
+    prefix = f"Cria{stock_config.__name__.removesuffix('Config')}"
+
+    def derived(name: str, bases: tuple[type, ...], **members: Any) -> Any:
+        doc = f"{bases[-1].__name__} whose layers may differ in width."
+        return type(name, bases, {"__module__": module, "__doc__": doc, **members})
+
+    bases = (mixin.config_mixin, stock_config)
+    config = strict(derived(f"{prefix}Config", bases, model_type=module.rpartition(".")[2]))
+
+    def model(stock: type) -> type:
+        # Not "Cria" and the stock name: the text model of Gemma 3 has a class `Gemma3ForCausalLM`.
+        task = re.search(r"(LMHead)?Model$|For\w+$", stock.__name__)
+        assert task is not None
+        return derived(prefix + task[0], (mixin, stock), config_class=config)
+
+    return config, model

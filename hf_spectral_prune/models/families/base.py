@@ -130,7 +130,7 @@ class Family:
         model_types: `config.model_type` values that this table describes (stock and Cria).
         layers: path of the layer list inside the base model.
         kinds: the table, one row a kind of unit.
-        cria: name of the module in `modeling/` that holds the per-layer classes, or None.
+        cria: name of the module in `models/cria/` that holds the per-layer classes, or None.
         stock_heads: which uniform head counts the stock config accepts: "any", "divides_hidden" or "fixed" (the head size is
             `hidden_size` over the number of heads, so only the original number leaves it as it was).
         positions_after_padding: positions are counted from behind the id of the pad token, so that fewer tokens fit than the
