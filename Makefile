@@ -35,8 +35,9 @@ install: $(INSTALLED)
 demo: $(MODELS)
 	$(BIN)/cria demo
 
+# A file at a time to each process, so that what its tests share is made once.
 test: $(INSTALLED) $(CLIENTS)
-	$(BIN)/python -m pytest -n auto --durations=10
+	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10
 
 test-slow: $(MODELS) $(CLIENTS) $(BROWSER)
 	$(BIN)/python -m pytest -m slow --durations=10

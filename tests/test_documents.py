@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 import yaml
@@ -28,21 +29,29 @@ RESULTS = {
 COMMAND_LINES = [(document.name, *line) for document in DOCUMENTS for line in commands(document)]
 
 
-@pytest.fixture
-def models(tmp_path, tokenizer, monkeypatch):
-    """A working folder with the models that the programs name."""
-    tiny_model(intermediate_size=256).save_pretrained(tmp_path / "llama")
-    tiny_encoder("bert", intermediate_size=256).save_pretrained(tmp_path / "bert")
-    tiny_vision("resnet-basic", embedding_size=16, hidden_sizes=[16, 32]).save_pretrained(tmp_path / "resnet")
-    tiny_vision("vit", intermediate_size=256).save_pretrained(tmp_path / "vit")
-    processor_of("resnet-basic").save_pretrained(tmp_path / "resnet")
-    processor_of("vit").save_pretrained(tmp_path / "vit")
-    picture_folder(tmp_path / "pictures")
+@pytest.fixture(scope="module")
+def saved_models(tmp_path_factory, tokenizer):
+    """A folder with the models that the programs name."""
+    place = tmp_path_factory.mktemp("documents")
+    tiny_model(intermediate_size=256).save_pretrained(place / "llama")
+    tiny_encoder("bert", intermediate_size=256).save_pretrained(place / "bert")
+    tiny_vision("resnet-basic", embedding_size=16, hidden_sizes=[16, 32]).save_pretrained(place / "resnet")
+    tiny_vision("vit", intermediate_size=256).save_pretrained(place / "vit")
+    processor_of("resnet-basic").save_pretrained(place / "resnet")
+    processor_of("vit").save_pretrained(place / "vit")
+    picture_folder(place / "pictures")
     for name in ("llama", "bert"):
-        tokenizer.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(place / name)
     for program in (text for document in DOCUMENTS for text in blocks(document, "python")):
         if name := re.match(r"# (\w+\.py)\n", program):  # the file of a module that another program imports
-            (tmp_path / name[1]).write_text(program, encoding="utf-8")
+            (place / name[1]).write_text(program, encoding="utf-8")
+    return place
+
+
+@pytest.fixture
+def models(saved_models, tmp_path, monkeypatch):
+    """A working folder with a copy of them."""
+    shutil.copytree(saved_models, tmp_path, dirs_exist_ok=True)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     known = dict(CRITERIA)
