@@ -25,6 +25,7 @@ from .saving.folder import check_generation_options, check_output_dir
 from .saving.reload import check_reloads
 from .surgery import check_compensation, check_mistral, fingerprint
 from .surgery.settle import check_class
+from .utils.words import first_line, in_a_line
 
 
 def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Criterion:
@@ -112,7 +113,7 @@ def check_recovery(
     try:
         made = TrainingArguments(**training)
     except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(f"`training_args` cannot be used here: {' '.join(str(error).split())}") from None
+        raise ValueError(f"`training_args` cannot be used here: {in_a_line(error)}") from None
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         if getattr(made, name) < 1:
             raise ValueError(f"`{name}` in `training_args` is {getattr(made, name)}; it must be at least 1.")
@@ -135,7 +136,7 @@ def check_teacher_fits(model: PreTrainedModel, teacher: Any) -> None:
             config = read_config(teacher)
             family_of(config)
         except (ValueError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise ValueError(f"`teacher` `{teacher}` cannot be loaded: {reason}. Name the folder of the dense model.") from None
         teacher = SimpleNamespace(config=config)
     elif not isinstance(teacher, PreTrainedModel):

@@ -22,6 +22,7 @@ from ..models.folder_files import read_config
 from ..models.loading import load_model as load_transformer
 from ..models.loading import load_tokenizer, model_name
 from ..surgery import has_batch_norms
+from ..utils.words import first_line
 from .arguments import RunArguments
 from .inputs_tensors import load_network, load_tensors, recovery_tensors
 from .inputs_text import load_held_out_text, load_text, recovery_rows
@@ -45,7 +46,7 @@ def load_processing_class(run: ModelArguments) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(model_name(run), trust_remote_code=run.trust_remote_code)
     except Exception as error:  # a class of its own for every kind of processor
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(
             f"`{run.model_name_or_path}` has no image processor that loads ({reason}). Put its `preprocessor_config.json` in "
             "that folder."

@@ -15,6 +15,7 @@ def main(argv: Sequence[str]) -> None:
     """Scores every unit of a model and writes the scores as JSON (to --output_dir, else to the screen)."""
     args, run = parse([SpectralPruningArguments, RunArguments], "score", main.__doc__ or "", argv)
     from ..pruner import SpectralPruner
+    from ..utils.files import write_text
     from .inputs import load_data, load_model, load_processing_class
     from .inputs_text import check_named_files
 
@@ -38,7 +39,5 @@ def main(argv: Sequence[str]) -> None:
         return
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "scores.json.tmp"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(folder / "scores.json")
+    write_text(folder / "scores.json", text + "\n")
     print(f"Scores of {sum(map(len, scores.values())):,} units in {len(scores)} groups: {folder / 'scores.json'}")

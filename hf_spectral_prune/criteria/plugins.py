@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from ..utils.words import in_a_line
+
 GROUP = "hf_spectral_prune.criteria"
 
 
@@ -28,7 +30,7 @@ def load(name: str) -> Any:
         return point.load()
     except Exception as error:  # a package's import can fail in any way
         package = f"the package `{point.dist.name}`" if point.dist else "an installed package"
-        cause = " ".join(str(error).split())
+        cause = in_a_line(error)
         raise ValueError(
             f"The criterion `{name}` is offered by {package} as `{point.value}`, which cannot be loaded "
             f"({type(error).__name__}: {cause}). Repair or uninstall that package."

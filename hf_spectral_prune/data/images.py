@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..utils.words import first_line
 from .texts import Batch, CalibrationData, with_sizes
 
 logger = logging.get_logger(__name__)
@@ -93,7 +94,7 @@ def load_images(folder: str | Path, setting: str = "image_dir") -> Dataset:
     try:
         found = load_dataset("imagefolder", data_dir=str(folder), split="train")
     except (ValueError, FileNotFoundError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"`{setting}` `{folder}` cannot be read as a folder of pictures: {reason}") from None
     if len(found) == 0 or "image" not in found.column_names:
         raise ValueError(f"`{setting}` `{folder}` holds no pictures. Name a folder of image files, in a subfolder a class.")

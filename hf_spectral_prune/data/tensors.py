@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..utils.words import shortened
+from ..utils.words import first_line, shortened
 
 
 def read_tensors(file: str, setting: str) -> tuple[Tensor, Tensor | None]:
@@ -50,4 +50,4 @@ def read_tensors(file: str, setting: str) -> tuple[Tensor, Tensor | None]:
 
 
 def _line(error: Exception) -> str:
-    return shortened((str(error).strip().splitlines() or [type(error).__name__])[0])
+    return shortened(first_line(error))

@@ -15,7 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from ..utils.files import read_object, strange_content
-from ..utils.words import shortened
+from ..utils.words import first_line, in_a_line, shortened
 
 _CONFIG = "config.json"
 _AGAIN = "Get the whole checkpoint again."
@@ -65,7 +65,7 @@ def _check_generation(folder: Path) -> None:
     try:
         GenerationConfig.from_pretrained(folder)
     except Exception as error:  # its values are compared without a look at their types
-        raise ValueError(f"`{file}` cannot be used: {shortened(' '.join(str(error).split()))}. {_ITS_OWN}") from None
+        raise ValueError(f"`{file}` cannot be used: {shortened(in_a_line(error))}. {_ITS_OWN}") from None
 
 
 def _check_counts(config: dict[str, Any], file: Path) -> None:
@@ -166,7 +166,7 @@ def _num_pickled(file: Path) -> int:
     try:  # only the table of contents is read, but for files from before torch 1.6
         found = torch.load(file, map_location="meta", mmap=zipfile.is_zipfile(file), weights_only=True)
     except Exception as error:  # a broken pickle can raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(
             f"`{file}` is broken, or holds more than tensors and is not read, because a pickle can run any code "
             f"({shortened(reason)}). {_AGAIN}"
@@ -186,7 +186,7 @@ def read_config(name: str | Path, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except OSError as error:
-        raise OSError(f"`{name}` has no config that can be read: {' '.join(str(error).split())}") from None
+        raise OSError(f"`{name}` has no config that can be read: {in_a_line(error)}") from None
     except Exception as error:  # the classes of configs check little and trip over the rest
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_a_line(error)
         raise ValueError(f"`{Path(name) / _CONFIG}` cannot be used: {shortened(reason).rstrip('.')}. {_ITS_OWN}") from None

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..arguments import ModelArguments
 from ..utils.environment import accelerator
+from ..utils.words import first_line
 from .families import family_of
 from .folder_files import check_files, read_config
 from .loading_report import check_loaded, quiet_report
@@ -32,7 +33,7 @@ def choose_device(name: str) -> torch.device:
         if device.type != "mps":
             torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`device` `{name}` cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"`device` `{name}` cannot be used here: {first_line(error)}") from None
     if device.type == "mps":
         raise ValueError(f"`device` `{name}` has no float64, which scores are computed in. Set `device` to `cpu`.")
     return device

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
+from ..utils.words import first_line
 from .cria import channels
 from .cria.channels import cria_class
 
@@ -146,7 +147,7 @@ def check_rebuildable(network: Any, widths: Any = None) -> None:
         with torch.device("meta"):
             built = cria_class(type(network))(**arguments)
     except Exception as error:  # whatever the network's own code raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"`{name}` cannot be built again from its config ({reason}). {remedy}.") from None
     expected, found = ({key: value.shape for key, value in model.state_dict().items()} for model in (network, built))
     differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))

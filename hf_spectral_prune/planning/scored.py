@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..surgery.plan import PruningPlan
+from ..utils.words import in_a_line
 
 FORMAT_VERSION = 1
 SCORES_FILE = "pruning_scores.json"
@@ -107,7 +108,7 @@ def scores_from_json(text: str) -> list[RoundScores]:
         version = payload["format_version"]
         rounds = [{key: _group(**fields) for key, fields in groups.items()} for groups in payload["rounds"]]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+        reason = in_a_line(error)
         raise ValueError(f"These are no scores of a pruning run ({reason}). Take the file that the run wrote.") from None
     if version != FORMAT_VERSION:
         raise ValueError(f"The scores have format {version}, this package reads {FORMAT_VERSION}. Prune the model again.")

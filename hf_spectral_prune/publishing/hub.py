@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from ..surgery.plan import PruningPlan
+from ..utils.words import in_a_line
 from .card.write import ExistingCard, build_card, combined, read_card, readme_text
 from .saved_folder import CONFIG, PLAN, README, SavedFolder, check_fit_to_publish, read_folder
 
@@ -133,7 +134,7 @@ def open_repo(repo_id: str | None, token: str | None = None, private: bool | Non
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        reason = " ".join(str(error).split())
+        reason = in_a_line(error)
         raise ValueError(f"`hub_model_id` `{repo_id}` cannot be a repo: {reason} Write it like `your-name/cria-llama`.") from None
     token = token or get_token()
     if not token:
@@ -262,7 +263,7 @@ def _explained(error: Exception, repo: Repo) -> tuple[type[OSError], str]:
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     status = next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), None)
-    words = " ".join(str(causes[-1] if status is None else error).split()) or type(error).__name__
+    words = in_a_line(causes[-1] if status is None else error)
     if status == 401:
         return OSError, "The Hub refused the token (401). Run `hf auth login`, or give a valid one in `HF_TOKEN` or `hub_token`."
     if status == 403:

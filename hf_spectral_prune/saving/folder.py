@@ -16,6 +16,7 @@ from ..planning import SCORES_FILE, scores_to_json
 from ..publishing.card.write import read_card, readme_text, write_card
 from ..publishing.report.write import write_report
 from ..publishing.saved_folder import PLAN, README, REPORT, STATE, file_digests
+from ..utils.words import in_a_line
 from . import checkpoint
 from .output import PruningOutput
 from .reload import check_in_fresh_process
@@ -76,7 +77,7 @@ def check_generation_options(model: PreTrainedModel) -> None:
     try:
         model.generation_config.validate()
     except ValueError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = in_a_line(error).rstrip(".")
         raise ValueError(f"The model's `generation_config` cannot be saved: {reason}. Mend it in the model.") from None
 
 
@@ -164,7 +165,7 @@ def _self_check(temporary: Path, model: PreTrainedModel, folder: Path) -> dict[s
         kept = next(place for place in places if not os.path.lexists(place))
         temporary.chmod(0o777 & ~_umask())
         temporary.replace(kept)
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = in_a_line(error).rstrip(".")
         raise RuntimeError(
             f"Self-check failed: {reason}. `{folder}` was not written; the model that did not pass is kept in `{kept}`."
         ) from error

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils.files import write_text
+
 FORMAT_VERSION = 1
 
 
@@ -117,10 +119,7 @@ class PruningPlan:
 
     def save(self, path: str | Path) -> None:
         """Writes the plan to a file, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(self.to_json(), encoding="utf-8")
-        temporary.replace(path)
+        write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,32 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
+@contextmanager
+def written_whole(output: Path) -> Iterator[Path]:
+    """A file to write instead of `output`; it and files beside it take their places only if nothing was raised meanwhile.
+
+    It bears the name of `output`, in a hidden folder beside it.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        yield scratch / output.name
+        # The named file last: where it is, the others are.
+        for part in sorted(scratch.iterdir(), key=lambda part: part.name == output.name):
+            os.replace(part, output.parent / part.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_png(figure: Any, path: Path, dpi: int, **options: Any) -> None:
+    """Writes a matplotlib figure as a PNG, whole or not at all, without the library's version: equal figures give equal files."""
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, metadata={"Software": None}, **options)
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:

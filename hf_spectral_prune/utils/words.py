@@ -13,6 +13,16 @@ def did_you_mean(word: object, known: Iterable[str], prefix: str = "", otherwise
     return f" Did you mean `{prefix}{match[0]}`?" if match else otherwise
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def in_a_line(error: BaseException) -> str:
+    """All of an error's text, in one line; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def one_line(error: Exception) -> str:
     """An error in one line, with its type where that is not plain bad input."""
     text = " ".join(str(error).split())

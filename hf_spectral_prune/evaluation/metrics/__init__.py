@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.words import first_line
+
 SHIPPED = ("accuracy", "f1", "perplexity")
 
 
@@ -41,7 +43,7 @@ def load_metric(name_or_path: str, config_name: str | None = None, *, trust_remo
     except (FileNotFoundError, ConnectionError) as error:
         known = ", ".join(f"`{name}`" for name in SHIPPED)
         raise ValueError(
-            f"There is no metric `{name_or_path}` here or on the Hub ({str(error).splitlines()[0]}). Shipped: {known}; give one "
+            f"There is no metric `{name_or_path}` here or on the Hub ({first_line(error)}). Shipped: {known}; give one "
             "of them, a Hub name, or the path of a module."
         ) from None
 

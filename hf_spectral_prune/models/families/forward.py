@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...utils.words import first_line
+
 
 def run(network: nn.Module, example: Tensor) -> list[Tensor]:
     """Output tensors of a network.
@@ -27,7 +29,7 @@ def run(network: nn.Module, example: Tensor) -> list[Tensor]:
         output = network(example)
     except Exception as error:  # whatever the network's own code raises
         where = f"in `{running[-1]}`" if running and running[-1] else "in its forward"
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
         raise ValueError(
             f"`{type(network).__name__}` fails on an input of shape {tuple(example.shape)} {where}: {cause}"
         ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from ..formats import change, number
 from ..pruning_report import PruningReport
 from ..saved_folder import REPORT, SavedFolder
 
@@ -15,31 +16,17 @@ _KINDS = {"ffn": "FFN neurons", "channels": "Channels"}
 _PROTOCOL_FIGURES = ("num_", "runtime", "samples_per_second", "steps_per_second")
 
 
-def percent(share: float) -> str:
-    """A share as a percentage with one decimal."""
-    return f"{share:.1%}".replace("%", " %")
-
-
-def _number(value: float) -> str:
-    """Four digits, without an exponent for large figures."""
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}"
-
-
-def _change(before: float, after: float) -> str:
-    return f"{after / before - 1:+.1%}".replace("%", " %")
-
-
 def size_rows(saved: SavedFolder) -> list[Row]:
     """(what, before, after, change) of parameters and bytes on disk."""
     before, after = saved.report.parameters_before, saved.report.parameters_after
-    rows: list[Row] = [("Parameters", f"{before:,}", f"{after:,}", _change(before, after))]
+    rows: list[Row] = [("Parameters", f"{before:,}", f"{after:,}", change(before, after))]
     if saved.report.macs is not None:
         macs = [saved.report.macs[side] for side in ("before", "after")]
-        rows.append(("MACs of one picture", *(f"{count:,}" for count in macs), _change(*macs)))
+        rows.append(("MACs of one picture", *(f"{count:,}" for count in macs), change(*macs)))
     old, new = saved.report.size_on_disk_before, saved.report.size_on_disk
     if new is not None:
         megabytes = _NOT_MEASURED if old is None else f"{old / 1e6:,.1f}"
-        rows.append(("Weights on disk, MB", megabytes, f"{new / 1e6:,.1f}", "" if old is None else _change(old, new)))
+        rows.append(("Weights on disk, MB", megabytes, f"{new / 1e6:,.1f}", "" if old is None else change(old, new)))
     return rows
 
 
@@ -102,7 +89,7 @@ def metric_rows(saved: SavedFolder) -> list[Row]:
     rows: list[Row] = []
     for name, before, after in metrics(saved):
         what = name.replace("_", " ").replace("|", "\\|").capitalize()
-        rows.append((what, _number(before), _number(after), _change(before, after) if before else ""))
+        rows.append((what, number(before), number(after), change(before, after)))
     return rows
 
 
@@ -114,7 +101,7 @@ def speed_rows(saved: SavedFolder) -> list[Row]:
     rows: list[Row] = []
     for name, what in (("prefill", "Prefill, tokens/s"), ("decode", "Decode, tokens/s")):
         before, after = (latency[side][f"{name}_tokens_per_second"] for side in ("before", "after"))
-        rows.append((what, f"{before:,.1f}", f"{after:,.1f}", _change(before, after)))
+        rows.append((what, f"{before:,.1f}", f"{after:,.1f}", change(before, after)))
     return rows
 
 
@@ -138,12 +125,8 @@ def before_after_table(report: PruningReport) -> str:
     lines = [f"| {'':20} | {'before':>12} | {'after':>12} | {'change':>8} |", f"|{'-' * 22}|{'-' * 13}:|{'-' * 13}:|{'-' * 9}:|"]
     for name, old, new, form in rows:
         assert old is not None and new is not None
-        lines.append(f"| {name:20} | {old:>12{form}} | {new:>12{form}} | {_relative(new, old):>8} |")
+        lines.append(f"| {name:20} | {old:>12{form}} | {new:>12{form}} | {change(old, new):>8} |")
     return "\n".join([*lines, "", *_shapes(report.sizes), *report.notes])
-
-
-def _relative(new: float, old: float) -> str:
-    return f"{new / old - 1:+.1%}" if old else ""
 
 
 def _shapes(sizes: dict[str, list[int]]) -> list[str]:

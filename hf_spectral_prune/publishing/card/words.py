@@ -9,6 +9,7 @@ from typing import Any
 
 from ...criteria import CRITERIA
 from ...models.cria import AUTO_CLASSES
+from ..formats import percent
 from ..saved_folder import SavedFolder
 from . import tables as card_tables
 
@@ -101,7 +102,7 @@ def method_lines(saved: SavedFolder) -> list[str]:
     options = f" with {_options(saved.plan.criterion_args)}" if saved.plan.criterion_args else ""
     lines = [f"Criterion `{saved.plan.criterion}`{options}. {criterion_words(saved.plan.criterion)}".strip()]
     lines.append(
-        f"Layout `{report.layout}`; target: {card_tables.percent(report.target_reduction)} of "
+        f"Layout `{report.layout}`; target: {percent(report.target_reduction)} of "
         f"{_SCOPES[report.target_scope]}. {_share_words(saved)}".strip()
     )
     lines += _round_lines(saved)

@@ -11,6 +11,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ...utils.files import write_text
+from ...utils.words import in_a_line
+from ..formats import percent
 from ..saved_folder import README, SavedFolder, read_folder
 from . import tables as card_tables
 from . import words
@@ -86,7 +89,7 @@ def read_card(text: str | None, place: str | Path = README) -> ExistingCard:
     try:
         card = ModelCard(text)
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"The metadata of `{place}` cannot be read ({_one_line(error)}). Mend the YAML at its top.") from None
+        raise ValueError(f"The metadata of `{place}` cannot be read ({in_a_line(error)}). Mend the YAML at its top.") from None
     data: Any = card.data
     order = tuple(card._original_order)
     begins, ends = list(_BEGIN_PATTERN.finditer(card.text)), list(re.finditer(re.escape(END), card.text))
@@ -99,10 +102,6 @@ def read_card(text: str | None, place: str | Path = README) -> ExistingCard:
         )
     before, after = card.text[: begins[0].start()].strip("\n"), card.text[ends[0].end() :].strip("\n")
     return ExistingCard(data, order, before, after)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def build_card(
@@ -156,9 +155,7 @@ def write_card(folder: str | Path, name: str | None = None, base_model: str | No
     existing = readme_text(saved.path) if existing is None else existing
     facts = None if base_model is None else base_model_facts(None, base_model)
     text = build_card(saved, name or saved.path.resolve().name, read_card(existing, file), facts)
-    temporary = file.with_name(f"{README}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    write_text(file, text)
     return file
 
 
@@ -255,7 +252,7 @@ def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
     kinds, width_rows = card_tables.width_table(saved)
     cria = words.is_cria(saved)
     return {
-        "reduction": card_tables.percent(saved.report.reduction),
+        "reduction": percent(saved.report.reduction),
         "units": " and ".join(kind.lower().replace("ffn", "FFN") for kind in card_tables.cut_kinds(saved)) or "none in the end",
         "size_rows": card_tables.size_rows(saved),
         "kinds": kinds,

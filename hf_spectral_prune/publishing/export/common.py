@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from ...models.loading import network_in
+from ...utils.words import in_a_line
 from ..saved_folder import CONFIG, REPORT, check_fit_to_publish, read_folder
 
 
@@ -48,7 +44,7 @@ def read_config(folder: str | Path) -> Any:
         for index in range(config.num_hidden_layers if getattr(config, "is_heterogeneous", False) else 0):
             config.per_layer_config[index]  # a layer's own values are checked when they are read
     except (ValueError, OSError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ValueError(f"`{path / CONFIG}` cannot be read: {' '.join(str(error).split())}") from None
+        raise ValueError(f"`{path / CONFIG}` cannot be read: {in_a_line(error)}") from None
     if not config.architectures:
         raise ValueError(f"`{path / CONFIG}` names no class in `architectures`. Save the model again.")
     if getattr(config, "quantization_config", None):
@@ -74,19 +70,3 @@ def choose_output(folder: str | Path, output_file: str | Path | None, default: s
     if not output.parent.is_dir():
         raise FileNotFoundError(f"`output_file` `{output}`: there is no folder `{output.parent}`.")
     return output
-
-
-@contextmanager
-def written_whole(output: Path) -> Iterator[Path]:
-    """A file to write instead of `output`; it and files beside it take their places only if nothing was raised meanwhile.
-
-    It bears the name of `output`, in a hidden folder beside it.
-    """
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        yield scratch / output.name
-        # The named file last: where it is, the others are.
-        for part in sorted(scratch.iterdir(), key=lambda part: part.name == output.name):
-            os.replace(part, output.parent / part.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

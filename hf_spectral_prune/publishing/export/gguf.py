@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ...models.cria import stock_type
-from .common import choose_output, read_config, written_whole
+from ...utils.files import written_whole
+from .common import choose_output, read_config
 from .gguf_tokenizer import read_tokenizer
 
 # outtype -> (type of matrices, type of embeddings and output, type of the file). Four bits are too few for the embeddings,

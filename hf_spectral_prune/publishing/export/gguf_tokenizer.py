@@ -12,6 +12,8 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 from transformers import AutoTokenizer
 
+from ...utils.words import first_line
+
 # The patterns of the pre-tokenizers that llama.cpp implements (src/llama-vocab.cpp quotes them), as in `tokenizer.json`.
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
@@ -20,6 +22,7 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
 _GPT2_SPLIT = ("ByteLevel", False, True)  # add_prefix_space, use_regex
 _BYTES_ONLY = ("ByteLevel", False, False)
 
@@ -100,7 +103,7 @@ def read_tokenizer(folder: str | Path, vocab_size: int) -> GGUFTokenizer:
         # What transformers runs, whatever files it was made from.
         parts = json.loads(tokenizer.backend_tokenizer.to_str())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"`{folder}` has no tokenizer that loads ({reason}). Put its files in that folder.") from None
     bpe = parts["model"]
     odd = [name for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if bpe.get(name)]

@@ -24,7 +24,9 @@ from transformers.exporters.exporter_onnx import OnnxConfig
 
 from ...models.cria import AUTO_CLASSES
 from ...models.losses import predicts_next_token
-from .common import choose_output, read_config, written_whole
+from ...utils.files import written_whole
+from ...utils.words import first_line
+from .common import choose_output, read_config
 from .onnx_batches import CACHED_SHAPES, SHAPES, answers, feed, free_axes, name_axes, name_cache, random_batch, seen
 
 # Largest difference allowed, relative to the largest output: two float32 implementations of the same graph.
@@ -80,7 +82,7 @@ def export_onnx(folder: str | Path, output_file: str | Path | None = None, *, us
             try:
                 program = OnnxExporter().export(model, copy.deepcopy(batches[0]), config=options).program
             except Exception as error:  # whatever the traced code or the tracer raises
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 raise RuntimeError(f"transformers' exporter cannot trace `{type(model).__name__}`: {reason}") from error
         name = name_cache if use_cache else name_axes
         name(program.graph.inputs, program.graph.outputs)

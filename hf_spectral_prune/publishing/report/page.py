@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+
+from ...utils.files import write_text
 
 _TEMPLATE = "page_template.html"
 
@@ -120,29 +120,5 @@ def _code(text: str) -> Markup:
 def write_page(page: Page, path: str | Path) -> Path:
     """Writes the page, whole or not at all."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(render(page), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, render(page))
     return path
-
-
-def number(value: Any) -> str:
-    """A figure in few characters: whole numbers in full, others with 4 significant digits; a dash for none."""
-    if value is None:
-        return "–"
-    if isinstance(value, str):  # figures that are not finite stand as words in some files
-        value = float(value)
-    if isinstance(value, int) or value == 0:
-        return f"{value:,.0f}"
-    if not math.isfinite(value):
-        return str(value)
-    if not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.3e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
-
-
-def change(before: float, after: float) -> str:
-    """What a figure gained or lost, as a percentage with one decimal; empty where there is no such share."""
-    if not before or not math.isfinite(before) or not math.isfinite(after):
-        return ""
-    return f"{after / before - 1:+.1%}".replace("%", " %")

@@ -10,9 +10,10 @@ from typing import Any
 from ...planning import SCORES_FILE, GroupScores, RoundScores
 from ..card import tables as card_tables
 from ..card import words
+from ..formats import change, number, percent
 from ..saved_folder import SavedFolder
 from . import charts
-from .page import Chart, Section, Table, change, number
+from .page import Chart, Section, Table
 
 NOT_MEASURED = "Not measured in this run"
 # Eigenvalues that the table names, counted from the largest; the chart has all that were kept.
@@ -324,7 +325,7 @@ def cost(saved: SavedFolder) -> Section:
         (
             _station(name),
             number(timings.get(name)),
-            card_tables.percent(timings[name] / total) if name in timings and total else "–",
+            percent(timings[name] / total) if name in timings and total else "–",
             *(f"{growth.get(name, {}).get(place, 0) / 2**20:,.0f}" for place in used),
         )
         for name in names

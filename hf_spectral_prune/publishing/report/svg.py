@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
+
+from ...utils.files import write_png
 
 # The names that the page's style sheet gives colours to, with those of light mode: matplotlib draws with these, and in the
 # page they are replaced by the names. No two may be equal.
@@ -110,8 +111,4 @@ def _own_ids(root: ET.Element, name: str) -> None:
 
 def to_png(figure: Any, path: str | Path) -> None:
     """Writes a figure as a PNG on white, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
-    # Without the library's version in it, so that the same figures give the same file.
-    figure.savefig(temporary, dpi=_DPI, facecolor="white", metadata={"Software": None})
-    temporary.replace(path)
+    write_png(figure, Path(path), _DPI, facecolor="white")

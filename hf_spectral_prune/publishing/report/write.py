@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...planning import SCORES_FILE, RoundScores, scores_from_json
-from ..card import tables as card_tables
+from ...utils.words import in_a_line
 from ..card import words
+from ..formats import percent
 from ..saved_folder import SavedFolder, read_folder
 from .page import Page, write_page
 
@@ -35,7 +36,7 @@ def write_report(folder: str | Path) -> Path:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, ValueError) and str(saved.path) in str(error):
             raise  # it tells what is missing, and where
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {in_a_line(error)}"
         raise ValueError(
             f"A figure in the JSON files of `{folder}` is not what a run writes ({reason}). Take the files that the run wrote."
         ) from None
@@ -71,7 +72,7 @@ def build_report(saved: SavedFolder, scores: Sequence[RoundScores]) -> Page:
     from . import sections
 
     base = (saved.report.base_model or {}).get("name") or words.architecture(saved)
-    reduction = card_tables.percent(saved.report.reduction).replace(" ", "\u00a0")
+    reduction = percent(saved.report.reduction).replace(" ", "\u00a0")
     layout = saved.report.layout.replace("_", " ")
     return Page(
         title=f"{base}, pruned by {reduction}",

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...criteria import Criterion, make_criterion
 from ...models.families import FAMILIES
-from ...utils.words import did_you_mean
+from ...utils.words import did_you_mean, in_a_line
 
 _ARGS_EXAMPLE = '{"spectral-loss": {"criterion": "spectral", "signals": "loss"}}'
 
@@ -87,7 +87,7 @@ class AblationArguments:
             try:
                 made[label] = make_criterion(options.pop("criterion", label), options)
             except Exception as error:  # a plug-in's class can fail in any way
-                raise ValueError(f"`{label}` of `criteria`: {' '.join(str(error).split())}") from error
+                raise ValueError(f"`{label}` of `criteria`: {in_a_line(error)}") from error
         return made
 
     def chosen_layers(self, count: int) -> list[int]:

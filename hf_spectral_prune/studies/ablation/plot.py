@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ...utils.files import write_png
 
 # The palette of Okabe and Ito, without its yellow, which is too pale on white. Markers differ as well, for print in black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -52,9 +53,7 @@ def draw(panels: Sequence[Panel], path: str | Path) -> None:
     axes[-1].set_xlabel("layer")
     handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=9, frameon=False)
-    temporary = Path(path).with_name(f".{Path(path).stem}.{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
+    write_png(figure, Path(path), 150)
 
 
 def _panel(axis: Any, panel: Panel) -> None:

@@ -50,7 +50,7 @@ def check_folder(folder: str | Path, overwrite: bool = False) -> None:
 
 
 def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.suffix == ".tmp"
+    return path.name.startswith(".") and path.suffix in (".tmp", ".partial")
 
 
 def _read_protocol(folder: Path) -> dict[str, Any]:

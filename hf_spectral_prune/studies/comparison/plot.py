@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ...utils.files import write_png
 
 # The palette of Okabe and Ito, which people with any form of colour blindness can tell apart, without its yellow (too pale on
 # white) and its black (the dense model). More lines than colours differ by marker and dash as well.
@@ -20,10 +21,7 @@ _LOG_FACTOR = 3.0
 
 def draw(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], metric: str, path: str | Path) -> None:
     """Writes `comparison_figure` as a PNG, whole or not at all."""
-    figure = comparison_figure(panels, dense, metric)
-    temporary = Path(path).with_name(f".{Path(path).stem}.{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
+    write_png(comparison_figure(panels, dense, metric), Path(path), 150)
 
 
 def comparison_figure(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], metric: str) -> Any:

@@ -11,9 +11,11 @@ from typing import Any
 
 import matplotlib as mpl
 
-from ...publishing.report.page import Chart, Page, Section, Table, number, write_page
+from ...publishing.formats import number
+from ...publishing.report.page import Chart, Page, Section, Table, write_page
 from ...publishing.report.svg import STYLE
 from ...publishing.report.write import REPORT_PAGE
+from ...utils.words import in_a_line
 from .folder import RESULTS, Record
 from .plot import comparison_figure
 from .results import FORMAT_VERSION, Comparison, figures, parameter_range
@@ -39,7 +41,7 @@ def comparison_page(file: str | Path) -> Page:
         if version == FORMAT_VERSION:
             return _page(whole)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {in_a_line(error)}"
         raise ValueError(
             f"`{file}` is not the result of a comparison ({reason}). Run `cria compare` again; it keeps the finished cells."
         ) from None

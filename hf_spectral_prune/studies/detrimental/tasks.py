@@ -15,7 +15,7 @@ import torch
 from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ...utils.words import did_you_mean
+from ...utils.words import did_you_mean, in_a_line
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _example(row: Mapping[str, Any], layout: Layout, task: str, where: str) -> E
 
 
 def _words(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = in_a_line(error)
     return text if isinstance(error, ValueError) else f"holds a value of another type ({text})"
 
 
@@ -283,7 +283,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         rows = load_dataset("parquet", data_files=str(path), split="train")
     except (DatasetGenerationError, ValueError, OSError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = in_a_line(error.__cause__ or error)
         raise ValueError(f"{path} cannot be read as parquet: {reason}") from None
     yield from ((f"row {index}", row) for index, row in enumerate(rows, start=1))
 

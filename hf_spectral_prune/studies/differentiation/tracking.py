@@ -27,6 +27,7 @@ from ...models.families.groups import is_vision
 from ...models.losses import Batch, check_targets
 from ...spectral import correlation
 from ...trainer.scoring import LoggingCallback
+from ...utils.files import write_text
 
 logger = logging.get_logger(__name__)
 
@@ -202,7 +203,9 @@ class NDITrackingCallback(LoggingCallback):
         figures = {key: index.figures() for key, index in self.indices.items()}
         self.points.append({"step": state.global_step, "epoch": state.epoch or 0.0, "groups": figures})
         if state.is_world_process_zero:
-            _write(_file(args), {"criterion_args": asdict(self.criterion), "points": self.points})
+            _file(args).parent.mkdir(parents=True, exist_ok=True)
+            content = {"criterion_args": asdict(self.criterion), "points": self.points}
+            write_text(_file(args), json.dumps(content, indent=1) + "\n")
         means = {f"ndi/{key}": values["ndi"] for key, values in figures.items()}
         self.log(means, state, control)
 
@@ -226,14 +229,6 @@ def _calibration(callback: NDITrackingCallback, model: PreTrainedModel, processi
 
 def _file(args: TrainingArguments) -> Path:
     return Path(str(args.output_dir)) / CURVES_FILE
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    """Writes the curves, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
 
 
 def _read(file: Path, last_step: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from page_check import Page
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.publishing import read_folder
-from hf_spectral_prune.publishing.report.page import number
+from hf_spectral_prune.publishing.formats import number
 from hf_spectral_prune.publishing.report.sections import _losses
 from hf_spectral_prune.publishing.report.write import write_report
 from hf_spectral_prune.studies.comparison.report import write_comparison_report
@@ -119,7 +119,7 @@ def test_built_again_it_is_the_same_under_any_name(whole, tmp_path, capsys):
     assert {path.name for path in (moved / "plots").iterdir()} == {path.name for path in (whole / "plots").iterdir()}
     for plot in (whole / "plots").iterdir():
         assert (moved / "plots" / plot.name).read_bytes() == plot.read_bytes()
-    assert not [path for path in moved.rglob("*") if ".tmp" in path.name]
+    assert not [path for path in moved.rglob("*") if ".partial" in path.name]
 
 
 @pytest.mark.parametrize("layers", [1, 40])

@@ -44,7 +44,7 @@ def test_points_fall_at_the_interval_and_reach_the_loggers(batches, tmp_path):
     written = json.loads((tmp_path / CURVES_FILE).read_text())
     assert written["points"] == callback.points and list(callback.points[0]["groups"]) == KEYS
     assert written["criterion_args"]["num_probes"] == 1
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.partial"))
     for key, figures in callback.points[-1]["groups"].items():
         ndi = callback.indices[key].ndi
         assert (

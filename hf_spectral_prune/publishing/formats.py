@@ -1,0 +1,33 @@
+"""Figures as text, as cards, report pages and the terminal show them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{share:.1%}".replace("%", " %")
+
+
+def number(value: Any) -> str:
+    """A figure in few characters: whole numbers in full, others with 4 significant digits; a dash for none."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):  # figures that are not finite stand as words in some files
+        value = float(value)
+    if isinstance(value, int) or value == 0:
+        return f"{value:,.0f}"
+    if not math.isfinite(value):
+        return str(value)
+    if not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
+
+
+def change(before: float, after: float) -> str:
+    """What a figure gained or lost, as a percentage with one decimal; empty where there is no such share."""
+    if not before or not math.isfinite(before) or not math.isfinite(after):
+        return ""
+    return f"{after / before - 1:+.1%}".replace("%", " %")
