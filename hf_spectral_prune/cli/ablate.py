@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tqdm.auto import tqdm
 
 from ..arguments import SpectralPruningArguments
-from ..studies.ablation import AblationArguments, AblationResult, ablate, check_folder, chosen_groups, table
+from ..studies.ablation import FOLDER, AblationArguments, AblationResult, ablate, chosen_groups, table
 from .arguments import RunArguments
 from .parsing import parse
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("`num_eval_samples` is 0, so there is nothing to measure the damage on. Set it to at least 1.")
     if run.resume_from_checkpoint is not None:
         raise ValueError("`resume_from_checkpoint` is not for ablations: one that lies in `output_dir` continues by itself.")
-    check_folder(args.output_dir)
+    FOLDER.check(args.output_dir)
     readers = [label for label, criterion in args.make_criteria().items() if criterion.needs_data]
     if run.calibration == "dataset" and not (run.calibration_file or run.dataset_name) and run.eval_file:
         if readers:

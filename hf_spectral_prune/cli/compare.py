@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
-from ..studies.comparison import Comparison, ComparisonArguments, check_folder, compare, comparison_cells, table
+from ..studies.comparison import FOLDER, Comparison, ComparisonArguments, compare, comparison_cells, table
 from .arguments import RunArguments
 from .parsing import parse
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("`num_eval_samples` is 0, so there is nothing to measure on. Set it to at least 1.")
     if run.resume_from_checkpoint is not None:
         raise ValueError("`resume_from_checkpoint` is not for comparisons: one that lies in `output_dir` continues by itself.")
-    check_folder(args.output_dir, args.overwrite_output_dir)
+    FOLDER.check(args.output_dir)
     comparison_cells(args)
     metric = metric_of(run)
     if metric is not None:

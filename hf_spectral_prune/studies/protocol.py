@@ -1,4 +1,4 @@
-"""What a comparison's figures hang on: the model, the data and the options, told apart by digests."""
+"""What a study's figures hang on: the model, the data and the options, told apart by digests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..utils.environment import library_versions
 _DIGEST_SAMPLES = 64
 
 
-def comparison_protocol(
+def study_protocol(
     model: PreTrainedModel,
     calibration: CalibrationData | None,
     held_out: CalibrationData,

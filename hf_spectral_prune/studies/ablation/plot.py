@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.files import write_png
+from ..showing import COLOURS, DPI, MARKERS, add_legend, new_figure
 
-# The palette of Okabe and Ito, without its yellow, which is too pale on white. Markers differ as well, for print in black.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+_COLOURS = (*COLOURS, "#000000")
 _BAND = "#BBBBBB"
 
 
@@ -39,21 +38,15 @@ class Panel:
 
 def draw(panels: Sequence[Panel], path: str | Path) -> None:
     """Draws one panel below the other and writes a PNG, whole or not at all."""
-    # No pyplot: it would keep the figure in a global list and may look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = max(len(panel.layers) for panel in panels) + 1
     column_width = max(1.0, 0.13 * max(len(panel.series) for panel in panels))
-    figure = Figure(figsize=(column_width * columns + 3, 3.9 * len(panels)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(column_width * columns + 3, 3.9 * len(panels))
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
         _panel(axis, panel)
     axes[-1].set_xlabel("layer")
-    handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=9, frameon=False)
-    write_png(figure, Path(path), 150)
+    add_legend(figure)
+    write_png(figure, Path(path), DPI)
 
 
 def _panel(axis: Any, panel: Panel) -> None:
@@ -61,7 +54,7 @@ def _panel(axis: Any, panel: Panel) -> None:
     mean_at = len(panel.layers)
     for index, one in enumerate(panel.series):
         offset = (index + 0.5) / len(panel.series) * 0.84 - 0.42
-        style = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+        style = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
         points = [(at + offset, value) for at, value in enumerate(one.values) if value is not None]
         for at, value in points:
             axis.plot([at, at], [0, value], color=style["color"], linewidth=1, alpha=0.6, zorder=2)

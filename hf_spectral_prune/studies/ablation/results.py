@@ -16,6 +16,7 @@ import numpy as np
 
 from ...utils.environment import library_versions, machine
 from ...utils.files import plain, write_text
+from ..showing import aligned
 from .plot import Panel, Series, draw
 from .scoring import Scored
 from .statistics import CONFIDENCE, NUM_RESAMPLES, Agreement, Array, Chance, agreement, chance, interval, num_lowest, spearman
@@ -268,17 +269,7 @@ def _block(result: AblationResult, kind: str, figure: str, truth: Truth = "damag
     itself = [_reliability_of(part, truth) for part in parts]
     if figure == "spearman" and any(value is not None for value in itself):
         rows.append(["truth with itself", *map(_number, itself), "", "", ""])
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        words = [row[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append(f"| {' | '.join(words)} |")
-    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
-    return [lines[0], f"|{rule}|", *lines[1:]]
+    return aligned(rows)
 
 
 def _notes(result: AblationResult) -> list[str]:

@@ -18,9 +18,9 @@ from ...data.texts import CalibrationData
 from ...models.families import UnitGroup, layers_of, unit_groups
 from ...models.loading import without_quantisation_marks
 from ...models.losses import Batch, check_gradients, check_targets, predicts_next_token
-from ..protocol import comparison_protocol
+from ..protocol import study_protocol
 from .arguments import AblationArguments
-from .folder import check_folder, open_folder
+from .folder import FOLDER
 from .results import AblationResult, write_results
 from .scoring import score_criteria
 from .truth import loss_batches, measure_damage, sample_units
@@ -58,7 +58,7 @@ def ablate(
     if eval_dataset is None:
         raise ValueError("There is nothing to measure the damage on. Pass `eval_dataset`.")
     criteria = args.make_criteria()
-    check_folder(args.output_dir)
+    FOLDER.check(args.output_dir)
     without_quantisation_marks(model)
     groups = chosen_groups(model, args)
     read = partial(read_data, processing_class=processing_class, model=model, seed=args.seed)
@@ -66,8 +66,8 @@ def ablate(
     held_out = read(eval_dataset, name="eval_dataset")
     _check_calibration(model, criteria, calibration)
     batches = _checked_batches(model, held_out)
-    protocol = comparison_protocol(model, calibration, held_out)
-    open_folder(args.output_dir, protocol, args.overwrite_output_dir)
+    protocol = study_protocol(model, calibration, held_out)
+    FOLDER.open(args.output_dir, protocol, args.overwrite_output_dir)
     was_training = model.training
     try:
         scored = score_criteria(

@@ -17,7 +17,7 @@ from ...models.families import UnitGroup, unit_groups
 from ...models.losses import Batch
 from ...utils.files import plain
 from ...utils.words import one_line
-from .folder import read_record, scores_path, write_record
+from .folder import read_fields, scores_path, write_record
 
 logger = logging.get_logger(__name__)
 
@@ -64,7 +64,7 @@ def score_criteria(
         for label in criteria
     }
     names = [entry.name for entry in fields(Scored)]
-    found = {label: Scored(**record) for label, path in paths.items() if (record := read_record(path, names)) is not None}
+    found = {label: Scored(**record) for label, path in paths.items() if (record := read_fields(path, names)) is not None}
     missing = [label for label in criteria if label not in found]
     # One kind of moments after the other: together they may not fit into memory.
     for signals in dict.fromkeys(str(criteria[label].signals) for label in missing):

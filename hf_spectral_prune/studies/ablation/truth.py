@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ...models.families import UnitGroup
 from ...models.losses import Batch, num_targets, predicts_next_token
 from ...planning.damage import SuffixLoss
-from .folder import read_record, truth_path, write_record
+from .folder import read_fields, truth_path, write_record
 from .statistics import Array, mean_change, reliability, shift, standard_error
 
 # Seconds between two writes of a group's file: what a killed run loses at most.
@@ -138,7 +138,7 @@ class _Known:
 
 
 def _read(folder: str, group: UnitGroup, batches: Sequence[Batch]) -> _Known:
-    record = read_record(truth_path(folder, group.key), [entry.name for entry in fields(_Known)])
+    record = read_fields(truth_path(folder, group.key), [entry.name for entry in fields(_Known)])
     if record is None:
         return _Known({}, [], 0.0, 0.0)
     sums = {int(unit): values for unit, values in record["sums"].items() if len(values) == len(batches)}

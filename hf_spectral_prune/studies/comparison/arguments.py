@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Literal, cast
 
 from transformers import TrainingArguments
 
-from ...arguments import SpectralPruningArguments
-from ...criteria import Criterion, make_criterion
-from ...models.families import FAMILIES
+from ...arguments import SpectralPruningArguments, _field
+from ...criteria import Criterion
 from ...recovery.recover import recovery_arguments
-from ...utils.words import did_you_mean, one_line
+from ...utils.words import one_line
+from ..study_arguments import StudyArguments, check_list
 
 _COMPENSATIONS = ("none", "least_squares", "sequential")
 _RECOVERIES = ("none", "full", "lora", "distill")
-_ARGS_EXAMPLE = '{"spectral-loss": {"criterion": "spectral", "signals": "loss"}}'
 # Options of a pruning run that make a cell what it is, whatever its criterion.
 _CELL_OPTIONS = (
     "criterion",
@@ -38,10 +35,6 @@ _CELL_OPTIONS = (
 )
 
 
-def _list(default: list[Any], help: str) -> Any:
-    return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help})
-
-
 def _as_in_prune(name: str) -> Any:
     """The field of SpectralPruningArguments: its default and its help text."""
     (entry,) = (entry for entry in dataclasses.fields(SpectralPruningArguments) if entry.name == name)
@@ -51,34 +44,23 @@ def _as_in_prune(name: str) -> Any:
 
 
 @dataclass
-class ComparisonArguments:
+class ComparisonArguments(StudyArguments):
     """Options of a comparison. `cria compare --help` prints each with its default.
 
     Raises:
         ValueError: a value that cannot work; says what to set instead.
     """
 
-    output_dir: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "Folder for the cells and the results; a comparison that lies there is continued."},
-    )
-    overwrite_output_dir: bool = dataclasses.field(
-        default=False, metadata={"help": "Throw away the cells of a comparison that lies in `output_dir`."}
-    )
-    criteria: list[str] = _list(
+    output_dir: str | None = _field(None, "Folder for the cells and the results; a comparison that lies there is continued.")
+    overwrite_output_dir: bool = _field(False, "Throw away the cells of a comparison that lies in `output_dir`.")
+    criteria: list[str] = _field(
         ["spectral", "energy", "activation_weights", "magnitude", "random"],
         "Criteria to compare: names of criteria, or labels that `criteria_args` explains.",
     )
-    criteria_args: dict[str, Any] | str | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": f"Options by the names in `criteria`, as JSON; `criterion` says what a label stands for: '{_ARGS_EXAMPLE}'."
-        },
-    )
-    reductions: list[float] = _list([0.1, 0.2, 0.3, 0.5], "Fractions of parameters to remove, between 0 and 1.")
-    compensations: list[str] = _list(["none"], "Closed-form repairs to try: none, least_squares, sequential.")
-    recoveries: list[str] = _list(["none"], "Recoveries to try: none, full, lora, distill.")
-    seeds: list[int] = _list(
+    reductions: list[float] = _field([0.1, 0.2, 0.3, 0.5], "Fractions of parameters to remove, between 0 and 1.")
+    compensations: list[str] = _field(["none"], "Closed-form repairs to try: none, least_squares, sequential.")
+    recoveries: list[str] = _field(["none"], "Recoveries to try: none, full, lora, distill.")
+    seeds: list[int] = _field(
         [42],
         "Seeds of cells that are drawn: random criteria and recoveries. All else, the choice of the calibration text included, "
         "goes by the first of them alone.",
@@ -98,28 +80,14 @@ class ComparisonArguments:
     disable_tqdm: bool = _as_in_prune("disable_tqdm")
 
     def __post_init__(self) -> None:
-        if isinstance(self.criteria_args, str):
-            try:
-                self.criteria_args = json.loads(self.criteria_args)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"`criteria_args` is not JSON ({error}). Write it like '{_ARGS_EXAMPLE}'.") from None
-        options = self.criteria_args or {}
-        if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
-            raise ValueError(f"`criteria_args` must be a JSON object of objects, like '{_ARGS_EXAMPLE}'.")
-        self.criteria_args = options
-        _check_list("criteria", self.criteria, str, "`spectral energy random`")
-        _check_list("reductions", self.reductions, (int, float), "`0.1 0.2`")
-        _check_list("compensations", self.compensations, str, "`none least_squares`", _COMPENSATIONS)
-        _check_list("recoveries", self.recoveries, str, "`none lora`", _RECOVERIES)
-        _check_list("seeds", self.seeds, int, "`0 1 2`")
-        _check_list("units", self.units, str, "`ffn heads`", sorted({row.kind for family in FAMILIES for row in family.kinds}))
+        super().__post_init__()
+        check_list("reductions", self.reductions, (int, float), "`0.1 0.2`")
+        check_list("compensations", self.compensations, str, "`none least_squares`", _COMPENSATIONS)
+        check_list("recoveries", self.recoveries, str, "`none lora`", _RECOVERIES)
+        check_list("seeds", self.seeds, int, "`0 1 2`")
         for reduction in self.reductions:
             if not 0 < reduction < 1:
                 raise ValueError(f"`reductions` has {reduction}; each must be between 0 and 1, both excluded.")
-        for label in options:
-            if label not in self.criteria:
-                hint = did_you_mean(label, self.criteria)
-                raise ValueError(f"`criteria_args` has `{label}`, which is not among the `criteria`.{hint}")
 
     def pruning_arguments(self, **fields: Any) -> SpectralPruningArguments:
         """The options of one pruning run; `fields` wins."""
@@ -129,22 +97,6 @@ class ComparisonArguments:
         if self.allocation == "auto" and self.layout == "uniform":
             shared["allocation"] = "proportional"  # one shape for all criteria, so that only their choice of units differs
         return SpectralPruningArguments(**shared | {"seed": self.seeds[0]} | fields)
-
-
-def _check_list(name: str, values: Any, kind: Any, example: str, choices: Sequence[str] | None = None) -> None:
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"`{name}` must be a list with at least one entry, like {example}.")
-    for value in values:
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"`{name}` has {value!r}; give entries like {example}.")
-        if choices is not None and value not in choices:
-            listed = ", ".join(f"`{choice}`" for choice in choices)
-            raise ValueError(f"`{name}` has `{value}`; choose from {listed}.{did_you_mean(value, choices)}")
-    twice = next((value for value in values if values.count(value) > 1), None)
-    if twice is not None:
-        raise ValueError(
-            f"`{name}` has `{twice}` twice. Name each once (a criterion with other options takes a label of its own)."
-        )
 
 
 # ---- the cells
@@ -183,13 +135,7 @@ def comparison_cells(args: ComparisonArguments) -> list[Cell]:
     cells: list[Cell] = []
     labels: dict[str, str] = {}
     for label in args.criteria:
-        assert isinstance(args.criteria_args, dict)
-        options = dict(args.criteria_args.get(label, {}))
-        name = options.pop("criterion", label)
-        try:
-            criterion = make_criterion(name, options)
-        except Exception as error:  # a plug-in's class can fail in any way
-            raise ValueError(f"`{label}` of `criteria`: {one_line(error)}") from error
+        name, options, criterion = args.named_criterion(label)
         other = labels.setdefault(f"{name} {criterion}", label)
         if other != label:
             raise ValueError(f"`{other}` and `{label}` of `criteria` are one criterion with the same options. Leave one out.")

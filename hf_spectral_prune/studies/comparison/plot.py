@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.files import write_png
+from ..showing import COLOURS, DPI, MARKERS, add_legend, new_figure
 
-# The palette of Okabe and Ito, which people with any form of colour blindness can tell apart, without its yellow (too pale on
-# white) and its black (the dense model). More lines than colours differ by marker and dash as well.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+# More lines than colours differ by marker and dash as well.
 _DASHES = ("-", "--", ":", "-.")
 # A perplexity that spans more than this factor is drawn on a logarithmic axis.
 _LOG_FACTOR = 3.0
@@ -21,7 +19,7 @@ _LOG_FACTOR = 3.0
 
 def draw(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], metric: str, path: str | Path) -> None:
     """Writes `comparison_figure` as a PNG, whole or not at all."""
-    write_png(comparison_figure(panels, dense, metric), Path(path), 150)
+    write_png(comparison_figure(panels, dense, metric), Path(path), DPI)
 
 
 def comparison_figure(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], metric: str) -> Any:
@@ -35,13 +33,8 @@ def comparison_figure(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dic
         dense: record of the model before the cut.
         metric: name of the figure to draw.
     """
-    # No pyplot: it would keep the figure in a global list and may look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     labels = list(dict.fromkeys(cell["label"] for cells in panels.values() for cell in cells))
-    figure = Figure(figsize=(4.6 * len(panels) + 2.2, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.6 * len(panels) + 2.2, 4.6)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     heights = [float(dense["metrics"][metric])]
     for axis, (title, cells) in zip(axes, panels.items(), strict=True):
@@ -60,8 +53,7 @@ def comparison_figure(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dic
         _logarithmic(axes[0], max(heights) / min(heights))
         words = f"{words[:-1]}, log scale)"
     axes[0].set_ylabel(words)
-    handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=9, frameon=False)
+    add_legend(figure)
     return figure
 
 
@@ -90,9 +82,9 @@ def _line(axis: Any, points: Sequence[tuple[float, float, float, float]], label:
         means,
         yerr=(down, up) if any(down) or any(up) else None,
         label=label,
-        color=_COLOURS[index % len(_COLOURS)],
-        marker=_MARKERS[index % len(_MARKERS)],
-        linestyle=_DASHES[index // len(_COLOURS) % len(_DASHES)],
+        color=COLOURS[index % len(COLOURS)],
+        marker=MARKERS[index % len(MARKERS)],
+        linestyle=_DASHES[index // len(COLOURS) % len(_DASHES)],
         markersize=5,
         linewidth=1.5,
         elinewidth=1,

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...utils.environment import library_versions, machine
 from ...utils.files import plain, write_text
+from ..showing import aligned
 from .folder import Record
 from .plot import draw
 
@@ -135,13 +136,7 @@ def _block(cells: Sequence[Record], found: Mapping[tuple[str, float], list[float
     rows = [["criterion", *(f"-{100 * reduction:.4g} %" for reduction in reductions)], ["parameters", *sizes]]
     rows.append(["widths", *(_widths([cell for cell in cells if cell["target_reduction"] == value]) for value in reductions)])
     rows += [[label, *(_entry(found.get((label, reduction))) for reduction in reductions)] for label in labels]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        words = [row[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append(f"| {' | '.join(words)} |")
-    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
-    return [lines[0], f"|{rule}|", *lines[1:]]
+    return aligned(rows)
 
 
 def _widths(cells: Sequence[Record]) -> str:

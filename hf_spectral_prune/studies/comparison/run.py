@@ -34,9 +34,9 @@ from ...recovery.recover import lora_targets, recover, recovery_arguments
 from ...surgery import settle_class
 from ...surgery.plan import PruningPlan
 from ...utils.words import one_line
-from ..protocol import cell_key, comparison_protocol
+from ..protocol import cell_key, study_protocol
 from .arguments import Cell, ComparisonArguments, comparison_cells, training_arguments
-from .folder import Record, check_folder, open_folder, read_cell, write_cell
+from .folder import FOLDER, Record, read_cell, write_cell
 from .results import Comparison, block_name, check_equal_parameters, number, write_results
 
 logger = logging.get_logger(__name__)
@@ -117,7 +117,7 @@ def compare(
     if eval_dataset is None:
         raise ValueError("There is nothing to measure on. Pass `eval_dataset`.")
     cells = comparison_cells(args)
-    check_folder(args.output_dir, args.overwrite_output_dir)
+    FOLDER.check(args.output_dir)
     read = partial(read_data, processing_class=processing_class, model=model, seed=args.seeds[0])
     shared = Shared(
         without_quantisation_marks(model),
@@ -131,8 +131,8 @@ def compare(
     )
     _check(shared, cells)
     trains = any(recovery != "none" for recovery in args.recoveries)
-    protocol = comparison_protocol(model, shared.calibration, shared.held_out, compute_metrics, train_dataset if trains else None)
-    open_folder(args.output_dir, protocol, args.overwrite_output_dir)
+    protocol = study_protocol(model, shared.calibration, shared.held_out, compute_metrics, train_dataset if trains else None)
+    FOLDER.open(args.output_dir, protocol, args.overwrite_output_dir)
     was_training = model.training
     try:
         dense = _dense(shared, args.output_dir, cell_key(protocol, {"dense": True}))
