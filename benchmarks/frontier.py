@@ -32,7 +32,7 @@ from hf_spectral_prune.arguments import ModelArguments, SpectralPruningArguments
 from hf_spectral_prune.calibration import GroupMoments, collect_moments
 from hf_spectral_prune.cli.demo_run import smollm2_folder
 from hf_spectral_prune.criteria import collect_statistics, make_criterion
-from hf_spectral_prune.criteria.evidence import Evidence
+from hf_spectral_prune.criteria.calibrate import Evidence
 from hf_spectral_prune.data.sources import load_texts
 from hf_spectral_prune.data.texts import CalibrationData, build_calibration
 from hf_spectral_prune.evaluation.figures import num_parameters, perplexity

@@ -42,7 +42,7 @@ from transformers import (
 
 from hf_spectral_prune import SpectralPruningArguments, rounds
 from hf_spectral_prune.checks import check_model
-from hf_spectral_prune.criteria.evidence import calibrate
+from hf_spectral_prune.criteria.calibrate import calibrate
 from hf_spectral_prune.data.texts import CalibrationData, build_calibration
 from hf_spectral_prune.evaluation.figures import num_parameters, task_metrics
 from hf_spectral_prune.recovery.recover import RecoveryArguments, recover

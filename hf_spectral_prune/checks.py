@@ -17,7 +17,7 @@ from .data.texts import CalibrationData
 from .models.families import check_unshared, family_of, unit_groups
 from .models.folder_files import read_config
 from .models.losses import Batch, check_targets, has_targets, loss_of, moved_to
-from .planning.targets import check_scope
+from .planning.reduction_target import check_scope
 from .publishing import hub
 from .recovery.distillation import check_teacher
 from .recovery.recover import lora_targets, recovery_arguments

@@ -26,8 +26,8 @@ from . import rounds
 from .arguments import SpectralPruningArguments
 from .checks import check_data, check_loss, check_model, check_output, check_push, check_recovery
 from .criteria import Diagnostics, Scores
-from .criteria.evidence import Evidence, calibrate
-from .data.reading import read_data, wrap_for
+from .criteria.calibrate import Evidence, calibrate
+from .data.for_model import read_data, wrap_for
 from .data.texts import CalibrationData
 from .evaluation.figures import held_out_figures, num_parameters
 from .models.families import network_of
@@ -36,8 +36,8 @@ from .models.loading import without_quantisation_marks
 from .models.torch_model import check_unwrapped
 from .planning import sizes_after_round, summarise
 from .planning.flops import layer_macs
+from .planning.reduction_target import check_macs, macs_report, picture_of
 from .planning.stopping import check_stop_metric, stop_note
-from .planning.targets import check_macs, macs_report, picture_of
 from .publishing import hub, write_card
 from .recovery.recover import RecoveryOutput, recover, recovery_arguments
 from .rounds import Run

@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from .arguments import SpectralPruningArguments
 from .calibration.parts import MomentsByPart
 from .criteria import Criterion, Diagnostics, Scores, score_units
-from .criteria.evidence import Evidence
+from .criteria.calibrate import Evidence
 from .data.texts import CalibrationData
 from .evaluation.figures import num_parameters
 from .models.families import UnitGroup, family_of, unit_groups
 from .models.losses import Batch, has_targets, num_targets, single_sequences
 from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
 from .planning.damage import fisher_damage, loss_curves, score_damage
-from .planning.targets import Target, set_target
+from .planning.reduction_target import Target, set_target
 from .surgery import add_consumer_biases, apply_plan, fingerprint, stock_accepts_heads
 from .surgery.plan import PruningPlan
 from .utils.environment import library_versions

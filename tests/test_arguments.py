@@ -17,7 +17,7 @@ from hf_spectral_prune.cli.arguments import RunArguments
 from hf_spectral_prune.cli.parsing import parse
 from hf_spectral_prune.criteria import known_criteria
 from hf_spectral_prune.recovery.recover import recovery_arguments
-from hf_spectral_prune.utils.fitting import fitted
+from hf_spectral_prune.utils.option_types import fitted
 
 
 @pytest.mark.parametrize("name", ["logging_strategy", "eval_strategy", "save_strategy"])

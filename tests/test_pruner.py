@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.calibration import collect_moments
-from hf_spectral_prune.criteria.evidence import Evidence
+from hf_spectral_prune.criteria.calibrate import Evidence
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.planning.damage import SuffixLoss, loss_curves

@@ -15,7 +15,7 @@ from hf_spectral_prune import PruningSchedule, SpectralPruner, SpectralPruningAr
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.planning.flops import layer_macs
-from hf_spectral_prune.planning.targets import set_target
+from hf_spectral_prune.planning.reduction_target import set_target
 from hf_spectral_prune.surgery import apply_plan, has_batch_norms, recalibrate_norms
 
 BATCH = picture_batch(4)

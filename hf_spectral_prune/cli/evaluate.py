@@ -57,7 +57,7 @@ def _check_source(run: RunArguments) -> None:
 
 def _macs(model: Any, held_out: Any) -> dict[str, int]:
     from ..planning.flops import layer_macs
-    from ..planning.targets import picture_of
+    from ..planning.reduction_target import picture_of
 
     return {"macs": sum(layer_macs(model, picture_of(model, held_out)).values())}
 

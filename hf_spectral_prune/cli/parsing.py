@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_type_hints
 
 import yaml
 
-from ..utils.fitting import fitted
+from ..utils.option_types import fitted
 from ..utils.words import did_you_mean
 
 ALL = " `--help` lists all."

@@ -19,7 +19,7 @@ from ..data.rows import default_collator, hold_out, training_rows
 from ..models.distributed import is_sharded, of_first_process
 from ..models.families import family_of
 from ..utils.environment import accelerator
-from ..utils.fitting import fitted
+from ..utils.option_types import fitted
 from ..utils.words import did_you_mean
 from .distillation import DistillationTrainer, check_teacher, load_teacher
 from .judging import (

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from .. import rounds
 from ..arguments import SpectralPruningArguments
 from ..checks import check_loss
-from ..criteria.evidence import Evidence
+from ..criteria.calibrate import Evidence
 from ..planning import Sizes
 from ..recovery.judging import check_whole
 from ..rounds import Run

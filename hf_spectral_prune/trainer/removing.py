@@ -13,7 +13,7 @@ from transformers.utils import logging
 from .. import rounds
 from ..arguments import SpectralPruningArguments
 from ..criteria import Scores
-from ..criteria.evidence import Evidence
+from ..criteria.calibrate import Evidence
 from ..data.texts import CalibrationData
 from ..models.distributed import of_first_process, saves_instead, saves_itself, whole_copy
 from ..models.families import unit_groups

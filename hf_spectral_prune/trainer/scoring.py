@@ -12,8 +12,8 @@ from .. import rounds
 from ..arguments import SpectralPruningArguments
 from ..checks import check_data, check_model
 from ..criteria import Criterion, Scores
-from ..criteria.evidence import Evidence, calibrate
-from ..data.reading import read_data
+from ..criteria.calibrate import Evidence, calibrate
+from ..data.for_model import read_data
 from ..data.texts import CalibrationData
 from ..models.distributed import of_first_process, shards_weights, whole_copy
 from ..models.torch_model import check_unwrapped

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from transformers.utils.generic import find_labels
 
 from ...criteria import Criterion
-from ...data.reading import read_data
+from ...data.for_model import read_data
 from ...data.texts import CalibrationData
 from ...models.families import UnitGroup, layers_of, unit_groups
 from ...models.loading import without_quantisation_marks

@@ -23,8 +23,8 @@ from ...calibration.collect import SIDES
 from ...calibration.parts import moments_within
 from ...checks import check_data
 from ...criteria import Scores, collect_statistics
-from ...criteria.evidence import Evidence
-from ...data.reading import read_data
+from ...criteria.calibrate import Evidence
+from ...data.for_model import read_data
 from ...data.texts import CalibrationData
 from ...evaluation.figures import held_out_figures, num_parameters
 from ...models.families import UnitGroup, unit_groups

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState, Training
 from ... import rounds
 from ...arguments import SpectralPruningArguments, _field
 from ...criteria import Scores
-from ...criteria.evidence import Evidence
+from ...criteria.calibrate import Evidence
 from ...models.families import parts, unit_groups
 from ...planning import Sizes, parameters_after, per_layer_sizes
 from ...planning.damage import score_damage
