@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The palette of Okabe and Ito, which people with any form of colour blindness can tell apart, without its yellow (too pale on
 # white) and its black (for what is no criterion). Marks differ as well, for print in black.
@@ -11,8 +14,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 DPI = 150
 
 
-def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib Figure; sizes in inches."""
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure; sizes in inches."""
     # No pyplot: it would keep the figure in a global list and may look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -22,7 +25,7 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def add_legend(figure: Any) -> None:
+def add_legend(figure: Figure) -> None:
     """One legend for all axes, to their right."""
     handles = {name: handle for axis in figure.axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=9, frameon=False)

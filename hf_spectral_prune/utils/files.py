@@ -10,7 +10,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _HEAD = 512  # bytes that tell what a file is
 
@@ -48,7 +51,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_png(figure: Any, path: Path, dpi: int, **options: Any) -> None:
+def write_png(figure: Figure, path: Path, dpi: int, **options: Any) -> None:
     """Writes a matplotlib figure as a PNG, whole or not at all, without the library's version: equal figures give equal files."""
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=dpi, metadata={"Software": None}, **options)

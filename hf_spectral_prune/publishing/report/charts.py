@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -22,6 +22,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from ...planning import GroupScores
 from .svg import COLOURS, STYLE
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
 _WIDTH = 620.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 14.0, 30.0, 42.0
 # Scores and eigenvalues that span more than this factor are drawn on a logarithmic axis.
@@ -31,20 +36,20 @@ _BINS = 72
 _CHARACTER = 5.2
 
 
-def _figure(height: float, width: float = _WIDTH) -> Any:
+def _figure(height: float, width: float = _WIDTH) -> Figure:
     # No pyplot: it would keep the figure in a global list and may look for a display.
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _panel(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
+def _panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
     """Axes at a place given in points from the lower left corner."""
     whole_width, whole_height = figure.get_size_inches() * 72
     return figure.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
 
 
-def _stack(number: int, height: float, gap: float = 52.0, below: float = 0.0) -> tuple[Any, list[Any]]:
+def _stack(number: int, height: float, gap: float = 52.0, below: float = 0.0) -> tuple[Figure, list[Axes]]:
     """Panels of equal height below each other, the first on top, with so much more room below each."""
     gap += below
     total = _TOP + number * height + (number - 1) * gap + _BOTTOM + below
@@ -58,7 +63,7 @@ def _reach(labels: Sequence[str]) -> float:
     return max(0.0, _CHARACTER * (max(map(len, labels), default=0) - 3))
 
 
-def _label_layers(axis: Any, labels: Sequence[str], most: int) -> None:
+def _label_layers(axis: Axis, labels: Sequence[str], most: int) -> None:
     """Names of the layers along an axis, at most so many that they do not touch."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, len(labels)) if len(labels) <= most * step)
     shown = range(0, len(labels), step)
@@ -67,7 +72,7 @@ def _label_layers(axis: Any, labels: Sequence[str], most: int) -> None:
     axis.set_tick_params(length=0)
 
 
-def _fill(axis: Any, outlines: Sequence[Sequence[tuple[float, float]]], colour: str, alpha: float = 1.0) -> None:
+def _fill(axis: Axes, outlines: Sequence[Sequence[tuple[float, float]]], colour: str, alpha: float = 1.0) -> None:
     """Filled polygons as one path."""
     vertices, codes = [], []
     for outline in outlines:
@@ -77,7 +82,7 @@ def _fill(axis: Any, outlines: Sequence[Sequence[tuple[float, float]]], colour: 
         axis.add_patch(PathPatch(Outline(vertices, codes), facecolor=COLOURS[colour], linewidth=0, alpha=alpha))
 
 
-def _ticks(axis: Any, places: Sequence[tuple[float, float, float]], colour: str, width: float = 1.0) -> None:
+def _ticks(axis: Axes, places: Sequence[tuple[float, float, float]], colour: str, width: float = 1.0) -> None:
     """Upright strokes (x, from, to) as one path."""
     if places:
         xs = [value for x, _, _ in places for value in (x, x, math.nan)]
@@ -85,7 +90,7 @@ def _ticks(axis: Any, places: Sequence[tuple[float, float, float]], colour: str,
         axis.plot(xs, ys, color=COLOURS[colour], linewidth=width, solid_capstyle="butt")
 
 
-def _key(axis: Any, entries: Sequence[tuple[str, str]], x: float = 1.0) -> None:
+def _key(axis: Axes, entries: Sequence[tuple[str, str]], x: float = 1.0) -> None:
     """Names of colours, at the right above the axes."""
     handles = [PathPatch(Outline([(0, 0)]), facecolor=COLOURS[colour], linewidth=0, label=name) for colour, name in entries]
     axis.legend(
@@ -105,7 +110,7 @@ def _key(axis: Any, entries: Sequence[tuple[str, str]], x: float = 1.0) -> None:
 
 
 @mpl.rc_context(STYLE)
-def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]]]) -> Any:
+def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]]]) -> Figure:
     """Units of every layer before and after, a panel for every kind of unit.
 
     Args:
@@ -141,7 +146,7 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
 # ---- rows of layers
 
 
-def _rows(labels: Sequence[str], title: str, xlabel: str) -> tuple[Any, Any]:
+def _rows(labels: Sequence[str], title: str, xlabel: str) -> tuple[Figure, Axes]:
     """A figure with a row for every layer, the first on top; row i reaches from y = i - 0.5 to y = i + 0.5."""
     count = len(labels)
     height = count * min(56.0, max(9.0, 540.0 / count))
@@ -164,7 +169,7 @@ def is_logarithmic(values: Sequence[float]) -> bool:
     return bool(positive) and min(values) >= 0 and max(positive) > _LOG_FACTOR * min(positive)
 
 
-def _set_scale(axis: Any, values: Sequence[float], *, logarithmic: bool) -> None:
+def _set_scale(axis: Axes, values: Sequence[float], *, logarithmic: bool) -> None:
     shown = [value for value in values if value > 0] if logarithmic else list(values)
     low, high = min(shown, default=0.0), max(shown, default=1.0)
     if logarithmic:
@@ -193,7 +198,7 @@ def _decade(value: float) -> str:
 
 
 @mpl.rc_context(STYLE)
-def scores(title: str, layers: Mapping[str, GroupScores]) -> Any:
+def scores(title: str, layers: Mapping[str, GroupScores]) -> Figure:
     """Distribution of the scores of every layer, in two colours at the line of the cut.
 
     Where all scores of a layer are known (few units), each is a stroke; else the shape follows from the known ranks, as high
@@ -269,7 +274,7 @@ def _outline(places: np.ndarray, heights: np.ndarray, row: int, *, logarithmic: 
 
 
 @mpl.rc_context(STYLE)
-def spectra(title: str, layers: Mapping[str, Sequence[float]]) -> Any:
+def spectra(title: str, layers: Mapping[str, Sequence[float]]) -> Figure:
     """Leading eigenvalues of every layer as strokes in its row, the largest in another colour.
 
     Args:
@@ -295,7 +300,7 @@ _SERIES = {AFTER_ROUND: ("kept", "o", "-"), MASKED: ("third", "s", "--"), AT_THE
 
 
 @mpl.rc_context(STYLE)
-def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) -> Any:
+def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) -> Figure:
     """Parameters after every round and, where measured, the held-out loss, below each other.
 
     Args:
@@ -333,14 +338,14 @@ def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) 
     return figure
 
 
-def _legend(axis: Any) -> None:
+def _legend(axis: Axes) -> None:
     axis.legend(
         loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, columnspacing=1.4, borderaxespad=0.15, labelcolor=COLOURS["faint"]
     )
 
 
 @mpl.rc_context(STYLE)
-def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> Any:
+def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> Figure:
     """Loss of the one fine-tuning stage over its steps: as trained, and held out before, meanwhile and after."""
     figure, (axis,) = _stack(1, 150)
     axis.plot(list(training), list(training.values()), color=COLOURS["kept"], linewidth=1.5, label="training")
@@ -365,7 +370,7 @@ def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> An
 
 
 @mpl.rc_context(STYLE)
-def cost(panels: Mapping[str, Mapping[str, float]]) -> Any:
+def cost(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     """Horizontal bars with their figures, a panel for every quantity side by side.
 
     Args:

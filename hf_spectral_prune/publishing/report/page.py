@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ...utils.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TEMPLATE = "page_template.html"
 
@@ -45,7 +48,7 @@ class Chart:
     """
 
     name: str
-    figure: Any
+    figure: Figure
     text: str
     caption: str
     numbers: Table | None = None

@@ -6,9 +6,12 @@ import io
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...utils.files import write_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The names that the page's style sheet gives colours to, with those of light mode: matplotlib draws with these, and in the
 # page they are replaced by the names. No two may be equal.
@@ -62,7 +65,7 @@ _DPI = 160
 _LARGEST = 1.45
 
 
-def to_svg(figure: Any, name: str, text: str) -> str:
+def to_svg(figure: Figure, name: str, text: str) -> str:
     """A figure as an `<svg>` element for an HTML page.
 
     Args:
@@ -109,6 +112,6 @@ def _own_ids(root: ET.Element, name: str) -> None:
                 node.set(key, value.replace("url(#", f"url(#{name}-"))
 
 
-def to_png(figure: Any, path: str | Path) -> None:
+def to_png(figure: Figure, path: str | Path) -> None:
     """Writes a figure as a PNG on white, whole or not at all."""
     write_png(figure, Path(path), _DPI, facecolor="white")

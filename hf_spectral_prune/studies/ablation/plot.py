@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...utils.files import write_png
 from ..showing import COLOURS, DPI, MARKERS, add_legend, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLOURS = (*COLOURS, "#000000")
 _BAND = "#BBBBBB"
@@ -49,12 +52,12 @@ def draw(panels: Sequence[Panel], path: str | Path) -> None:
     write_png(figure, Path(path), DPI)
 
 
-def _panel(axis: Any, panel: Panel) -> None:
+def _panel(axis: Axes, panel: Panel) -> None:
     """Each layer is a column in which the criteria stand side by side; the last column is the mean."""
     mean_at = len(panel.layers)
     for index, one in enumerate(panel.series):
         offset = (index + 0.5) / len(panel.series) * 0.84 - 0.42
-        style = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        style: dict[str, Any] = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
         points = [(at + offset, value) for at, value in enumerate(one.values) if value is not None]
         for at, value in points:
             axis.plot([at, at], [0, value], color=style["color"], linewidth=1, alpha=0.6, zorder=2)
@@ -65,7 +68,7 @@ def _panel(axis: Any, panel: Panel) -> None:
             axis.plot([mean_at + offset] * 2, one.interval, color=style["color"], linewidth=1.5, zorder=3)
     for at, (span, ceiling) in enumerate(zip(panel.chance, panel.ceiling, strict=True)):
         if span is not None:
-            axis.fill_between([at - 0.46, at + 0.46], *span, color=_BAND, alpha=0.35, linewidth=0, zorder=0)
+            axis.fill_between([at - 0.46, at + 0.46], span[0], span[1], color=_BAND, alpha=0.35, linewidth=0, zorder=0)
         if ceiling is not None:
             axis.plot([at - 0.46, at + 0.46], [ceiling] * 2, color="black", linewidth=1.2, linestyle=":", zorder=1)
     axis.fill_between([], [], [], color=_BAND, alpha=0.35, linewidth=0, label="95 % of random orders")

@@ -6,10 +6,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...utils.files import write_png
 from ..showing import COLOURS, DPI, MARKERS, add_legend, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # More lines than colours differ by marker and dash as well.
 _DASHES = ("-", "--", ":", "-.")
@@ -22,7 +26,7 @@ def draw(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], 
     write_png(comparison_figure(panels, dense, metric), Path(path), DPI)
 
 
-def comparison_figure(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], metric: str) -> Any:
+def comparison_figure(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], metric: str) -> Figure:
     """The cells' figures against their parameters, a panel for every repair and recovery, as a matplotlib Figure.
 
     A line joins a criterion's means over the seeds; where there are several seeds, a bar reaches from the lowest to the
@@ -71,7 +75,7 @@ def _points(cells: Sequence[dict[str, Any]], metric: str) -> list[tuple[float, f
     return sorted(points)
 
 
-def _line(axis: Any, points: Sequence[tuple[float, float, float, float]], label: str, index: int) -> None:
+def _line(axis: Axes, points: Sequence[tuple[float, float, float, float]], label: str, index: int) -> None:
     if not points:
         return
     sizes, lows, means, highs = zip(*points, strict=True)
@@ -92,7 +96,7 @@ def _line(axis: Any, points: Sequence[tuple[float, float, float, float]], label:
     )
 
 
-def _logarithmic(axis: Any, span: float) -> None:
+def _logarithmic(axis: Axes, span: float) -> None:
     """A logarithmic axis with plain numbers at its ticks, few decades finely and many coarsely."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
