@@ -29,6 +29,7 @@ from hf_spectral_prune.data.sources import load_texts
 from hf_spectral_prune.data.texts import CalibrationData, build_calibration
 from hf_spectral_prune.models.loading import load_model, load_tokenizer
 from hf_spectral_prune.studies.comparison import Comparison, ComparisonArguments, block_name, compare, draw, table, to_dict
+from hf_spectral_prune.utils.files import write_text
 
 CALIBRATION_BLOCKS, TEST_BLOCKS = 32, 16
 # Options of criteria where they are not the defaults.
@@ -105,9 +106,7 @@ def write(found: dict[str, Comparison], output: Path) -> None:
         text: {name: values[name] for name in ("protocol", "parameters", "cells")} for text, values in whole.items()
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(output)
+    write_text(output, json.dumps(result, indent=1) + "\n")
     panels: dict[str, list] = {}
     for text, comparison in found.items():
         for cell in comparison.cells:

@@ -49,6 +49,7 @@ from hf_spectral_prune.models.torch_model import TorchModelForImageClassificatio
 from hf_spectral_prune.publishing.report.charts import _figure, _panel, _stack
 from hf_spectral_prune.publishing.report.svg import COLOURS, STYLE, to_png, to_svg
 from hf_spectral_prune.utils.environment import library_versions, machine
+from hf_spectral_prune.utils.files import write_text
 
 WIDTHS = (784, 256, 128, 64, 64, 10)
 TRAINING = {"max_steps": 600, "per_device_train_batch_size": 128, "learning_rate": 1e-3}
@@ -227,9 +228,7 @@ def write_figure(figure: Any, folder: Path, name: str, text: str) -> None:
     markup = to_svg(figure, name.replace("_", "-"), text)
     for colour, value in COLOURS.items():
         markup = markup.replace(f"var(--{colour})", value)
-    temporary = folder / f".{name}.svg.tmp"
-    temporary.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", markup) + "\n", encoding="utf-8")
-    temporary.replace(folder / f"{name}.svg")
+    write_text(folder / f"{name}.svg", re.sub(r"(\d\.\d\d)\d+", r"\1", markup) + "\n")
 
 
 # ---- the tables
@@ -270,10 +269,8 @@ def draw(results: dict[str, Any], seeds: list[int], folder: Path) -> None:
 
 def save(results: dict[str, Any], file: Path) -> None:
     """Writes the results, whole or not at all."""
-    temporary = file.with_suffix(".tmp")
     rounded = json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.6g}"))
-    temporary.write_text(json.dumps(rounded) + "\n")
-    temporary.replace(file)
+    write_text(file, json.dumps(rounded) + "\n")
 
 
 def run_cell(weight: float, seed: int, splits: tuple[Split, Split], drawn: Tensor, results: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from hf_spectral_prune.models.loading import without_quantisation_marks
 from hf_spectral_prune.planning import choose_units
 from hf_spectral_prune.surgery import apply_plan
 from hf_spectral_prune.utils.environment import library_versions, machine
+from hf_spectral_prune.utils.files import write_text
 
 # Name in the table: criterion, its options, seed.
 CRITERIA = {
@@ -79,9 +80,7 @@ class Cells:
     def add(self, name: str, figures: dict) -> None:
         """Keeps and prints one cell."""
         self.values[name] = figures
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.values, indent=1) + "\n")
-        temporary.replace(self.path)
+        write_text(self.path, json.dumps(self.values, indent=1) + "\n")
         print(f"{name:70}{figures['perplexity']:>12.2f}", flush=True)
 
 
