@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..models.families import UnitGroup, consumers
 from ..models.losses import Batch, check_gradients, frozen, loss_of, moved_to, num_positions, run_base, single_sequences
+from ..models.streams import Ascent
 from .moments import GroupMoments, Moments
 from .signals import ALL, Reader, Side, Spatial, num_signal_channels, readers
 
@@ -75,6 +76,7 @@ def collect_moments(
     sides: Collection[Side] = SIDES,
     signals: str = "activations",
     spatial: Spatial = ALL,
+    ascent: Ascent | None = None,
     progress: bool = True,
 ) -> dict[str, GroupMoments]:
     """Fills the moments of every group in one pass over the batches.
@@ -87,6 +89,7 @@ def collect_moments(
             `m_i(t) = h_i(t) * dL/dh_i(t)` (one backward pass; the batch's `labels` make the loss, or for a causal language
             model without them the next token).
         spatial: which positions of a channel's map count.
+        ascent: of the same batches, for activations of a part of the layers: only what lies between it and them is run.
 
     Raises:
         ValueError: an activation is not finite (names the group), there was no unpadded position, or a loss is needed and
@@ -109,7 +112,10 @@ def collect_moments(
                     if side == "after" and signals == "loss":
                         sink = _times_gradient(sink)
                     stack.enter_context(reader.reading(sink))
-        _run_batches(model, batches, shared, signals, progress)
+        if ascent is None:
+            _run_batches(model, batches, shared, signals, progress)
+        else:
+            ascent.through(min(group.layer for group in groups), max(group.layer for group in groups), shared.start)
     for total in (side for found in moments.values() for side in found if side is not None):
         total.symmetrise()
         total.all_reduce()

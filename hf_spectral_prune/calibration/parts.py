@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..models.families import UnitGroup
+from ..models.streams import Ascent
 from .moments import GroupMoments
 from .signals import Side, num_signal_channels
 
@@ -21,18 +22,22 @@ _SHARE = 0.5
 class MomentsByPart(Mapping[str, GroupMoments]):
     """Moments of groups that do not fit into memory together, collected when one of a part is asked for.
 
-    At most one part is held, so that to go through the groups in order costs one pass over the data a part, and to go back
-    costs another. They are always those of the model as it stands: whoever changes it reads what it needs before.
+    At most one part is held. They are always those of the model as it stands: whoever changes it reads what it needs before. To
+    go through the groups in order costs one pass over the data in all where there is an `ascent`, else one a part.
 
     Args:
         split: the groups of the model as it stands, part by part.
         collect: moments of one part.
+        ascent: what `collect` goes up the layers with.
     """
 
     def __init__(
-        self, split: Callable[[], list[list[UnitGroup]]], collect: Callable[[Sequence[UnitGroup]], dict[str, GroupMoments]]
+        self,
+        split: Callable[[], list[list[UnitGroup]]],
+        collect: Callable[[Sequence[UnitGroup]], dict[str, GroupMoments]],
+        ascent: Ascent | None = None,
     ) -> None:
-        self._split, self._collect = split, collect
+        self._split, self._collect, self._ascent = split, collect, ascent
         self._parts = {group.key: part for part in split() for group in part}
         self._held: dict[str, GroupMoments] = {}
 
@@ -54,7 +59,9 @@ class MomentsByPart(Mapping[str, GroupMoments]):
 
     def anew(self) -> MomentsByPart:
         """The same for a model that was cut since."""
-        return MomentsByPart(self._split, self._collect)
+        if self._ascent is not None:
+            self._ascent.restart()
+        return MomentsByPart(self._split, self._collect, self._ascent)
 
 
 def moment_bytes(model: PreTrainedModel, group: UnitGroup, sides: Collection[Side]) -> int:
@@ -94,12 +101,14 @@ def moments_within(
     sides: Collection[Side],
     collect: Callable[[Sequence[UnitGroup]], dict[str, GroupMoments]],
     max_gib: float | None,
+    ascent: Ascent | None = None,
 ) -> Mapping[str, GroupMoments]:
     """Moments of all groups: at once where they fit `memory_limit`, else by parts.
 
     Args:
         groups: gives the groups of the model as it stands.
         sides: that `collect` fills.
+        ascent: what `collect` goes up the layers with, if it does.
     """
     limit = memory_limit(model, max_gib)
 
@@ -112,10 +121,10 @@ def moments_within(
     needed = sum(moment_bytes(model, group, sides) for part in parts for group in part)
     logger.warning_once(
         f"The calibration moments would take {needed / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB "
-        f"{'are free for them' if max_gib is None else 'are allowed'}: they are collected in {len(parts)} passes over the data, "
+        f"{'are free for them' if max_gib is None else 'are allowed'}: they are collected in {len(parts)} parts, "
         "and never kept together (`max_moment_gib`)."
     )
-    return MomentsByPart(split, collect)
+    return MomentsByPart(split, collect, ascent)
 
 
 __all__ = ["MomentsByPart", "memory_limit", "moment_bytes", "moments_within", "split_by_memory"]

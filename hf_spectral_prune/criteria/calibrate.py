@@ -13,8 +13,9 @@ from ..calibration import GroupMoments, collect_moments
 from ..calibration.parts import MomentsByPart, moments_within
 from ..calibration.signals import Side
 from ..data.texts import CalibrationData
-from ..models.families import UnitGroup, unit_groups
+from ..models.families import UnitGroup, family_of, unit_groups
 from ..models.losses import Batch
+from ..models.streams import Ascent
 from . import Criterion, Statistics, collect_statistics, select_statistics
 
 
@@ -86,7 +87,20 @@ def _collect(
 ) -> Mapping[str, GroupMoments]:
     spatial, progress = replace(criterion.positions, seed=args.seed), not args.disable_tqdm
 
-    def collect(part: Sequence[UnitGroup]) -> dict[str, GroupMoments]:
-        return collect_moments(model, part, calibration.batches, sides=sides, signals=signals, spatial=spatial, progress=progress)
+    # Gradients come from the end of the model, and a traced network has no list of layers: they take a pass a part.
+    walks = signals == "activations" and not family_of(model.config).traced
+    ascent = Ascent(model, calibration.batches) if walks else None
 
-    return moments_within(model, lambda: unit_groups(model, args.units), sides, collect, args.max_moment_gib)
+    def collect(part: Sequence[UnitGroup]) -> dict[str, GroupMoments]:
+        return collect_moments(
+            model,
+            part,
+            calibration.batches,
+            sides=sides,
+            signals=signals,
+            spatial=spatial,
+            ascent=ascent,
+            progress=progress,
+        )
+
+    return moments_within(model, lambda: unit_groups(model, args.units), sides, collect, args.max_moment_gib, ascent)

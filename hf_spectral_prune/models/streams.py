@@ -1,8 +1,8 @@
-"""Two residual streams of the same rows, the dense model's and the pruned one's, taken up a model layer by layer."""
+"""Rows taken up a model layer by layer: by the dense model alone, or by it and the pruned one side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .families import layers_of
 from .losses import Batch, moved_to, num_rows, run_base
 from .suffix import next_input
 
@@ -26,6 +27,46 @@ class Place:
 
     module: nn.Module
     side: Literal["input", "output"]
+
+
+class Ascent:
+    """Takes a model's rows up its layers in parts, each from where the one before has left them: all together cost one pass.
+
+    A part may also begin where the one before began; one further below begins at the first layer. The model must not change on
+    the way, or `restart` be called.
+
+    Args:
+        batches: as for `collect_moments`.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        self.model = model
+        self.batches = batches
+        self._store = _Store(batches, streams=2)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins at the first layer again."""
+        # What layers read, batch by batch; the first one's is made by the model itself.
+        self._read: dict[int, list[Tensor | None]] = {0: [None] * len(self.batches)}
+
+    def through(self, first: int, last: int, start: Callable[[Batch], None]) -> None:
+        """Runs the layers `first` to `last`; `start` is called with each batch before it runs."""
+        nearest = max(layer for layer in self._read if layer <= first)
+        if nearest < first:
+            self._read = {0: self._read[0], first: self._run(nearest, first - 1, lambda _batch: None)}
+        after = self._run(first, last, start)
+        self._read = {0: self._read[0], first: self._read[first], last + 1: after}
+
+    def _run(self, first: int, last: int, start: Callable[[Batch], None]) -> list[Tensor | None]:
+        ends = last == len(layers_of(self.model)) - 1
+        outputs: list[Tensor | None] = []
+        for batch, given in zip(self.batches, self._read[first], strict=True):
+            start(batch)
+            run = partial(run_base, self.model, moved_to(self.model, batch))
+            output = next_input(self.model, first, _on_device(given, self.model), run, last)
+            outputs.append(None if ends else self._store(output))
+        return outputs
 
 
 class Reached(Exception):
@@ -48,7 +89,8 @@ class Streams:
         self.batches = batches
         self._dense: list[Tensor | None] = [None] * len(batches)
         self._pruned: list[Tensor | None] = [None] * len(batches)
-        self._kept_on: torch.device | None = None
+        # Both streams, and what is read behind the two consumers of a layer.
+        self._stored = _Store(batches, streams=4)
 
     def real(self, index: int, value: Tensor) -> Tensor:
         """(rows, T) bool: the positions of a batch's `value` (rows, T, n) that are no padding."""
@@ -86,8 +128,7 @@ class Streams:
     def _through(
         self, stream: list[Tensor | None], index: int, layer: int, places: Mapping[str, Place], last: str | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        given = stream[index]
-        given = None if given is None else given.to(self.model.device)
+        given = _on_device(stream[index], self.model)
         batch = moved_to(self.model, self.batches[index])
         with ExitStack() as stack:
             found = {name: stack.enter_context(_reading(place, name == last)) for name, place in places.items()}
@@ -97,13 +138,24 @@ class Streams:
         # A layer that works in chunks of tokens passes several.
         return output, {name: values[0] if len(values) == 1 else torch.cat(values, dim=1) for name, values in found.items()}
 
-    def _stored(self, value: Tensor) -> Tensor:
-        if self._kept_on is None:
-            rows = sum(num_rows(batch) for batch in self.batches)
-            # Both streams, and what is read behind the two consumers of a layer.
-            needed = 4 * value.nbytes * -(-rows // num_rows(self.batches[0]))
-            self._kept_on = value.device if needed <= _SHARE * _free_memory(value.device) else torch.device("cpu")
-        return value.to(self._kept_on)
+
+class _Store:
+    """Keeps what layers read: on the device that made it where all rows fit a share of its free memory, else in main memory."""
+
+    def __init__(self, batches: Sequence[Batch], streams: int) -> None:
+        self._rows = [num_rows(batch) for batch in batches]
+        self._streams = streams
+        self._device: torch.device | None = None
+
+    def __call__(self, value: Tensor) -> Tensor:
+        if self._device is None:  # the first batch tells the size of all
+            needed = self._streams * value.nbytes * -(-sum(self._rows) // self._rows[0])
+            self._device = value.device if needed <= _SHARE * _free_memory(value.device) else torch.device("cpu")
+        return value.to(self._device)
+
+
+def _on_device(value: Tensor | None, model: PreTrainedModel) -> Tensor | None:
+    return None if value is None else value.to(model.device)
 
 
 @contextmanager

@@ -44,18 +44,22 @@ def starting_at(model: PreTrainedModel, layer: int, given: Tensor | None) -> Ite
 
 
 @torch.no_grad()
-def next_input(model: PreTrainedModel, layer: int, given: Tensor | None, run: Callable[[], object]) -> Tensor:
+def next_input(
+    model: PreTrainedModel, layer: int, given: Tensor | None, run: Callable[[], object], last: int | None = None
+) -> Tensor:
     """What the layer after `layer` reads, (rows, T, hidden size), with no other layer computing.
 
     Args:
         given: what `layer` reads.
         run: calls the model (or its base model) on the inputs that `given` came from.
+        last: go on to this layer, and give what the one after it reads.
     """
     outputs: list[Tensor] = []
     layers = layers_of(model)
-    handle = layers[layer].register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    last = layer if last is None else last
+    handle = layers[last].register_forward_hook(lambda _module, _args, output: outputs.append(output))
     try:
-        with starting_at(model, layer, given), _handing_on(layers[layer + 1 :], lambda: outputs[0]):
+        with starting_at(model, layer, given), _handing_on(layers[last + 1 :], lambda: outputs[0]):
             run()
     finally:
         handle.remove()

@@ -6,14 +6,17 @@ import weakref
 
 import pytest
 import torch
-from conftest import logits, random_batch, tiny_model
+from conftest import logits, random_batch, tiny_encoder, tiny_model
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.calibration import parts
 from hf_spectral_prune.calibration.collect import collect_moments
 from hf_spectral_prune.calibration.moments import Moments
+from hf_spectral_prune.criteria import make_criterion
+from hf_spectral_prune.criteria.evidence import calibrate
 from hf_spectral_prune.criteria.spectral import Spectral
-from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.data.texts import CalibrationData
+from hf_spectral_prune.models.families import consumers, unit_groups
 
 OPTIONS = {"target_reduction": 0.2, "disable_tqdm": True, "min_ffn_units": 1, "round_to": 1}
 
@@ -39,7 +42,7 @@ def held(monkeypatch):
 
 
 def prune(batches, **options):
-    return SpectralPruner(tiny_model(), SpectralPruningArguments(**OPTIONS, **options), batches).prune()
+    return SpectralPruner(tiny_model(), SpectralPruningArguments(**OPTIONS | {"compensation": "none"} | options), batches).prune()
 
 
 def test_split_keeps_order_and_limit():
@@ -115,4 +118,25 @@ def test_too_little_free_memory_is_said_once(monkeypatch, batches, caplog):
     monkeypatch.setattr(parts.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 4})())
     monkeypatch.setattr(parts.logger, "propagate", True)
     prune(batches)
-    assert "passes over the data" in caplog.text
+    assert "are collected in" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bert"])
+def test_all_parts_together_run_each_layer_about_once(family, batches):
+    """Neurons and heads of a layer are a part each here, so that each layer is run for both, and never from the first one on."""
+    model = tiny_encoder(family) if family == "bert" else tiny_model(family)
+    batches = [random_batch(4, 32, seed, padding="right") for seed in range(2)]
+    groups, runs = unit_groups(model), [0] * 3
+    for group in groups:
+        if group.kind == "ffn":
+            module = consumers(model, group)[0].module
+            module.register_forward_hook(lambda *_args, layer=group.layer: runs.__setitem__(layer, runs[layer] + 1))
+    args = SpectralPruningArguments(max_moment_gib=1e-9, compensation="none", disable_tqdm=True)
+    found = calibrate(model, args, make_criterion("spectral"), CalibrationData(tuple(batches), {})).moments
+    whole = collect_moments(model, groups, batches, progress=False)
+    runs[:] = [0] * 3
+    for group in groups:
+        assert torch.equal(found[group.key].after.second_moment, whole[group.key].after.second_moment)
+        assert torch.equal(found[group.key].before.sum, whole[group.key].before.sum)
+    assert runs == [2 * len(batches)] * 3
+    assert torch.equal(found[groups[0].key].after.sum, whole[groups[0].key].after.sum)  # back at the first layer
