@@ -101,10 +101,11 @@ class SpectralPruningArguments:
     recalibrate_every: int = _field(
         1, "Rounds between new calibration passes; rounds in between re-score from the remaining moments without a forward pass."
     )
-    compensation: Literal["none", "bias", "least_squares", "sequential"] = _field(
-        "none",
+    compensation: Literal["auto", "none", "bias", "least_squares", "sequential"] = _field(
+        "auto",
         "Closed-form repair after a cut: mean of the removed contributions as a bias; consumer columns refitted in each layer by "
-        "itself; or `sequential`: refitted as the cut layers before feed them, so that the residual stream stays the dense one.",
+        "itself; or `sequential`: refitted as the cut layers before feed them, so that the residual stream stays the dense one. "
+        "`auto`: `sequential` for transformers with calibration data; none for channels, without data, and inside a Trainer.",
     )
     ridge: float = _field(
         1e-2,
@@ -210,6 +211,11 @@ class SpectralPruningArguments:
             raise ValueError(f"`push_to_hub` is set, but `{name}` is not. Set it too.")
         if self.save_strategy != "no" and self.output_dir is None:
             raise ValueError('`save_strategy="steps"` needs a folder for its checkpoints. Set `output_dir`.')
+
+    @property
+    def repairs(self) -> bool:
+        """Whether a repair is asked for by name."""
+        return self.compensation not in ("auto", "none")
 
     @property
     def criterion_options(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,11 +39,22 @@ def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Crite
         )
     check_unshared(model, unit_groups(model, args.units))
     check_scope(model, args)
-    check_compensation(model, args.compensation)
+    if args.compensation != "auto":
+        check_compensation(model, args.compensation)
     if args.stock_class == "mistral":
         check_mistral(model)
     check_result_class(model, args)
     return make_criterion(args.criterion, args.criterion_options)
+
+
+def settle_compensation(
+    model: PreTrainedModel, args: SpectralPruningArguments, calibration: CalibrationData | None
+) -> SpectralPruningArguments:
+    """The options with the repair that `auto` stands for: `sequential`, but none for channels and without calibration data."""
+    if args.compensation != "auto":
+        return args
+    can = calibration is not None and not family_of(model.config).traced
+    return replace(args, compensation="sequential" if can else "none")
 
 
 def check_result_class(model: PreTrainedModel, args: SpectralPruningArguments) -> None:
@@ -62,7 +74,7 @@ def check_data(
     measured = args.allocation in ("loss_curves", "fisher")
     needs = {
         f"the criterion `{args.criterion}`": criterion.needs_data,
-        f"`compensation` `{args.compensation}`": args.compensation != "none",
+        f"`compensation` `{args.compensation}`": args.repairs,
         f'`allocation="{args.allocation}"`': measured,
     }
     for what, needed in needs.items():

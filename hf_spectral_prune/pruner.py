@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from . import rounds
 from .arguments import SpectralPruningArguments
-from .checks import check_data, check_loss, check_model, check_output, check_push, check_recovery
+from .checks import check_data, check_loss, check_model, check_output, check_push, check_recovery, settle_compensation
 from .criteria import Diagnostics, Scores
 from .criteria.calibrate import Evidence, calibrate
 from .data.for_model import read_data, wrap_for
@@ -104,6 +104,7 @@ class SpectralPruner:
         self.base_model = getattr(model.config, "_name_or_path", "") or None
         self.criterion = check_model(model, self.args)
         self.calibration = self._data(calibration_dataset, "calibration_dataset")
+        self.args = settle_compensation(self.model, self.args, self.calibration)
         check_data(model, self.args, self.criterion, self.calibration)
         self.eval_data = self._data(eval_dataset, "eval_dataset")
         self.train_dataset, self.data_collator = train_dataset, data_collator

@@ -267,7 +267,7 @@ def cut(
     apply_plan(
         model,
         plan,
-        compensation=args.compensation,
+        compensation="none" if args.compensation == "auto" else args.compensation,
         moments=evidence.repair or None,
         ridge=args.ridge,
         batches=evidence.batches,

@@ -52,7 +52,8 @@ def cria(model: PreTrainedModel, layout: str = "per_layer", **fields) -> PreTrai
                     parameter.mul_(0.7)  # so that this layer is surely of another width than the others
     encoder = not hasattr(model.config, "num_key_value_heads")
     batches = [encoder_batch(model, 4, 16, seed) if encoder else random_batch(4, 32, seed) for seed in (0, 1)]
-    args = SpectralPruningArguments(layout=layout, criterion="energy", disable_tqdm=True, **options | fields)
+    options |= {"layout": layout, "criterion": "energy", "compensation": "none", "disable_tqdm": True}
+    args = SpectralPruningArguments(**options | fields)
     pruned = SpectralPruner(model, args, batches).prune().model
     assert type(pruned).__name__.startswith("Cria") == (layout == "per_layer" or type(model).__name__.startswith("Cria"))
     return pruned.eval()

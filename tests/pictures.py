@@ -89,7 +89,7 @@ def prune(model: PreTrainedModel, data: Any = None, **fields: Any) -> SpectralPr
     """A pruner that has done its work: `energy` on noise, 30 % of what can go, in steps of 2 units."""
     kinds = ["ffn", "heads"] if "vit" in model.config.model_type else ["channels"]
     options: dict[str, Any] = {"target_reduction": 0.3, "target_scope": "prunable", "units": kinds, "criterion": "energy"}
-    options |= {"round_to": 2, "min_channels": 2, "min_ffn_units": 4, "disable_tqdm": True}
+    options |= {"round_to": 2, "min_channels": 2, "min_ffn_units": 4, "disable_tqdm": True, "compensation": "none"}
     data = [picture_batch(seed=seed) for seed in (0, 1)] if data is None else data
     pruner = SpectralPruner(model, SpectralPruningArguments(**options | fields), data)
     pruner.prune()

@@ -27,6 +27,7 @@ def make_pruner(model, batches, **fields) -> SpectralPruner:
     callbacks = fields.pop("callbacks", None)
     eval_dataset = fields.pop("eval_dataset", None)
     defaults = {"disable_tqdm": True, "target_reduction": 0.3, "target_scope": "prunable", "round_to": 4, "min_ffn_units": 4}
+    defaults["compensation"] = "none"  # a plan alone then says what the weights are
     args = SpectralPruningArguments(**defaults | fields)
     return SpectralPruner(model, args, batches, eval_dataset, callbacks=callbacks)
 
@@ -217,6 +218,22 @@ def test_repairs_bring_the_outputs_nearer(batches):
         model = make_pruner(copy.deepcopy(original), batches, compensation=compensation, units=["ffn"]).prune().model
         errors.append(float((logits(model, batches[0]) - expected).norm()))
     assert errors[2] < errors[1] < errors[0]
+
+
+def test_the_repair_by_default_is_sequential_and_the_report_names_it(batches):
+    found = {}
+    for compensation in ("auto", "sequential"):
+        pruner = make_pruner(tiny_model(), batches, compensation=compensation)
+        found[compensation] = logits(pruner.prune().model, random_batch())
+        assert pruner.output.report.arguments["compensation"] == "sequential"
+    assert torch.equal(found["auto"], found["sequential"])
+
+
+def test_without_calibration_data_nothing_is_repaired_by_default():
+    pruner = make_pruner(tiny_model(), None, criterion="magnitude", compensation="auto", allocation="proportional")
+    assert pruner.prune().report.arguments["compensation"] == "none"
+    with pytest.raises(ValueError, match="`compensation` `sequential`"):
+        make_pruner(tiny_model(), None, criterion="magnitude", compensation="sequential", allocation="proportional")
 
 
 def test_repair_after_loss_aware_scores_uses_the_activations(batches):

@@ -56,6 +56,7 @@ def test_less_than_one_sequence_is_told():
 
 def prune(model, batches, **fields):
     options = {"target_reduction": 0.2, "target_scope": "prunable", "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True}
+    options |= {"compensation": "none"}
     return SpectralPruner(model, SpectralPruningArguments(**options | fields), batches).prune()
 
 

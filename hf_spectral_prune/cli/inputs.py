@@ -117,7 +117,7 @@ def _needs_data(run: RunArguments, args: SpectralPruningArguments, model: PreTra
     """Whether anything in a run reads calibration data: also batch norms after a cut, and the size of the pictures for FLOPs."""
     return (
         make_criterion(args.criterion, args.criterion_options).needs_data
-        or args.compensation != "none"
+        or args.repairs
         or args.allocation in ("loss_curves", "fisher")
         or args.target_scope == "flops"
         or has_batch_norms(model)

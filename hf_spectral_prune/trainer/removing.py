@@ -140,7 +140,7 @@ class Masking:
                 "Units are masked in training over several processes, and code that `torch_compile` has compiled does not see "
                 "the masks. Leave it off."
             )
-        if args.compensation != "none":
+        if args.repairs:
             raise ValueError(
                 f"`compensation` `{args.compensation}` rewrites weights at a cut, but training over several processes "
                 'only masks. Use `compensation="none"`.'

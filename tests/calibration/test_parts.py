@@ -13,7 +13,7 @@ from hf_spectral_prune.calibration import parts
 from hf_spectral_prune.calibration.collect import collect_moments
 from hf_spectral_prune.calibration.moments import Moments
 from hf_spectral_prune.criteria import make_criterion
-from hf_spectral_prune.criteria.evidence import calibrate
+from hf_spectral_prune.criteria.calibrate import calibrate
 from hf_spectral_prune.criteria.spectral import Spectral
 from hf_spectral_prune.data.texts import CalibrationData
 from hf_spectral_prune.models.families import consumers, unit_groups

@@ -129,7 +129,12 @@ def test_stop_rule_measures_answers_alone():
     """Pruned by its answers, a model is stopped by them: the prompts' tokens would have let the round pass or not by chance."""
     model, rows = tiny_model(), prompted_rows()
     args = SpectralPruningArguments(
-        disable_tqdm=True, criterion="energy", target_reduction=0.3, stop_metric="eval_loss", stop_drop=10
+        disable_tqdm=True,
+        criterion="energy",
+        compensation="none",
+        target_reduction=0.3,
+        stop_metric="eval_loss",
+        stop_drop=10,
     )
     pruner = SpectralPruner(model, args, rows, rows)
     total, count = answers_alone(model, rows)

@@ -61,6 +61,7 @@ def test_they_are_read_as_they_were_written_and_stay_small():
 
 def make_pruner(folder, **fields) -> SpectralPruner:
     options = {"num_rounds": 4, "target_reduction": 0.4, "target_scope": "prunable", "round_to": 4, "min_ffn_units": 4}
+    options |= {"compensation": "none"}
     args = SpectralPruningArguments(output_dir=str(folder), disable_tqdm=True, self_check=False, **options | fields)
     return SpectralPruner(tiny_model(), args, BATCHES)
 

@@ -16,7 +16,8 @@ from hf_spectral_prune.surgery import apply_plan, masked, settle_class
 
 def make_pruner(model, batches, eval_batches=None, *, compute_metrics=None, train_dataset=None, teacher=None, **fields):
     defaults = {"disable_tqdm": True, "target_reduction": 0.6, "target_scope": "prunable", "round_to": 4, "min_ffn_units": 4}
-    args = SpectralPruningArguments(**defaults | {"criterion": "energy", "num_rounds": 4} | fields)
+    defaults |= {"criterion": "energy", "num_rounds": 4, "compensation": "none"}  # as the rule measures it
+    args = SpectralPruningArguments(**defaults | fields)
     more = {"compute_metrics": compute_metrics, "train_dataset": train_dataset, "teacher": teacher}
     return SpectralPruner(model, args, batches, eval_batches, **more)
 

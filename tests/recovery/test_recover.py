@@ -38,7 +38,13 @@ def pruned(batches, **fields):
     model = tiny_model(**fields)
     dense = copy.deepcopy(model)
     args = SpectralPruningArguments(
-        disable_tqdm=True, target_reduction=0.3, target_scope="prunable", round_to=4, layout="per_layer", criterion="energy"
+        disable_tqdm=True,
+        target_reduction=0.3,
+        target_scope="prunable",
+        round_to=4,
+        layout="per_layer",
+        criterion="energy",
+        compensation="none",
     )
     return SpectralPruner(model, args, batches).prune().model, dense
 

@@ -24,6 +24,7 @@ from hf_spectral_prune.saving.reload import probe_inputs
 from hf_spectral_prune.surgery import as_mistral
 
 SMALL = {"target_reduction": 0.3, "target_scope": "prunable", "round_to": 4, "min_ffn_units": 4, "criterion": "magnitude"}
+SMALL |= {"compensation": "none"}
 STEPS = {"max_steps": 1, "use_cpu": True}
 
 

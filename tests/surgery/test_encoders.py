@@ -223,6 +223,7 @@ def targets(model, batch: dict) -> dict:
 
 def run(model, batches, **fields):
     options = {"target_reduction": 0.3, "target_scope": "prunable", "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True}
+    options |= {"compensation": "none"}
     return SpectralPruner(model, SpectralPruningArguments(**options | fields), CalibrationData(tuple(batches), {})).prune()
 
 

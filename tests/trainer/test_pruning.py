@@ -32,7 +32,7 @@ def text_rows(count: int = 32, length: int = 12, seed: int = 0) -> list[dict]:
 
 def pruning_args(**fields) -> SpectralPruningArguments:
     defaults = {"disable_tqdm": True, "target_reduction": 0.3, "target_scope": "prunable", "round_to": 4, "min_ffn_units": 4}
-    return SpectralPruningArguments(**defaults | {"criterion": "energy", "layout": "per_layer"} | fields)
+    return SpectralPruningArguments(**defaults | {"criterion": "energy", "layout": "per_layer", "compensation": "none"} | fields)
 
 
 def make_trainer(model, folder, callbacks=(), **fields) -> Trainer:
