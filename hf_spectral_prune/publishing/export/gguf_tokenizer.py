@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ...utils.words import first_line
 
@@ -27,12 +27,17 @@ _GPT2_SPLIT = ("ByteLevel", False, True)  # add_prefix_space, use_regex
 _BYTES_ONLY = ("ByteLevel", False, False)
 
 
-def _split(pattern: str) -> tuple[tuple[Any, ...], ...]:
+# What a `tokenizer.json` holds, and a step of its pre-tokenizer: its type and options.
+Parts = dict[str, Any]
+Step = tuple[Any, ...]
+
+
+def _split(pattern: str) -> tuple[Step, ...]:
     return (("Split", pattern, "isolated", False), _BYTES_ONLY)
 
 
 # Steps before the merges -> {ignore_merges: name for `tokenizer.ggml.pre`}.
-PRE_TOKENIZERS: dict[tuple[tuple[Any, ...], ...], dict[bool, str]] = {
+PRE_TOKENIZERS: dict[tuple[Step, ...], dict[bool, str]] = {
     (_GPT2_SPLIT,): {False: "gpt-2"},
     (("Digits", True), _GPT2_SPLIT): {False: "smollm"},
     _split(_LLAMA3): {True: "llama-bpe", False: "smaug-bpe"},
@@ -114,7 +119,7 @@ def read_tokenizer(folder: str | Path, vocab_size: int) -> GGUFTokenizer:
             "SentencePiece BPE (Llama 2, Mistral)."
         )
     tokens, types = _tokens(folder, tokenizer, parts, vocab_size)
-    common: dict[str, Any] = {
+    common: Parts = {
         "tokens": tokens,
         "types": types,
         "special": _special_ids(tokenizer),
@@ -130,7 +135,7 @@ def read_tokenizer(folder: str | Path, vocab_size: int) -> GGUFTokenizer:
     return GGUFTokenizer("gpt2", pre, merges=[" ".join(pair) for pair in _merges(bpe)], flags=flags, **common)
 
 
-def _tokens(folder: str | Path, tokenizer: Any, parts: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
+def _tokens(folder: str | Path, tokenizer: PreTrainedTokenizerBase, parts: Parts, vocab_size: int) -> tuple[list[str], list[int]]:
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     largest = max(vocabulary.values())
     if largest >= vocab_size:
@@ -159,13 +164,13 @@ def _tokens(folder: str | Path, tokenizer: Any, parts: dict[str, Any], vocab_siz
     return tokens, [int(kind) for kind in types]
 
 
-def _special_ids(tokenizer: Any) -> dict[str, int]:
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     names = {"bos": "bos", "eos": "eos", "unk": "unk", "sep": "sep", "pad": "pad", "mask": "mask"}
     ids = {name: getattr(tokenizer, f"{attribute}_token_id") for name, attribute in names.items()}
     return {name: index for name, index in ids.items() if index is not None}
 
 
-def _chat_template(tokenizer: Any) -> Any:
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> Any:
     template = tokenizer.chat_template
     if isinstance(template, dict):
         return [{"name": name, "template": text} for name, text in template.items()]
@@ -185,13 +190,13 @@ def _added_ends(folder: str | Path, tokenizer: Any) -> dict[str, bool]:
     return {"add_bos": bool(before), "add_eos": bool(after)}
 
 
-def _steps(part: dict[str, Any] | None) -> list[tuple[Any, ...]]:
+def _steps(part: Parts | None) -> list[Step]:
     """A normalizer or pre-tokenizer as plain tuples, what only concerns offsets left out."""
     if part is None:
         return []
     kind = part["type"]
     if kind == "Sequence":
-        return [step for inner in part.get("pretokenizers", part.get("normalizers", [])) for step in _steps(inner)]
+        return [step for inner in part.get("pretokenizers") or part.get("normalizers") or [] for step in _steps(inner)]
     if kind == "ByteLevel":
         return [(kind, part["add_prefix_space"], part["use_regex"])]
     if kind == "Split":
@@ -199,7 +204,7 @@ def _steps(part: dict[str, Any] | None) -> list[tuple[Any, ...]]:
     return [(kind, *(value for name, value in part.items() if name != "type" and not isinstance(value, dict)))]
 
 
-def _pre_tokenizer(folder: str | Path, tokenizer: Any, parts: dict[str, Any]) -> str:
+def _pre_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, parts: Parts) -> str:
     steps = (*_steps(parts["normalizer"]), *_steps(parts["pre_tokenizer"]))
     names = PRE_TOKENIZERS.get(steps)
     if names is None:
@@ -220,7 +225,7 @@ def _pre_tokenizer(folder: str | Path, tokenizer: Any, parts: dict[str, Any]) ->
     return names[not ignore_merges]
 
 
-def _merges_make_every_token(tokenizer: Any, parts: dict[str, Any]) -> bool:
+def _merges_make_every_token(tokenizer: PreTrainedTokenizerBase, parts: Parts) -> bool:
     """Whether the merges lead to every token, so that `ignore_merges` changes nothing."""
     model = tokenizer.backend_tokenizer.model
     added = {entry["content"] for entry in parts["added_tokens"]}
@@ -232,7 +237,7 @@ def _merges_make_every_token(tokenizer: Any, parts: dict[str, Any]) -> bool:
         model.ignore_merges = before
 
 
-def _merges(bpe: dict[str, Any]) -> list[tuple[str, str]]:
+def _merges(bpe: Parts) -> list[tuple[str, str]]:
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in bpe["merges"]]
     return [(left, right) for left, right in pairs]
 
@@ -240,7 +245,7 @@ def _merges(bpe: dict[str, Any]) -> list[tuple[str, str]]:
 # ---- SentencePiece
 
 
-def _space_prefix(folder: str | Path, parts: dict[str, Any]) -> bool:
+def _space_prefix(folder: str | Path, parts: Parts) -> bool:
     """Whether a text gets a space before it; also checks that spaces become ▁ and nothing else is done."""
     text = json.dumps([parts["normalizer"], parts["pre_tokenizer"]], ensure_ascii=False, sort_keys=True)
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
@@ -264,7 +269,7 @@ def _space_prefix(folder: str | Path, parts: dict[str, Any]) -> bool:
     )
 
 
-def _scores(folder: Path, parts: dict[str, Any], tokens: list[str], types: list[int]) -> list[float]:
+def _scores(folder: Path, parts: Parts, tokens: list[str], types: list[int]) -> list[float]:
     """Scores that make llama.cpp's SentencePiece merge as the tokenizer does: those of its own model file, or its ranks."""
     if (folder / _MODEL).is_file():
         return _scores_of_model_file(folder, tokens)

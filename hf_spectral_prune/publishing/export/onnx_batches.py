@@ -15,7 +15,11 @@ SHAPES = ((2, 8), (1, 1), (3, 13), (1, 24))
 CACHED_SHAPES = ((2, 8, 4), (3, 13, 0), (1, 1, 0), (1, 1, 24), (3, 1, 7))
 
 
-def random_batch(model: PreTrainedModel, rows: int, length: int, past: int | None = None) -> dict[str, Any]:
+# What the model reads: tensors, and the cache of what it has read before.
+Inputs = dict[str, Any]
+
+
+def random_batch(model: PreTrainedModel, rows: int, length: int, past: int | None = None) -> Inputs:
     """Random arguments of the model: (rows, length) token ids with one end of a row masked, or (rows, C, H, W) images.
 
     With `past`, a cache of as many random keys and values, and ids that go on from it; the row's beginning is masked.
@@ -37,7 +41,7 @@ def random_batch(model: PreTrainedModel, rows: int, length: int, past: int | Non
     return inputs
 
 
-def _going_on(model: PreTrainedModel, ids: Tensor, past: int, generator: torch.Generator) -> dict[str, Any]:
+def _going_on(model: PreTrainedModel, ids: Tensor, past: int, generator: torch.Generator) -> Inputs:
     rows, length = ids.shape
     mask = torch.ones(rows, past + length, dtype=torch.long)
     mask[0, : (past + length) // 3] = 0
@@ -52,7 +56,7 @@ def _going_on(model: PreTrainedModel, ids: Tensor, past: int, generator: torch.G
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
 
 
-def free_axes(batch: dict[str, Any], config: Any) -> dict[str, Any]:
+def free_axes(batch: Inputs, config: Any) -> Inputs:
     """The axes of a batch's tensors that the graph leaves free, as `torch.export` takes them."""
     rows = torch.export.Dim("batch")
     if "pixel_values" in batch:
@@ -61,9 +65,7 @@ def free_axes(batch: dict[str, Any], config: Any) -> dict[str, Any]:
     cached = "past_key_values" in batch
     # Models with a cache turn their keys by position, which has no end.
     sequence = torch.export.Dim("sequence", max=None if cached else _most_tokens(config))
-    axes: dict[str, Any] = {
-        name: {0: rows, value.ndim - 1: sequence} for name, value in batch.items() if isinstance(value, Tensor)
-    }
+    axes: Inputs = {name: {0: rows, value.ndim - 1: sequence} for name, value in batch.items() if isinstance(value, Tensor)}
     if cached:
         axes["attention_mask"] = {0: rows, 1: torch.export.Dim.AUTO}  # a sum of the others
         axes["past_key_values"] = [{0: rows, 2: torch.export.Dim("past_sequence")}] * len(_tensors(batch["past_key_values"]))
@@ -116,20 +118,20 @@ def name_cache(inputs: list[Any], outputs: list[Any]) -> None:
         value.shape[0], value.shape[1] = "batch", "total_sequence" if value.name == "attention_mask" else "sequence"
 
 
-def feed(batch: dict[str, Any], names: list[str]) -> dict[str, Any]:
+def feed(batch: Inputs, names: list[str]) -> Inputs:
     """The batch as a session of onnxruntime takes it."""
     tensors = [tensor for value in batch.values() for tensor in _tensors(value)]
     return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
-def answers(model: PreTrainedModel, batch: dict[str, Any]) -> list[Tensor]:
+def answers(model: PreTrainedModel, batch: Inputs) -> list[Tensor]:
     """What PyTorch computes from the batch, in the order of the graph's outputs."""
     with torch.inference_mode():
         outputs = model(**copy.deepcopy(batch))  # the model adds to the cache
     return [tensor for value in outputs.to_tuple() for tensor in _tensors(value)]
 
 
-def seen(value: Tensor, batch: dict[str, Any]) -> Tensor:
+def seen(value: Tensor, batch: Inputs) -> Tensor:
     """The part of an output that belongs to places which are not masked; what is computed for others means nothing."""
     mask = batch.get("attention_mask")
     if mask is None:

@@ -6,10 +6,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...utils.files import write_png
 from ..showing import COLOURS, DPI, MARKERS, add_legend, new_figure
+from .folder import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,12 +22,12 @@ _DASHES = ("-", "--", ":", "-.")
 _LOG_FACTOR = 3.0
 
 
-def draw(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], metric: str, path: str | Path) -> None:
+def draw(panels: Mapping[str, Sequence[Record]], dense: Record, metric: str, path: str | Path) -> None:
     """Writes `comparison_figure` as a PNG, whole or not at all."""
     write_png(comparison_figure(panels, dense, metric), Path(path), DPI)
 
 
-def comparison_figure(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dict[str, Any], metric: str) -> Figure:
+def comparison_figure(panels: Mapping[str, Sequence[Record]], dense: Record, metric: str) -> Figure:
     """The cells' figures against their parameters, a panel for every repair and recovery, as a matplotlib Figure.
 
     A line joins a criterion's means over the seeds; where there are several seeds, a bar reaches from the lowest to the
@@ -61,7 +62,7 @@ def comparison_figure(panels: Mapping[str, Sequence[dict[str, Any]]], dense: dic
     return figure
 
 
-def _points(cells: Sequence[dict[str, Any]], metric: str) -> list[tuple[float, float, float, float]]:
+def _points(cells: Sequence[Record], metric: str) -> list[tuple[float, float, float, float]]:
     """(millions of parameters, lowest, mean, highest) for every reduction, smallest model first."""
     found: dict[float, list[tuple[int, float]]] = {}
     for cell in cells:

@@ -17,6 +17,10 @@ from datasets.exceptions import DatasetGenerationError
 
 from ...utils.words import did_you_mean, in_a_line
 
+# A row of a data set or file, and what a layout reads from it: prompt, choices, label.
+Row = Mapping[str, Any]
+Fields = tuple[Any, Any, Any]
+
 
 @dataclass(frozen=True)
 class Example:
@@ -73,21 +77,21 @@ class Layout:
 
     fields: tuple[str, ...]
     wording: str
-    read: Callable[[Mapping[str, Any]], tuple[Any, Any, Any]]
+    read: Callable[[Row], Fields]
     label: str = "label"
 
 
-def _plain(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def _plain(row: Row) -> Fields:
     return row["prompt"], row["choices"], row["label"]
 
 
-def _boolq(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def _boolq(row: Row) -> Fields:
     answer = row["answer"]
     label = int(answer) if isinstance(answer, bool) else {"true": 1, "false": 0}.get(str(answer).lower(), answer)
     return f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:", ("no", "yes"), label
 
 
-def _copa(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def _copa(row: Row) -> Fields:
     link = {"cause": "because", "effect": "so"}.get(row["question"])
     if link is None:
         raise ValueError(f"has the question `{row['question']}`, not `cause` or `effect`")
@@ -101,14 +105,14 @@ def _continued(sentence: str) -> str:
     return sentence if first == "I" or first.startswith("I'") else sentence[:1].lower() + sentence[1:]
 
 
-def _review(*choices: str) -> Callable[[Mapping[str, Any]], tuple[Any, Any, Any]]:
-    def read(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def _review(*choices: str) -> Callable[[Row], Fields]:
+    def read(row: Row) -> Fields:
         return f"Review: {row['sentence'].strip()}\nSentiment:", choices, row["label"]
 
     return read
 
 
-def _mmlu(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def _mmlu(row: Row) -> Fields:
     letters = "ABCDEFGHIJ"[: len(row["choices"])]
     lines = [f"{letter}. {choice}" for letter, choice in zip(letters, row["choices"], strict=True)]
     answer = row["answer"]
@@ -116,7 +120,7 @@ def _mmlu(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return "\n".join([f"Question: {row['question'].strip()}", *lines, "Answer:"]), tuple(letters), label
 
 
-def _xnli(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def _xnli(row: Row) -> Fields:
     prompt = f"{row['premise'].strip()}\nDoes it follow that: {row['hypothesis'].strip()}\nAnswer (yes, maybe or no):"
     return prompt, ("yes", "maybe", "no"), row["label"]
 
@@ -156,7 +160,7 @@ def read_examples(path: str | Path, task: str = "jsonl") -> list[Example]:
     return _examples(_file_rows(path), task, str(path))
 
 
-def examples_from_rows(rows: Iterable[Mapping[str, Any]], task: str = "jsonl", name: str = "the rows") -> list[Example]:
+def examples_from_rows(rows: Iterable[Row], task: str = "jsonl", name: str = "the rows") -> list[Example]:
     """Makes examples of rows (dicts, or a `datasets.Dataset`) in one of the `LAYOUTS`.
 
     Raises:
@@ -177,7 +181,7 @@ def layout_of(task: str) -> Layout:
     return LAYOUTS[task]
 
 
-def _examples(rows: Iterable[tuple[str, Mapping[str, Any]]], task: str, name: str) -> list[Example]:
+def _examples(rows: Iterable[tuple[str, Row]], task: str, name: str) -> list[Example]:
     layout = layout_of(task)
     examples = [_example(row, layout, task, f"{name}, {place}") for place, row in rows]
     if not examples:
@@ -185,7 +189,7 @@ def _examples(rows: Iterable[tuple[str, Mapping[str, Any]]], task: str, name: st
     return examples
 
 
-def _example(row: Mapping[str, Any], layout: Layout, task: str, where: str) -> Example:
+def _example(row: Row, layout: Layout, task: str, where: str) -> Example:
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} is a {type(row).__name__}. Give dicts with the columns of the `{task}` layout.")
     if "sentence" in layout.fields and "sentence" not in row and "text" in row:
@@ -212,7 +216,7 @@ def _words(error: Exception) -> str:
     return text if isinstance(error, ValueError) else f"holds a value of another type ({text})"
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """(line, row) of a file; a broken one is told with the line."""
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if path.name.endswith(".parquet"):
@@ -246,7 +250,7 @@ class _BadLine(Exception):
         self.line = line
 
 
-def _json_rows(file: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_rows(file: Iterable[str]) -> Iterator[tuple[int, Row]]:
     for line, text in enumerate(file, start=1):
         if not text.strip():
             continue
@@ -259,7 +263,7 @@ def _json_rows(file: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield line, row
 
 
-def _tsv_rows(file: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _tsv_rows(file: Iterable[str]) -> Iterator[tuple[int, Row]]:
     names: list[str] = []
     for line, text in enumerate(file, start=1):
         cells = text.rstrip("\r\n").split("\t")
@@ -271,7 +275,7 @@ def _tsv_rows(file: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield line, dict(zip(names, cells, strict=True))
 
 
-def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, Row]]:
     reader = csv.DictReader(file)
     for row in reader:
         if None in row or None in row.values():
@@ -279,7 +283,7 @@ def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield reader.line_num, row
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         rows = load_dataset("parquet", data_files=str(path), split="train")
     except (DatasetGenerationError, ValueError, OSError) as error:
