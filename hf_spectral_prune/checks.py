@@ -22,10 +22,12 @@ from .planning.reduction_target import check_scope
 from .publishing import hub
 from .recovery.distillation import check_teacher
 from .recovery.recover import lora_targets, recovery_arguments
-from .saving.folder import check_generation_options, check_output_dir
+from .saving.folder import check_generation_options
+from .saving.place import check_output_dir
 from .saving.reload import check_reloads
 from .surgery import check_compensation, check_mistral, fingerprint
 from .surgery.settle import check_class
+from .utils.files import SMALL_FILES, check_room, num_bytes
 from .utils.words import first_line, in_a_line
 
 
@@ -158,13 +160,26 @@ def check_teacher_fits(model: PreTrainedModel, teacher: Any) -> None:
     check_teacher(model, teacher)
 
 
-def check_output(model: PreTrainedModel, args: SpectralPruningArguments) -> None:
-    """Tells of a folder, of options of generation, and of a model that saving will refuse, before any work."""
-    if args.output_dir is not None:
-        check_output_dir(args.output_dir, args.overwrite_output_dir, getattr(model.config, "_name_or_path", None))
-        check_generation_options(model)
-        if args.self_check:
-            check_reloads(model)
+def check_output(model: PreTrainedModel, args: SpectralPruningArguments, source: str | None = None) -> None:
+    """Tells of a folder, a disk, options of generation and a model that saving will refuse, before any work.
+
+    Args:
+        source: folder or name of the model that is pruned.
+    """
+    if args.output_dir is None:
+        return
+    place = Path(args.output_dir).resolve()
+    if args.recovery != "none" and Path(recovery_arguments(args)[1]["output_dir"]).resolve() == place:
+        raise ValueError(
+            f"`training_args` has the `output_dir` `{args.output_dir}`, which is the folder of the result. Leave it out, or name "
+            "another folder."
+        )
+    check_output_dir(args.output_dir, args.overwrite_output_dir, source)
+    check_generation_options(model)
+    if args.self_check:
+        check_reloads(model)
+    # What is left at the least, once; what more it takes is told when it is known.
+    check_room("The pruned model", place, int(num_bytes(model) * (1 - args.target_reduction)) + SMALL_FILES)
 
 
 def check_push(model: PreTrainedModel, args: SpectralPruningArguments) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -44,6 +44,7 @@ from .rounds import Run
 from .saving import checkpoint
 from .saving.folder import save_folder
 from .saving.output import PruningOutput, StationCosts, circumstances, pruning_report
+from .saving.place import names_in, reserved
 from .saving.same_run import check_same_run, deciding_options
 from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
 from .surgery.norms import norm_notes
@@ -114,6 +115,8 @@ class SpectralPruner:
             raise ValueError(f"`stop_metric` `{self.args.stop_metric}` needs data to measure it on. Pass `eval_dataset`.")
         check_push(self.model, self.args)
         self.saved_to: Path | None = None
+        self._place = ExitStack()  # keeps the place of the result from the start of `prune()` to its saving
+        self._replaced: frozenset[str] | None = None  # what may go from there when it comes
         self.recovered: RecoveryOutput | None = None
         self.costs = StationCosts()
         self.output: PruningOutput | None = None
@@ -147,8 +150,17 @@ class SpectralPruner:
             ValueError: the checkpoint is damaged, or of a run with other options, data, type of weights or code; the target is
                 out of reach, an activation is not finite, ... (the message says what to change).
         """
+        with ExitStack() as place:
+            if self.args.output_dir is not None:
+                place.enter_context(reserved(self.args.output_dir))
+                check_output(self.model, self.args, self.base_model)
+                self._replaced = names_in(self.args.output_dir, kept=[recovery_arguments(self.args)[1]["output_dir"]])
+            output = self._prune(resume_from_checkpoint)
+            self._place = place.pop_all()  # until it is saved
+        return output
+
+    def _prune(self, resume_from_checkpoint: bool | str | Path | None) -> PruningOutput:
         args = self.args
-        check_output(self.model, args)
         options = deciding_options(args, self.model, self.criterion, self.calibration)
         saved = self._saved(resume_from_checkpoint, options) if resume_from_checkpoint else None
         set_seed(args.seed)
@@ -266,17 +278,20 @@ class SpectralPruner:
         folder = output_dir or self.args.output_dir
         if folder is None:
             raise ValueError("There is no folder to save to. Set `output_dir`.")
-        save_folder(
-            folder,
-            self.model,
-            self.processing_class,
-            state=self.state,
-            output=self.output,
-            overwrite=self.args.overwrite_output_dir,
-            self_check=self.args.self_check,
-            card_name=self.args.hub_model_id,
-        )
-        self.saved_to = Path(folder)
+        with self._place:
+            save_folder(
+                folder,
+                self.model,
+                self.processing_class,
+                state=self.state,
+                output=self.output,
+                overwrite=self.args.overwrite_output_dir,
+                self_check=self.args.self_check,
+                card_name=self.args.hub_model_id,
+                source=self.base_model,
+                replaced=self._replaced if folder == self.args.output_dir else None,
+            )
+        self.saved_to, self._replaced = Path(folder), None
 
     def create_model_card(self, base_model: str | None = None) -> Path:
         """Writes the card (README.md) of the saved folder anew, or brings the one there up to date; `save_model()` does it too.

@@ -7,14 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
 from ..arguments import SpectralPruningArguments
 from ..evaluation.figures import paired_latency
 from ..models.loading import load_model, load_tokenizer
 from ..pruner import SpectralPruner
 from ..publishing.card.tables import before_after_table
-from ..saving.folder import check_output_dir
+from ..saving.place import check_output_dir
+from ..utils.files import num_bytes
 from .arguments import RunArguments
 from .inputs_text import load_text
 
@@ -58,7 +57,7 @@ def run_demo(output_dir: str) -> None:
     # Read again only now: while the moments are in memory there is no room for a second copy.
     dense = load_model(run)
     output.report.latency = paired_latency({"before": dense, "after": output.model}, repeats=3)
-    output.report.size_on_disk_before = _dense_bytes(dense)
+    output.report.size_on_disk_before = num_bytes(dense)
     del dense
     _say("Saving, and reloading the folder in a fresh process to compare logits")
     pruner.save_model()
@@ -74,11 +73,6 @@ def _say(text: str) -> None:
 def _is_own_result(output_dir: str) -> bool:
     """A second demo replaces what the first one left, but nothing else."""
     return (Path(output_dir) / "pruning_report.json").is_file()
-
-
-def _dense_bytes(model: PreTrainedModel) -> int:
-    """Bytes that the dense model takes on disk in the dtype it was loaded in, tied weights once."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 __all__ = ["before_after_table", "run_demo", "smollm2_folder"]

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..arguments import ModelArguments
 from .parsing import parse
 
+if TYPE_CHECKING:
+    from ..studies.detrimental.arguments import DetrimentalArguments, TaskArguments
+
 
 def main(argv: Sequence[str]) -> None:
     """Removes the detrimental FFN neurons of one layer, found on about ten labelled multiple-choice examples."""
-    from ..models.loading import load_model, load_tokenizer
-    from ..saving.folder import check_output_dir
+    from ..saving.place import check_output_dir, reserved
     from ..studies.detrimental.arguments import DetrimentalArguments, TaskArguments
-    from ..studies.detrimental.pruner import DetrimentalNeuronPruner, check_model
-    from ..studies.detrimental.report import summary
-    from ..studies.detrimental.tasks import draw_examples, layout_of, read_examples
 
     args, tasks, run = parse([DetrimentalArguments, TaskArguments, ModelArguments], "detrimental", main.__doc__ or "", argv)
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
-    check_output_dir(args.output_dir, args.overwrite_output_dir)
+    with reserved(args.output_dir):
+        read = [run.model_name_or_path, tasks.task_file, tasks.held_out_file]
+        check_output_dir(args.output_dir, args.overwrite_output_dir, inputs=[path for path in read if path])
+        _prune(args, tasks, run)
+
+
+def _prune(args: DetrimentalArguments, tasks: TaskArguments, run: ModelArguments) -> None:
+    from ..models.loading import load_model, load_tokenizer
+    from ..studies.detrimental.pruner import DetrimentalNeuronPruner, check_model
+    from ..studies.detrimental.report import summary
+    from ..studies.detrimental.tasks import draw_examples, layout_of, read_examples
+
     if tasks.task_file is None:
         raise ValueError("There are no labelled examples. Set `--task_file`.")
     adaptation, rest = draw_examples(read_examples(tasks.task_file, tasks.task), tasks.num_adaptation_examples, args.seed)

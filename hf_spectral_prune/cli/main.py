@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from .. import __version__
 from ..utils.words import did_you_mean
@@ -27,6 +31,17 @@ COMMANDS = {
 }
 
 
+# What a stopped command leaves; `prune` says it itself, by its checkpoints.
+_WAYS_ON = {
+    "compare": "The same command goes on with the cells that are missing.",
+    "ablate": "The same command goes on with the units that are missing.",
+}
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what is half-written goes."""
+
+
 def _usage() -> str:
     rows = "\n".join(f"  {name:12}{purpose}" for name, purpose in COMMANDS.items())
     hint = "`cria COMMAND --help` explains every flag, `cria --version` tells the version."
@@ -37,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0; or after one line on stderr 2 for input that cannot work and 1 for a run that failed (see `told`). With
-        `CRIA_TRACEBACK=1` in the environment the exception is raised instead.
+        0; or after one line on stderr 2 for input that cannot work, 1 for a run that failed (see `told`), 130 or 143 for one
+        that SIGINT or SIGTERM stopped. With `CRIA_TRACEBACK=1` in the environment the exception is raised instead.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
@@ -54,7 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        importlib.import_module(f".{words[0]}", __package__).main(words[1:])
+        with _terminated_in_order():
+            _check_alone(words[0])
+            importlib.import_module(f".{words[0]}", __package__).main(words[1:])
+    except KeyboardInterrupt as stopped:
+        by, code = ("SIGTERM", 143) if isinstance(stopped, _Terminated) else ("Ctrl-C", 130)
+        way_on = str(stopped) or _WAYS_ON.get(words[0], "Nothing was left half-written: start it again.")
+        print(f"cria {words[0]}: Stopped by {by}. {way_on}", file=sys.stderr)
+        return code
     except Exception as error:
         if os.environ.get("CRIA_TRACEBACK"):
             raise
@@ -62,6 +84,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cria {words[0]}: {line}", file=sys.stderr)
         return status
     return 0
+
+
+@contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """Turns SIGTERM into an exception, so that locks and half-written folders go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread gets signals
+        return
+    own = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != own:  # a worker that was forked dies of it, as any process does
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_alone(command: str) -> None:
+    """Tells of a launcher that started several processes, each of which would write the same files."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size.isdigit() and int(size) > 1:
+        raise ValueError(
+            f"`WORLD_SIZE` is {size}: a launcher started several processes, and `cria {command}` works in one. Start it without "
+            "`accelerate launch` or `torchrun`; to prune in a distributed training, use `SpectralPruningCallback`."
+        )
 
 
 if __name__ == "__main__":

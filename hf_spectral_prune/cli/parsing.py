@@ -7,28 +7,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
-import yaml
-
+from ..utils.files import read_within
 from ..utils.option_types import fitted
 from ..utils.words import did_you_mean
+from ..utils.yaml_text import load_yaml
 
 ALL = " `--help` lists all."
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads `1e-4` as a number, as YAML 1.2 and JSON do; PyYAML's own loaders follow YAML 1.1, where it is text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
 
 
 def _fail(message: str) -> NoReturn:
@@ -103,18 +91,18 @@ def _read_recipe(path: str, hints: Mapping[str, Any]) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"The recipe `{path}` does not exist.")
+    text = read_within(file)
     try:
-        recipe = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        # Not the error's whole text: it quotes the line, which may hold a token.
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"The recipe `{path}` is not YAML{where}: {problem or type(error).__name__}.") from None
+        recipe = load_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"The recipe `{path}` cannot be read: {error}.") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe `{path}` must be a list of `name: value` lines.")
     for key in recipe:
         if key not in hints:
-            raise ValueError(f"The recipe `{path}` has the unknown key `{key}`.{did_you_mean(str(key), hints, otherwise=ALL)}")
+            raise ValueError(
+                f"The recipe `{path}` has the unknown key `{str(key)[:100]}`.{did_you_mean(str(key), hints, otherwise=ALL)}"
+            )
     try:
         # Defaults of a parser do not pass through its types.
         return {key: fitted(key, value, hints[key]) for key, value in recipe.items()}

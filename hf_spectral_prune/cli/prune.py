@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..arguments import SpectralPruningArguments
 from .arguments import RunArguments
@@ -15,18 +16,40 @@ def main(argv: Sequence[str]) -> None:
     args, run = parse([SpectralPruningArguments, RunArguments], "prune", main.__doc__ or "", argv)
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
+    from ..saving.place import check_output_dir, reserved
+    from .inputs_text import check_named_files
+
+    check_named_files(run)
+    with reserved(args.output_dir):
+        read = [value for name, value in vars(run).items() if value and name.endswith(("_path", "_file", "_dir", "_name"))]
+        recipe = [word for word in argv[:1] if not word.startswith("-")]
+        check_output_dir(args.output_dir, args.overwrite_output_dir, inputs=[*read, *recipe])
+        try:
+            _prune(args, run)
+        except KeyboardInterrupt as stopped:
+            stopped.args = (_way_on(args),)
+            raise
+
+
+def _way_on(args: SpectralPruningArguments) -> str:
+    """How to go on with a run that was stopped."""
+    from ..saving import checkpoint
+
+    if checkpoint.latest(str(args.output_dir)) is None:
+        return "No round was kept: start it again, with `--save_strategy steps` to go on from the last round next time."
+    return "Go on by the same command with `--resume_from_checkpoint latest`."
+
+
+def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     from ..pruner import SpectralPruner
     from ..publishing.card.tables import before_after_table
     from ..saving import checkpoint
-    from ..saving.folder import check_output_dir
     from .inputs import load_data, load_model, load_processing_class, load_recovery_rows
-    from .inputs_text import check_named_files, metric_of
+    from .inputs_text import metric_of
 
-    check_named_files(run)
-    check_output_dir(args.output_dir, args.overwrite_output_dir)
-    resume = run.resume_from_checkpoint
+    resume: str | Path | None = run.resume_from_checkpoint
     if resume == "latest":
-        resume = checkpoint.latest(args.output_dir)
+        resume = checkpoint.latest(str(args.output_dir))
         if resume is None:
             print(f"`{args.output_dir}` has no checkpoint to go on from: the run begins anew.", file=sys.stderr)
     processing_class = load_processing_class(run)

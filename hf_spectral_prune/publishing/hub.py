@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -19,8 +20,9 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from ..surgery.plan import PruningPlan
-from ..utils.words import in_a_line
+from ..utils.words import in_a_line, named
 from .card.write import ExistingCard, build_card, combined, read_card, readme_text
+from .contents import is_written
 from .saved_folder import CONFIG, PLAN, README, SavedFolder, check_fit_to_publish, read_folder
 
 logger = logging.get_logger(__name__)
@@ -28,7 +30,7 @@ logger = logging.get_logger(__name__)
 # Times that a push is tried where the connection drops or the Hub fails, and the seconds before the second; they double.
 # The client itself also repeats single requests.
 ATTEMPTS, FIRST_WAIT = 4, 2.0
-# Never pushed: hidden files, logs and checkpoints of a run, half-written files, pickles.
+# Never pushed, and not worth a word: hidden files, logs and checkpoints of a run, half-written files, pickles.
 _LEFT_OUT = (".*", "runs", "checkpoint-*", "__pycache__", "*.tmp", "*.partial", "*.bin", "*.pt", "*.pth", "*.pkl")
 # Files that transformers would load beside or instead of the new ones, if they stayed from an earlier push.
 _STALE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|cria_\w+\.py|narrowing\.py")
@@ -87,6 +89,8 @@ def push_folder(
 ) -> str:
     """Pushes a folder that `save_model()` wrote, in one commit: weights, config, tokenizer, plan, report, card, plots, code.
 
+    What else lies there stays behind, and is named.
+
     Files of an earlier push that would be loaded beside the new ones are deleted in the same commit. A push that breaks off
     is tried again up to 4 times in all; files that the Hub has already are not sent again, in another process neither.
 
@@ -108,13 +112,14 @@ def push_folder(
     check_fit_to_publish(saved)
     local = read_card(readme_text(saved.path), saved.path / README)
     build_card(saved, str(repo_id), local)  # a missing figure is told before the first request
+    files = files_to_push(saved)
     repo = open_repo(repo_id, token, private)
     message = commit_message or "Upload a pruned model"
 
     def commit() -> str:
         contents = look_into(repo)
         check_free(repo, contents, saved.plan.fingerprint, overwrite)
-        operations = _operations(repo, saved, local, contents, overwrite)
+        operations = _operations(repo, saved, files, local, contents, overwrite)
         with _plain_errors(repo):
             info = repo.api.create_commit(repo.id, operations, commit_message=message, parent_commit=contents.commit)
         return str(info.commit_url)
@@ -193,12 +198,12 @@ def check_free(repo: Repo, contents: Contents, fingerprint: str | None, overwrit
 
 
 def _operations(
-    repo: Repo, saved: SavedFolder, local: ExistingCard, contents: Contents, overwrite: bool
+    repo: Repo, saved: SavedFolder, paths: Sequence[Path], local: ExistingCard, contents: Contents, overwrite: bool
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     another = contents.holds_another_model(saved.plan.fingerprint)
     remote = ExistingCard() if another else read_card(contents.readme, f"{README} of {repo.id}")
     card = build_card(saved, repo.id, _joined(local, remote, repo, saved, overwrite))
-    files = {path.relative_to(saved.path).as_posix(): path for path in files_to_push(saved.path)}
+    files = {path.relative_to(saved.path).as_posix(): path for path in paths}
     additions = [CommitOperationAdd(name, path) for name, path in files.items() if name != README]
     stale = sorted(
         name for name in contents.files - {*files, README, ".gitattributes"} if another or _STALE.fullmatch(name) is not None
@@ -218,14 +223,36 @@ def _joined(local: ExistingCard, remote: ExistingCard, repo: Repo, saved: SavedF
     return replace(remote if theirs_only else local, metadata=metadata, order=(*remote.order, *local.order))
 
 
-def files_to_push(folder: Path) -> list[Path]:
-    """Files of a saved folder that belong on the Hub, sorted; logs, checkpoints, hidden files and pickles stay behind."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and not any(fnmatch(part, pattern) for part in parts for pattern in _LEFT_OUT):
-            found.append(path)
+def files_to_push(saved: SavedFolder) -> list[Path]:
+    """Files that belong on the Hub, sorted: what this package or `save_pretrained` wrote into the folder, and nothing else.
+
+    Raises:
+        ValueError: one of them is a link out of the folder.
+    """
+    root = saved.path.resolve()
+    written = {*(saved.report.files or ()), *(saved.report.written or ())}
+    folders = {name.partition("/")[0] for name in written if "/" in name} | {"plots"}
+    found: list[Path] = []
+    others: list[Path] = []
+    for place, inner, names in os.walk(saved.path):  # goes into no link
+        inner[:] = sorted(name for name in inner if not _is_left_out(name))
+        links = [name for name in inner if os.path.islink(Path(place) / name)]
+        for path in (Path(place) / name for name in (*sorted(names), *links)):
+            name = path.relative_to(saved.path).as_posix()
+            if _is_left_out(path.name):
+                continue
+            belongs = name in folders if path.name in links else name in written or is_written(name)
+            if belongs and not path.resolve().is_relative_to(root):
+                raise ValueError(f"`{path}` is a link out of the folder, and pushing follows none. Put the file itself there.")
+            (found if belongs and path.is_file() else others).append(path)
+    if others:
+        behind = named([path.relative_to(saved.path).as_posix() for path in others])
+        logger.warning(f"Left behind, as no file of a saved model: {behind}.")
     return found
+
+
+def _is_left_out(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _LEFT_OUT)
 
 
 # ---- failures

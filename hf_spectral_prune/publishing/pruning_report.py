@@ -43,7 +43,8 @@ class PruningReport:
         detrimental: what the search for detrimental neurons found.
         macs: of models that read images, see `macs_report`.
         latency, size_on_disk_before: of the dense model too, see `paired_latency`; None where they were not measured.
-        files, size_on_disk: digests of the saved files, and bytes of the weights; None before the model is saved.
+        files, written, size_on_disk: digests of the files that the self-check read, names of all that saving wrote, and bytes of
+            the weights; None before the model is saved.
     """
 
     parameters_before: int
@@ -74,6 +75,7 @@ class PruningReport:
     latency: dict[str, dict[str, float]] | None = None
     size_on_disk_before: int | None = None
     files: dict[str, dict[str, Any]] | None = None
+    written: list[str] | None = None
     size_on_disk: int | None = None
 
     def __getitem__(self, name: str) -> Any:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerState
 
 from ..planning import SCORES_FILE, RoundScores, Sizes, scores_from_json, scores_to_json
 from ..surgery.plan import PruningPlan
+from ..utils.files import SMALL_FILES, check_room, num_bytes, room_told
 
 _PLAN, _STATE, _SIZES, _WEIGHTS = "pruning_plan.json", "pruner_state.json", "final_sizes.json", "repaired.safetensors"
 _PARTS = (_PLAN, _STATE, _SIZES, SCORES_FILE)
@@ -75,19 +76,30 @@ def save(
 
     Args:
         repaired: the cut model if a repair changed its weights, else None (the plan then says it all).
+
+    Raises:
+        OSError: there is no room on the disk; says how much is needed. The checkpoints of earlier rounds stay.
     """
     target = Path(output_dir) / f"checkpoint-{state.global_step}"
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    plan.save(temporary / _PLAN)
-    state.save_to_json(str(temporary / _STATE))
-    (temporary / _SIZES).write_text(json.dumps(final_sizes), encoding="utf-8")
-    (temporary / SCORES_FILE).write_text(scores_to_json(scores, plan.criterion), encoding="utf-8")
+    what, needed = f"The checkpoint of round {state.global_step}", SMALL_FILES
     if repaired is not None:
-        save_model(repaired, str(temporary / _WEIGHTS))
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.replace(target)
+        needed += num_bytes(repaired)
+    check_room(what, target, needed)
+    try:
+        with room_told(what, target, needed):
+            temporary.mkdir(parents=True)
+            plan.save(temporary / _PLAN)
+            state.save_to_json(str(temporary / _STATE))
+            (temporary / _SIZES).write_text(json.dumps(final_sizes), encoding="utf-8")
+            (temporary / SCORES_FILE).write_text(scores_to_json(scores, plan.criterion), encoding="utf-8")
+            if repaired is not None:
+                save_model(repaired, str(temporary / _WEIGHTS))
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

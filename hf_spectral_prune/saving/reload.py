@@ -124,7 +124,8 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, An
     with torch.inference_mode():
         expected = model(**send_to_device(inputs, model.device))[0]
     model.train(training)
-    with tempfile.TemporaryDirectory() as scratch:
+    # In the folder, so that what a killed run leaves of it goes with the folder.
+    with tempfile.TemporaryDirectory(prefix=".check-", dir=folder) as scratch:
         probe = Path(scratch) / "probe.safetensors"
         save_file({**inputs, "expected": expected.float().cpu().contiguous()}, probe)
         command = [sys.executable, str(_SELF_CHECK), str(folder), str(probe), str(torch.get_num_threads())]
@@ -132,7 +133,7 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, An
         environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch) / "modules"), "HF_HUB_OFFLINE": "1"}
         if network_of(model) is not model:  # the class of a plain network is imported from where this process has it
             environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = _run_beside(command, environment)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"The saved folder does not load in a fresh process: {reason}")
@@ -141,6 +142,16 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, An
         _compare(road, result, model)
     hidden = ("sums", "missing")
     return {road: {name: value for name, value in result.items() if name not in hidden} for road, result in results.items()}
+
+
+def _run_beside(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run` of a process that ends when this one does: this end of its stdin is never written to, only closed."""
+    watched, held = os.pipe()
+    try:
+        return subprocess.run(command, stdin=watched, capture_output=True, text=True, env=environment, check=False)
+    finally:
+        os.close(watched)
+        os.close(held)
 
 
 def _compare(road: str, result: dict[str, Any], model: PreTrainedModel) -> None:

@@ -1,17 +1,21 @@
-"""Reloads a saved folder in a process of its own and prints what came back, as JSON. Run by `saving.py`, not imported.
+"""Reloads a saved folder in a process of its own and prints what came back, as JSON. Run by `reload.py`, not imported.
 
 Usage: selfcheck.py FOLDER PROBE THREADS ATTENTION DEVICE AUTO. PROBE is a safetensors file with the inputs and the expected
-first output, AUTO the name of the Auto class to load with. The package is not imported before the folder has been loaded
-without it, so the folder is proved to stand alone.
+first output, AUTO the name of the Auto class to load with. The process ends when its stdin does, which the parent holds open.
+The package is not imported before the folder has been loaded without it, so the folder is proved to stand alone.
 """
 
 import importlib
 import importlib.util
 import json
+import os
 import sys
+import threading
 
 if __name__ == "__main__":
     sys.path.pop(0)  # this file's folder: its module names must not shadow anything
+    # The parent never writes to stdin: once this can be read, its end is closed.
+    threading.Thread(target=lambda: os._exit(len(os.read(0, 1)) + 1), daemon=True).start()
 
 import torch
 import transformers

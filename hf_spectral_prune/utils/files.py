@@ -1,7 +1,8 @@
-"""Files written whole or not at all, values as plain JSON, and files that are not what they should be."""
+"""Files written whole or not at all, room for them on the disk, values as plain JSON, and files that are not what they seem."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,10 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import nn
 
 _HEAD = 512  # bytes that tell what a file is
+# Bytes that a folder takes besides its weights: configs, tokenizer, plan, report with its plots.
+SMALL_FILES = 2**20
 
 
 def plain(value: Any) -> Any:
@@ -43,6 +49,21 @@ def written_whole(output: Path) -> Iterator[Path]:
             os.replace(part, output.parent / part.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read_within(file: Path, most: int = 2**20) -> str:
+    """The text of a file that no one needs to be large.
+
+    Raises:
+        ValueError: it has more than `most` bytes, or is not UTF-8.
+    """
+    size = file.stat().st_size
+    if size > most:
+        raise ValueError(f"`{file}` has {size / 1e6:,.1f} MB, and no more than {most / 1e6:,.1f} MB of such a file are read.")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{file}` is not UTF-8 (byte {error.start}). Save it in that encoding.") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -90,3 +111,51 @@ def strange_content(path: Path) -> str | None:
     if not any(head):
         return "begins with nothing but zeros, as a broken copy leaves it. Get it again."
     return None
+
+
+def num_bytes(model: nn.Module) -> int:
+    """Bytes that the parameters take, on disk as in memory, tied ones counted once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def check_room(what: str, place: Path, needed: int) -> None:
+    """Tells of a disk that has no room for what will be written.
+
+    Args:
+        what: what the message calls it, with a capital letter.
+        place: a folder, or where one will be made.
+        needed: bytes.
+
+    Raises:
+        OSError: too few are free; says how many.
+    """
+    free = _free(place)
+    if free < needed:
+        raise OSError(_no_room(what, place, "there is too little room", needed, free))
+
+
+@contextmanager
+def room_told(what: str, place: Path, needed: int) -> Iterator[None]:
+    """Tells of whatever keeps files from being written inside in one line, with the room that they need.
+
+    Raises:
+        OSError: what was raised inside, as `check_room` would tell it.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        raise OSError(_no_room(what, place, reason, needed, _free(place))) from error
+
+
+def _free(place: Path) -> int:
+    return shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
+
+
+def _no_room(what: str, place: Path, reason: str, needed: int, free: int) -> str:
+    return (
+        f"{what} cannot be written to `{place}` ({reason}): it needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free. "
+        "Make room, or name a folder on another disk."
+    )

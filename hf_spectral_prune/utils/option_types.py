@@ -37,7 +37,8 @@ def fitted(name: str, value: Any, hint: Any) -> Any:
     for kind in sorted(kinds, key=lambda kind: kind is not str):
         with suppress(TypeError, ValueError, OverflowError, ArgumentTypeError):
             return _fitted(value, kind)
-    given = f"a {type(value).__name__}" if name.endswith("_token") else repr(value)
+    shown = repr(value)
+    given = f"a {type(value).__name__}" if name.endswith("_token") or len(shown) > 200 else shown
     raise ValueError(f"`{name}` is {given}; it must be {' or '.join(map(_type_words, kinds))}.")
 
 

@@ -1,9 +1,9 @@
-"""Words for errors about names."""
+"""Words for messages: names in backticks, near spellings, errors in one line."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 def did_you_mean(word: object, known: Iterable[str], prefix: str = "", otherwise: str = "") -> str:
@@ -32,3 +32,10 @@ def one_line(error: Exception) -> str:
 def shortened(text: str, most: int = 200) -> str:
     """The text, cut off after that many characters."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def named(names: Collection[str], most: int = 3) -> str:
+    """Names in backticks, each in one line: the first few, and how many more there are."""
+    shown = [f"`{' '.join(name.split())[:100]}`" for name in list(names)[:most]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

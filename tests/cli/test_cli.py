@@ -435,3 +435,9 @@ def test_recovery_that_cannot_work_is_one_line(folder, capsys):
     fails(capsys, ["prune", *flags(folder, recovery="full", training_args='{"max_step": 3}')], "`max_steps`")
     fails(capsys, ["prune", *flags(folder, stop_metric="eval_accuracy")], "`eval_perplexity`")
     assert not (folder / "out").exists()
+
+
+def test_several_processes_are_refused(folder, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails(capsys, ["prune", *flags(folder)], "`WORLD_SIZE` is 2", "`accelerate launch`")
+    assert not (folder / "out").exists()

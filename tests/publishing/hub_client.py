@@ -27,7 +27,8 @@ class Client:
     def __init__(self, place: Path, endpoint: str, *, package: bool) -> None:
         place.mkdir()
         self.place, self.output = place, place / "output.txt"
-        drop = ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_OFFLINE", "PYTHONPATH")
+        drop = ["HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_OFFLINE"]
+        drop += [] if package else ["PYTHONPATH"]  # the package under test may be found by it
         environment = {name: value for name, value in os.environ.items() if name not in drop}
         # HF_DEBUG makes the client log every request, so that a token would show.
         environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(place / "home"), "HF_MODULES_CACHE": str(place / "modules")}

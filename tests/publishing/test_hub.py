@@ -193,21 +193,35 @@ def test_models_load_from_the_hub(hub, client, bare_client, made, tmp_path):
     assert ["perplexity, after pruning", report["metrics_after"]["after_perplexity"]] in results
 
 
-def test_logs_checkpoints_hidden_files_and_pickles_stay_behind(hub, client, made, tmp_path):
+def test_only_what_saving_writes_is_pushed(hub, client, made, tmp_path):
     folder = shutil.copytree(made / "uniform", tmp_path / "folder")
-    for name in (
-        ".env",
-        "runs/events",
-        "checkpoint-1/pruning_plan.json",
-        "training_args.bin",
-        "x.tmp",
-        "plots/more.png",
-        "notes.txt",
-    ):
+    report = json.loads((folder / "pruning_report.json").read_text())
+    report["written"] += ["1_Pooling/config.json", "2_Dense/own.json", ".netrc", "2_Dense/pytorch_model.bin"]
+    (folder / "pruning_report.json").write_text(json.dumps(report))
+    sent = {"plots/more.png", "1_Pooling/config.json", "2_Dense/own.json", "chat_template.jinja", "LICENSE", "model-f16.gguf"}
+    kept = {".env", ".netrc", ".cache/token", "runs/events", "checkpoint-1/pruning_plan.json", "training_args.bin", "x.tmp"}
+    kept |= {"model.pkl", "optimizer.pt", "2_Dense/pytorch_model.bin", "__pycache__/cria_llama.cpython-311.pyc"}
+    named = {"notes.txt", "train.jsonl", "data/train.parquet", "credentials.json", "wandb/config.json"}
+    (tmp_path / "secret").write_text("a token")
+    for name in sent | kept | named:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
-    assert push(client, folder)[0] == 0
-    assert hub.files("me/cria").keys() - files_of(made / "uniform").keys() == {".gitattributes", "plots/more.png", "notes.txt"}
+    (folder / "id_rsa").symlink_to(tmp_path / "secret")
+    (folder / "more").symlink_to(tmp_path)
+    code, output = client.cria("push", str(folder), "--hub_model_id", "me/cria", "--hub_token", TOKEN)
+    assert code == 0, output
+    assert hub.files("me/cria").keys() - files_of(made / "uniform").keys() == {".gitattributes"} | sent
+    assert "Left behind, as no file of a saved model: `credentials.json`, `id_rsa`, `notes.txt` and 4 more." in output
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "README.md", "plots", "model.safetensors"])
+def test_no_link_out_of_the_folder_is_followed(name, hub, client, made, tmp_path):
+    folder = shutil.copytree(made / "uniform", tmp_path / "folder")
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    code, line = push(client, folder)
+    assert code == 2 and f"`{folder / name}` is a link out of the folder" in line
+    assert not hub.requests
 
 
 def test_text_that_stands_in_the_repo_is_kept(hub, client, made, tmp_path):

@@ -109,7 +109,8 @@ def test_bad_flags_of_push_are_one_line_and_exit_2(words, message, folder, capsy
 
 
 def test_files_to_push_leave_private_ones_and_pickles_behind(folder):
-    before = files_to_push(folder)
+    saved = read_folder(folder)
+    before = files_to_push(saved)
     for name in (
         ".env",
         ".cache/x",
@@ -117,12 +118,17 @@ def test_files_to_push_leave_private_ones_and_pickles_behind(folder):
         "checkpoint-2/x.json",
         "optimizer.pt",
         "a.partial",
-        "plots/w.png",
+        "notes.txt",
+        "1_Pooling/own.json",
         "1_Pooling/config.json",
+        "plots/w.png",
     ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
-    assert set(files_to_push(folder)) - set(before) == {folder / "plots/w.png", folder / "1_Pooling/config.json"}
+    assert set(files_to_push(saved)) - set(before) == {folder / "plots/w.png", folder / "1_Pooling/config.json"}
+    saved.report.written = ["1_Pooling/own.json", "optimizer.pt", ".env"]
+    assert folder / "1_Pooling/own.json" in files_to_push(saved)
+    assert not {folder / "optimizer.pt", folder / ".env"} & set(files_to_push(saved))
 
 
 def test_token_shows_in_nothing_that_is_written():
@@ -140,8 +146,33 @@ def test_recipe_that_is_not_yaml_does_not_show_its_token(folder, tmp_path, capsy
     (tmp_path / "recipe.yaml").write_text("overwrite: true\nhub_token: hf_secret0123456789: x\n")
     assert main(["push", str(folder), str(tmp_path / "recipe.yaml")]) == 2
     error = capsys.readouterr().err
-    assert "is not YAML in line 2" in error
+    assert "cannot be read: line 2" in error
     assert "secret" not in error
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + level)}: &{chr(98 + level)} [{', '.join([f'*{chr(97 + level)}'] * 10)}]\n" for level in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "line 2: the alias `*a` is not taken"),
+        (f"criterion_args: {{a: {'[' * 40}{']' * 40}}}", "more than 30 levels"),
+        ("seed: 1\nlayout: uniform\nseed: 2", "line 3: the key `seed` stands there twice"),
+        (f"seed: {'9' * 5000}", "Exceeds the limit"),
+        ("seed: 2020-13-45", "month must be in 1..12"),
+        (f"# {'x' * 2**20}", "1.0 MB"),
+        (f"seed: [{', '.join(['1'] * 10_000)}]", "`seed` is a list"),
+        (b"\xff\xfe", "not UTF-8 (byte 0)"),
+    ],
+)
+def test_recipes_are_read_within_bounds(text, words, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert main(["prune", str(tmp_path / "recipe.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error) < 400 and len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(("given", "missing"), [({"output_dir": "x"}, "hub_model_id"), ({"hub_model_id": "a/b"}, "output_dir")])

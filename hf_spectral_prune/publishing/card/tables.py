@@ -88,7 +88,7 @@ def metric_rows(saved: SavedFolder) -> list[Row]:
     """The metrics as cells, with the change."""
     rows: list[Row] = []
     for name, before, after in metrics(saved):
-        what = name.replace("_", " ").replace("|", "\\|").capitalize()
+        what = name.replace("_", " ").capitalize()
         rows.append((what, number(before), number(after), change(before, after)))
     return rows
 

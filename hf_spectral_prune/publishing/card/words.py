@@ -12,6 +12,7 @@ from ...models.cria import AUTO_CLASSES
 from ..formats import percent
 from ..saved_folder import SavedFolder
 from . import tables as card_tables
+from .markdown import code, string
 
 _PIPELINES = {
     "ForCausalLM": "text-generation",
@@ -69,14 +70,21 @@ def architecture(saved: SavedFolder) -> str:
     if network(saved):
         return network(saved).rpartition(":")[2]
     names = saved.config.get("architectures")
-    if not names:
-        raise ValueError(f"`{saved.path / 'config.json'}` has no `architectures`. Save the model again.")
+    if not (isinstance(names, list) and names and isinstance(names[0], str) and names[0].isidentifier()):
+        raise ValueError(f"`{saved.path / 'config.json'}` has no class in `architectures`. Save the model again.")
     return names[0]
 
 
 def network(saved: SavedFolder) -> str:
-    """`module:class` of a plain PyTorch network; empty for a model of transformers."""
-    return saved.config.get("cria_network") or ""
+    """`module:class` of a plain PyTorch network; empty for a model of transformers.
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
+    name = saved.config.get("cria_network") or ""
+    if name and re.fullmatch(r"[\w.]+:[\w.]+", str(name)) is None:
+        raise ValueError(f"`cria_network` of `{saved.path / 'config.json'}` is not written `module:class`. Save the model again.")
+    return name
 
 
 def _by_ending(saved: SavedFolder, table: dict[str, str]) -> str | None:
@@ -100,7 +108,7 @@ def method_lines(saved: SavedFolder) -> list[str]:
         return [*report.method, *saved.plan.notes, f"Seed {saved.plan.seed}."]
     assert report.target_reduction is not None and report.target_scope is not None
     options = f" with {_options(saved.plan.criterion_args)}" if saved.plan.criterion_args else ""
-    lines = [f"Criterion `{saved.plan.criterion}`{options}. {criterion_words(saved.plan.criterion)}".strip()]
+    lines = [f"Criterion {code(saved.plan.criterion)}{options}. {criterion_words(saved.plan.criterion)}".strip()]
     lines.append(
         f"Layout `{report.layout}`; target: {percent(report.target_reduction)} of "
         f"{_SCOPES[report.target_scope]}. {_share_words(saved)}".strip()
@@ -149,7 +157,7 @@ def _round_lines(saved: SavedFolder) -> list[str]:
 
 
 def _options(options: dict[str, Any]) -> str:
-    return ", ".join(f"`{name}={value}`" for name, value in sorted(options.items()))
+    return ", ".join(code(f"{name}={value}") for name, value in sorted(options.items()))
 
 
 def criterion_words(name: str) -> str:
@@ -196,9 +204,9 @@ def protocol_words(protocol: dict[str, Any] | None) -> str | None:
     if protocol is None:
         return None
     source, split = protocol["source"], protocol.get("split")
-    named = f" (split `{split}`)" if split and not source.endswith(f":{split}") else ""
+    named = f" (split {code(split)})" if split and not source.endswith(f":{split}") else ""
     what = "pictures" if "input_shape" in protocol else "sequences"
-    words = f"`{source}`{named}, {protocol['num_sequences']:,} {what}"
+    words = f"{code(source)}{named}, {protocol['num_sequences']:,} {what}"
     if protocol.get("max_seq_length"):
         words += f" of at most {protocol['max_seq_length']:,} tokens"
     if protocol.get("num_tokens"):
@@ -254,16 +262,17 @@ def loading_code(saved: SavedFolder, name: str, *, remote: bool) -> str:
     if network(saved):
         module, _, cls = network(saved).partition(":")
         imports = f"from cria_channels import cria_class  # the file beside the weights\nfrom {module} import {cls}"
-        return f'{imports}\n\nmodel = cria_class({cls}).from_pretrained("{name}")'
+        return f"{imports}\n\nmodel = cria_class({cls}).from_pretrained({string(name)})"
     auto = _by_ending(saved, AUTO_CLASSES) or "AutoModel"
     processor = _processor(saved)
     option = ", trust_remote_code=True" if remote else ""
     lines = [f"from transformers import {', '.join([auto, *processor])}", ""]
     if is_cria(saved) and not remote:
         lines = ["import hf_spectral_prune  # registers the Cria classes", *lines]
-    lines.append(f'model = {auto}.from_pretrained("{name}"{option})')
+    lines.append(f"model = {auto}.from_pretrained({string(name)}{option})")
     lines += [
-        f'{"tokenizer" if "Tokenizer" in cls else "processor"} = {cls}.from_pretrained("{name}"{option})' for cls in processor
+        f"{'tokenizer' if 'Tokenizer' in cls else 'processor'} = {cls}.from_pretrained({string(name)}{option})"
+        for cls in processor
     ]
     return "\n".join(lines)
 
@@ -291,11 +300,11 @@ def limit_lines(saved: SavedFolder) -> list[str]:
     else:
         lines.append("Quality was measured on the data named above and nowhere else: other data and tasks were not measured.")
     if saved.report.calibration is not None:
-        source = saved.report.calibration["source"]
+        source = code(saved.report.calibration["source"])
         if scores_read_data(saved):
-            lines.append(f"The units were judged on `{source}`; what that data does not show may have lost more.")
+            lines.append(f"The units were judged on {source}; what that data does not show may have lost more.")
         elif fitted := _fitted_words(saved):
-            lines.append(f"{fitted} fitted to `{source}`; what that data does not show may have lost more.")
+            lines.append(f"{fitted} fitted to {source}; what that data does not show may have lost more.")
     if not card_tables.speed_rows(saved):
         lines.append("Speed was not measured.")
     lines.append("Bias and safety were not measured again; the limits of the base model hold here too.")

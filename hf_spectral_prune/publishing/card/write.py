@@ -10,14 +10,17 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from ...utils.files import write_text
+from ...utils.files import read_within, write_text
 from ...utils.words import in_a_line
+from ...utils.yaml_text import load_yaml
 from ..formats import percent
 from ..saved_folder import README, SavedFolder, read_folder
 from . import tables as card_tables
 from . import words
 from .base_model import CARRIED_OVER, base_model_facts
+from .markdown import cell, code, escaped, link, prose
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 BEGIN = "<!-- cria card: `cria card` rewrites what stands between this mark and the next; write outside of them -->"
@@ -26,6 +29,7 @@ _BEGIN_PATTERN = re.compile(r"<!-- cria card:.*?-->")
 _CODE_BLOCK = re.compile(r"^(```|~~~).*?^\1", flags=re.MULTILINE | re.DOTALL)
 # Order of a new card's metadata.
 _KEYS = ("base_model", "base_model_relation", "license", "license_name", "license_link", "language", "datasets", "library_name")
+_MOST = 10 * 2**20  # bytes of a README.md that is kept
 _PROTOCOL = ("max_seq_length", "packing", "num_sequences", "num_tokens", "seed")
 # Endings of our own entries in `model-index`: they are replaced, others are kept.
 _AFTER, _BEFORE = "after pruning", "base model before pruning"
@@ -61,15 +65,12 @@ def readme_text(folder: Path) -> str | None:
     """Text of a folder's README.md; None if it has none.
 
     Raises:
-        ValueError: it is not UTF-8.
+        ValueError: it is not UTF-8, or far larger than a card.
     """
     file = folder / README
     if not file.is_file():
         return None
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`{file}` is not UTF-8 (byte {error.start}). Save it in that encoding.") from None
+    return read_within(file, _MOST)
 
 
 def read_card(text: str | None, place: str | Path = README) -> ExistingCard:
@@ -86,7 +87,9 @@ def read_card(text: str | None, place: str | Path = README) -> ExistingCard:
         return ExistingCard()
     text = str(text).removeprefix("\ufeff").replace("\r\n", "\n").lstrip("\n")
     text = text if text.startswith("---\n") else f"---\n{{}}\n---\n{text}"
+    block = REGEX_YAML_BLOCK.search(text)
     try:
+        load_yaml(block[2] if block else "")  # its bounds, which the client's own reading does not have
         card = ModelCard(text)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"The metadata of `{place}` cannot be read ({in_a_line(error)}). Mend the YAML at its top.") from None
@@ -128,7 +131,7 @@ def build_card(
         **_context(saved, name)
         | {
             # A card reads as one document: where the user has a title of their own, ours is left out.
-            "title": None if existing.has_title else name,
+            "title": None if existing.has_title else escaped(name),
             "base": _base_words(base_id, facts.get("name")),
             "licence": _licence_words(data),
         },
@@ -249,31 +252,34 @@ def _is_ours(result: EvalResult) -> bool:
 
 
 def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
+    """What the template is filled with; text that may come from others is escaped here."""
     kinds, width_rows = card_tables.width_table(saved)
     cria = words.is_cria(saved)
-    return {
+    sentences = {
         "reduction": percent(saved.report.reduction),
         "units": " and ".join(kind.lower().replace("ffn", "FFN") for kind in card_tables.cut_kinds(saved)) or "none in the end",
-        "size_rows": card_tables.size_rows(saved),
-        "kinds": kinds,
-        "width_rows": width_rows,
-        "plots": _plots(saved.path),
-        "method": words.method_lines(saved),
         "calibration": words.calibration_words(saved),
         "cost": words.cost_words(saved),
-        "metric_rows": card_tables.metric_rows(saved),
         "evaluation": words.protocol_words(saved.report.evaluation) or "the evaluation data of the run",
+        "self_check": words.self_check_words(saved),
+    }
+    lists = {"method": words.method_lines(saved), "limits": words.limit_lines(saved)}
+    tables = {"size_rows": card_tables.size_rows(saved), "width_rows": width_rows, "metric_rows": card_tables.metric_rows(saved)}
+    tables["speed_rows"] = card_tables.speed_rows(saved)
+    return {
+        **{key: value and prose(value) for key, value in sentences.items()},
+        **{key: [prose(line) for line in lines] for key, lines in lists.items()},
+        **{key: [[cell(entry) for entry in row] for row in rows] for key, rows in tables.items()},
+        "kinds": [cell(kind) for kind in kinds],
+        "plots": _plots(saved.path),
         "cria": cria,
         "network": words.network(saved),
         "architecture": words.architecture(saved),
         "code": words.loading_code(saved, name, remote=False),
         "remote_code": words.loading_code(saved, name, remote=True) if cria else None,
-        "self_check": words.self_check_words(saved),
-        "speed_rows": card_tables.speed_rows(saved),
-        "machine": words.machine_words(saved),
-        "limits": words.limit_lines(saved),
-        "versions": ", ".join(f"{library} {version}" for library, version in saved.report.versions.items()),
-        "criterion": saved.plan.criterion,
+        "machine": escaped(words.machine_words(saved)),
+        "versions": escaped(", ".join(f"{library} {version}" for library, version in saved.report.versions.items())),
+        "criterion": code(saved.plan.criterion),
         "sources": saved.report.sources or words.sources(saved.plan.criterion),
     }
 
@@ -285,10 +291,10 @@ def _plots(folder: Path) -> list[dict[str, str]]:
     return [{"text": text, "path": file.relative_to(folder).as_posix()} for file in files]
 
 
-def _base_words(hub_id: str | None, name: str | None) -> str:
+def _base_words(hub_id: Any, name: str | None) -> str:
     if hub_id is not None:
-        return f"[`{hub_id}`](https://huggingface.co/{hub_id})"
-    return f"`{name}`" if name else "a base model that the run did not name,"
+        return link(code(str(hub_id)), f"https://huggingface.co/{hub_id}") or code(str(hub_id))
+    return code(name) if name else "a base model that the run did not name,"
 
 
 def _licence_words(data: ModelCardData) -> str:
@@ -297,5 +303,6 @@ def _licence_words(data: ModelCardData) -> str:
             "The base model's licence was not at hand when this card was made. Look it up before you use or pass on this model, "
             "and set `license` in the metadata of this card."
         )
-    link = f" ([text]({data.license_link}))" if data.license_link else ""
-    return f"`{data.license_name or data.license}`{link}. The weights derive from the base model; its card has its terms."
+    text = link("text", str(data.license_link)) or (code(str(data.license_link)) if data.license_link else "")
+    named = code(str(data.license_name or data.license))
+    return f"{named}{f' ({text})' if text else ''}. The weights derive from the base model; its card has its terms."

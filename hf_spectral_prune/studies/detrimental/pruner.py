@@ -17,6 +17,7 @@ from ...models.losses import check_gradients, predicts_next_token
 from ...planning import choose_units
 from ...saving.folder import save_folder
 from ...saving.output import PruningOutput, StationCosts, circumstances
+from ...saving.place import check_output_dir, names_in
 from ...surgery import apply_plan, fingerprint, settle_class
 from ...surgery.plan import PruningPlan
 from ...utils.environment import library_versions
@@ -86,6 +87,7 @@ class DetrimentalNeuronPruner:
         self.state = TrainerState()
         self.costs = StationCosts()
         self.output: PruningOutput | None = None
+        self._replaced: frozenset[str] | None = None  # what may go from the folder when the result comes
         # What the examples are, for the report; whoever drew them may say more.
         self.protocol: dict[str, Any] = {
             name: {"source": "labelled examples given by the caller", "num_sequences": len(questions)}
@@ -97,9 +99,12 @@ class DetrimentalNeuronPruner:
         """Finds and removes the neurons; measures held-out accuracy before and after.
 
         Raises:
-            ValueError: the model's scores are not finite.
+            ValueError: the model's scores are not finite, or the folder of the result cannot be written.
         """
         args = self.args
+        if args.output_dir is not None:
+            check_output_dir(args.output_dir, args.overwrite_output_dir, self.base_model)
+            self._replaced = names_in(args.output_dir)
         before = self._measure("before")
         with self.costs.of("attribution"):
             attributions = attribute(
@@ -146,7 +151,10 @@ class DetrimentalNeuronPruner:
             output=self.output,
             overwrite=self.args.overwrite_output_dir,
             self_check=self.args.self_check,
+            source=self.base_model,
+            replaced=self._replaced if folder == self.args.output_dir else None,
         )
+        self._replaced = None
 
     def _tokenise(self, examples: Sequence[Example]) -> Questions:
         positions = max_tokens(self.model.config)

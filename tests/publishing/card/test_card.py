@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from conftest import random_batch, tiny_model
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.publishing import build_card, read_card, read_folder, write_card
 from hf_spectral_prune.publishing.card.base_model import base_model_facts
+from hf_spectral_prune.publishing.card.write import _licence_words
 
 HERE = Path(__file__).parent
 
@@ -417,3 +419,66 @@ def test_card_command_names_file_and_takes_what_the_run_could_not_know(folder, c
     (folder / "pruning_plan.json").write_text("{}")
     assert main(["card", str(folder)]) == 2
     assert "not a pruning plan" in capsys.readouterr().err
+
+
+# ---- text of others
+
+HOSTILE = "a`b\n# <script>alert(1)</script> | [c](javascript:d) <!-- end of cria card -->\n```\n---"
+
+
+def outside_code(text: str) -> str:
+    """The text without its code: spans, blocks and the metadata."""
+    text = re.sub(r"^---.*?^---$", "", text, count=1, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"(?<![`\\])(`+)(?!`).+?(?<!`)\1(?!`)", "", text)
+
+
+def test_text_of_others_stands_for_itself(folder):
+    saved = read_folder(folder)
+    for names in (("calibration", "source"), ("evaluation", "source"), ("machine", "system"), ("machine", "accelerator")):
+        change(folder, *names, to=HOSTILE)
+    change(folder, "versions", to={"torch": HOSTILE})
+    facts = {"name": HOSTILE, "license": "other", "license_name": HOSTILE, "license_link": f"https://x.y/{HOSTILE}"}
+    change(folder, "base_model", to=facts)
+    plan = json.loads((folder / "pruning_plan.json").read_text())
+    plan |= {"criterion": HOSTILE, "criterion_args": {HOSTILE: HOSTILE}, "notes": [HOSTILE]}
+    (folder / "pruning_plan.json").write_text(json.dumps(plan))
+    saved = read_folder(folder)
+    text = build_card(saved, HOSTILE)
+    plain = outside_code(text)
+    assert "alert(1)" in plain  # it is told, as text
+    assert not re.search(r"(?<!\\)<(?!!-- (end of )?cria card|https://)", plain)
+    assert not re.search(r"\[c(?<!\\)\]\(", plain)
+    assert len([line for line in plain.splitlines() if line.startswith("# ")]) == 1
+    again = build_card(saved, HOSTILE, read_card(text))
+    assert again == text
+    row = next(line for line in text.splitlines() if line.startswith("| Parameters"))
+    assert row.count(" | ") == 3
+    assert compile(re.search(r"```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)[1], "card", "exec")
+
+
+def test_only_addresses_of_the_web_are_links():
+    data = ModelCardData(license="other", license_name="own", license_link="javascript:alert(1)")
+    assert _licence_words(data).startswith("`own` (`javascript:alert(1)`).")
+    data.license_link = "https://x.y/terms_(2).txt"
+    assert _licence_words(data).startswith("`own` ([text](<https://x.y/terms_(2).txt>)).")
+
+
+def test_a_base_models_card_is_read_within_bounds(tmp_path):
+    levels = [f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 10)}]" for level in range(1, 10)]
+    bomb = "\n".join(["l0: &l0 [x]", *levels, "license: *l9"])
+    for metadata, expected in (
+        (bomb, {}),
+        ("license: {a: b}\nlanguage: [en, 1, [x]]\nlicense_link: 5", {"language": ["en"]}),
+        (f'license: mit\nlicense_name: "a\\n b"\nlanguage: {"x" * 1000}', {"license": "mit", "license_name": "a b"}),
+        (f"license: mit\nx: {'y' * 2**21}", {}),
+    ):
+        (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\ntext")
+        found = base_model_facts(str(tmp_path))
+        assert {key: found.get(key) for key in expected} == expected
+        assert len(json.dumps(found)) < 500
+    with pytest.raises(ValueError, match=r"the alias `\*l0` is not taken") as caught:
+        read_card(f"---\n{bomb}\n---\nmine")
+    assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match="is no id of a model"):
+        base_model_facts(None, "a/b](x)")
