@@ -182,7 +182,8 @@ def is_own(folder: Path) -> bool:
     """
     if not (re.fullmatch(r"checkpoint-\d+(\.tmp)?", folder.name) and folder.is_dir()):
         return False
-    names = {path.name for path in folder.iterdir()}
+    # Hidden: a file of ours that was not whole yet.
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     return names <= _FILES if folder.suffix == ".tmp" else not names.isdisjoint(_PARTS)
 
 
