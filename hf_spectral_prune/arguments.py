@@ -123,7 +123,7 @@ class SpectralPruningArguments:
     max_moment_gib: float | None = _field(
         None,
         "Most memory in GiB for calibration moments, by default half of what is free on the model's device; above it the "
-        "calibration runs in several passes over fewer layers each, and no more than those are held at a time.",
+        "calibration runs in several parts of fewer layers each, and no more than those are held at a time.",
     )
     stop_metric: str | None = _field(
         None,
