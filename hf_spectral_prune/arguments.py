@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -10,6 +11,8 @@ from typing import Any, Literal, get_type_hints
 # A round scores and cuts: more than this is a slip of the finger, and would fill the memory before the first.
 _MOST_ROUNDS = 10_000
 _LARGEST_SEED = 2**32 - 1  # NumPy's
+
+_hints_of = functools.cache(get_type_hints)  # evaluates the text of every hint of the class, so once
 
 
 def _masked(values: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +242,7 @@ class SpectralPruningArguments:
             )
 
     def _check_choice(self, name: str, hint: str = "") -> None:
-        allowed, given = get_type_hints(type(self))[name].__args__, getattr(self, name)
+        allowed, given = _hints_of(type(self))[name].__args__, getattr(self, name)
         if given not in allowed:  # an enum of transformers is equal to its text
             words = ", ".join(f"`{value}`" for value in allowed)
             raise ValueError(f"`{name}` is `{getattr(given, 'value', given)}`; choose from {words}.{hint}")

@@ -44,7 +44,7 @@ def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[s
     Raises:
         ValueError: an unknown flag or recipe key (with the nearest name), or a value that cannot work.
     """
-    hints = {entry.name: get_type_hints(cls)[entry.name] for cls in types for entry in dataclasses.fields(cls)}
+    hints = {name: hint for cls in types for name, hint in get_type_hints(cls).items()}
     if not {"-h", "--help"} & set(argv):
         _check_flags((word for word in argv if _looks_unknown(word, hints)), command, hints)
     parser = _parser(types, command, description)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -21,13 +22,15 @@ _LIBRARIES = ("hf_spectral_prune", "torch", "transformers", "accelerate", "datas
 
 def library_versions() -> dict[str, str]:
     """{name: version} of Python and of the libraries a run depends on."""
-    versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    return {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def accelerator() -> torch.device | None:

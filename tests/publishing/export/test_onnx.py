@@ -106,6 +106,7 @@ def test_key_value_cache_writes_the_text_that_transformers_writes(family, tmp_pa
     assert greedy(session, prompt.numpy(), 12).tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 def test_cache_that_is_wrong_is_noticed(tmp_path, monkeypatch):
     tiny_model(num_hidden_layers=1).save_pretrained(tmp_path)
     load = onnx_export.onnxruntime.InferenceSession
@@ -145,6 +146,7 @@ def test_models_of_pictures_run_on_onnxruntime(family, tmp_path):
         assert np.abs(session.run(None, {"pixel_values": pixels.numpy()})[0] - expected).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_large_weights_lie_beside_the_file(tmp_path, monkeypatch):
     model = tiny_model(num_hidden_layers=1)
     model.save_pretrained(tmp_path)
@@ -156,6 +158,7 @@ def test_large_weights_lie_beside_the_file(tmp_path, monkeypatch):
     assert np.abs(found - logits(model, batch).numpy()).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_every_output_is_compared(tmp_path, monkeypatch):
     tiny_encoder("bert", task="ForQuestionAnswering", num_hidden_layers=1).save_pretrained(tmp_path)
     load = onnx_export.onnxruntime.InferenceSession
