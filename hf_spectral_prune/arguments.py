@@ -12,7 +12,11 @@ from typing import Any, Literal, get_type_hints
 _MOST_ROUNDS = 10_000
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
-_hints_of = functools.cache(get_type_hints)  # evaluates the text of every hint of the class, so once
+
+@functools.cache
+def _choices(kind: type, name: str) -> tuple[str, ...]:
+    """Values of a field that is a Literal. Cached, because the text of every hint of the class is evaluated."""
+    return get_type_hints(kind)[name].__args__
 
 
 def _masked(values: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +246,7 @@ class SpectralPruningArguments:
             )
 
     def _check_choice(self, name: str, hint: str = "") -> None:
-        allowed, given = _hints_of(type(self))[name].__args__, getattr(self, name)
+        allowed, given = _choices(type(self), name), getattr(self, name)
         if given not in allowed:  # an enum of transformers is equal to its text
             words = ", ".join(f"`{value}`" for value in allowed)
             raise ValueError(f"`{name}` is `{getattr(given, 'value', given)}`; choose from {words}.{hint}")

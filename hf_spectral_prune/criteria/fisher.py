@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
 from ..calibration.collect import stream_signals
+from ..models.distributed import all_reduce
 from ..models.families import UnitGroup
 from ..models.losses import Batch
 from .base import Criterion, GroupData, Statistics, register
-from .passes.streams import all_reduce
 
 
 @register("fisher")

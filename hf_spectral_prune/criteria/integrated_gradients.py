@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..calibration import GroupMoments
+from ..models.distributed import all_reduce
 from ..models.families import UnitGroup
 from ..models.losses import Batch, check_gradients, check_targets, frozen, loss_of, moved_to, num_positions, single_sequences
 from ..models.suffix import walk
 from .base import Criterion, GroupData, Statistics, register
 from .passes.interpolation import Integral, integrate, path_slopes, without_group
-from .passes.streams import all_reduce
 
 logger = logging.get_logger(__name__)
 

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
 from ..calibration.collect import sequence_losses
+from ..models.distributed import all_reduce
 from ..models.families import UnitGroup
 from ..models.losses import Batch
 from .base import Criterion, GroupData, Statistics, register
 from .fisher import mean_products
-from .passes.streams import UnitParameter, all_reduce, differentiable, unit_parameters
+from .passes.streams import UnitParameter, differentiable, unit_parameters
 
 
 @register("taylor")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -154,3 +154,10 @@ def saves_instead(model: PreTrainedModel, saved: PreTrainedModel | None) -> None
 def saves_itself(model: PreTrainedModel) -> None:
     """Undoes `saves_instead`."""
     vars(model).pop("save_pretrained", None)
+
+
+def all_reduce(tensors: Iterable[Tensor]) -> None:
+    """Sums tensors over all processes of a distributed run, in place; does nothing in a single process."""
+    if works_together():
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)

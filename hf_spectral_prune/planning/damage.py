@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
 from ..calibration.collect import stream_signals
-from ..criteria.passes.streams import all_reduce
+from ..models.distributed import all_reduce
 from ..models.families import UnitGroup, layers_of
 from ..models.losses import Batch, loss_of, moved_to, num_targets
 from ..models.suffix import starting_at

@@ -10,9 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from ...calibration.collect import sequence_losses
+from ...models.distributed import all_reduce
 from ...models.families import UnitGroup
 from ...models.losses import Batch
-from .streams import all_reduce, differentiable, split_parameters, unit_parameters
+from .streams import differentiable, split_parameters, unit_parameters
 
 # Weights that are probed together; their gradients and products are the largest thing in memory (1 GiB each in float32).
 _PROBED_AT_ONCE = 2**28

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from ...calibration import GroupMoments, Moments
 from ...calibration.collect import stream_signals
 from ...calibration.signals import ALL, Spatial
+from ...models.distributed import all_reduce
 from ...models.families import UnitGroup
 from ...models.losses import Batch
-from .streams import all_reduce
 
 # Boundaries of the fine grid on which the pooled quantiles are found, in standard deviations: evenly spaced in asinh(100 z),
 # so within 1 % of a boundary's size, and 1e-4 near zero, where most values of a gated neuron lie.

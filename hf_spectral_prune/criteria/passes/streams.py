@@ -6,11 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...models.distributed import works_together
 from ...models.families import Part, UnitGroup, parts, take
 from ...models.losses import check_gradients, frozen
 
@@ -95,10 +93,3 @@ def split_parameters(groups: Sequence[list[UnitParameter]], limit: int) -> list[
         runs[-1] += parameters
         used += entries
     return runs
-
-
-def all_reduce(tensors: Iterable[Tensor]) -> None:
-    """Sums tensors over all processes of a distributed run, in place; does nothing in a single process."""
-    if works_together():
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor)
