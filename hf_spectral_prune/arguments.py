@@ -246,7 +246,8 @@ class SpectralPruningArguments:
             )
 
     def _check_choice(self, name: str, hint: str = "") -> None:
-        allowed, given = _choices(type(self), name), getattr(self, name)
+        kind: Any = type(self)  # mypy takes the class of dataclasses for unhashable, as their instances are
+        allowed, given = _choices(kind, name), getattr(self, name)
         if given not in allowed:  # an enum of transformers is equal to its text
             words = ", ".join(f"`{value}`" for value in allowed)
             raise ValueError(f"`{name}` is `{getattr(given, 'value', given)}`; choose from {words}.{hint}")
