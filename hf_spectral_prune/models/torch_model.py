@@ -92,8 +92,8 @@ def check_unwrapped(model: Any) -> None:
         raise ValueError("The model is compiled, and compiled code does not see a cut. Pass the model before `torch.compile`.")
     if hasattr(model, "get_base_model") or hasattr(model, "peft_config"):
         raise ValueError(
-            f"The `{type(model).__name__}` carries adapters, which hide the layers below them. Merge the adapters first: "
-            "`model = model.merge_and_unload()`."
+            f"The `{type(model).__name__}` carries adapters, which hide the layers below them. Merge the adapters first "
+            "(`model = model.merge_and_unload()`), or train without them (no `peft_config`)."
         )
 
 

@@ -64,6 +64,13 @@ def test_recipe_gives_the_values_and_flags_win(folder):
     assert report["arguments"]["criterion"] == "magnitude"
 
 
+def test_resume_from_the_latest_begins_anew_where_there_is_none(folder, capsys):
+    """One command in a restart script."""
+    assert main(["prune", *flags(folder, resume_from_checkpoint="latest", save_strategy="steps")]) == 0
+    assert "begins anew" in capsys.readouterr().err
+    assert (folder / "out" / "pruning_plan.json").is_file()
+
+
 def test_calibration_from_the_model_itself(folder):
     assert main(["prune", *flags(folder, calibration_file=None, calibration="self")]) == 0
     report = json.loads((folder / "out" / "pruning_report.json").read_text())
@@ -138,6 +145,12 @@ def test_pruning_stops_on_the_users_metric(classifier):
 )
 def test_labels_that_cannot_work_are_one_line(classifier, capsys, more, messages):
     fails(capsys, ["prune", *labelled(classifier, **more)], *messages)
+
+
+def test_a_metric_of_others_is_not_run_untrusted(classifier, capsys):
+    (classifier / "own.py").write_text(f"open({str(classifier / 'ran')!r}, 'w').close()")
+    fails(capsys, ["prune", *labelled(classifier, metric=classifier / "own.py")], "own.py", "`trust_remote_code`")
+    assert not (classifier / "ran").exists()
 
 
 def test_labels_for_a_language_model_are_refused(folder, capsys):
