@@ -47,6 +47,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     from .inputs import load_data, load_model, load_processing_class, load_recovery_rows
     from .inputs_text import metric_of
 
+    metric = metric_of(run)
     resume: str | Path | None = run.resume_from_checkpoint
     if resume == "latest":
         resume = checkpoint.latest(str(args.output_dir))
@@ -63,7 +64,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
         held_out,
         processing_class,
         train_dataset=load_recovery_rows(run, args, model, processing_class, calibration, held_out),
-        compute_metrics=metric_of(run),
+        compute_metrics=metric,
         teacher=load_model(run) if args.recovery == "distill" else None,
     )
     pruner.prune(resume_from_checkpoint=resume)
