@@ -70,7 +70,7 @@ def architecture(saved: SavedFolder) -> str:
     if network(saved):
         return network(saved).rpartition(":")[2]
     names = saved.config.get("architectures")
-    if not (isinstance(names, list) and names and isinstance(names[0], str) and names[0].isidentifier()):
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
         raise ValueError(f"`{saved.path / 'config.json'}` has no class in `architectures`. Save the model again.")
     return names[0]
 

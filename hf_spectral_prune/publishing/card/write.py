@@ -274,7 +274,7 @@ def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
         "plots": _plots(saved.path),
         "cria": cria,
         "network": words.network(saved),
-        "architecture": words.architecture(saved),
+        "architecture": code(words.architecture(saved)),
         "code": words.loading_code(saved, name, remote=False),
         "remote_code": words.loading_code(saved, name, remote=True) if cria else None,
         "machine": escaped(words.machine_words(saved)),
