@@ -15,46 +15,95 @@ from ..utils.files import read_within
 from ..utils.option_types import fitted
 from ..utils.words import did_you_mean
 from ..utils.yaml_text import load_yaml
+from .help import help_text
 
-ALL = " `--help` lists all."
+ALL = " `--help all` lists all."
+_MODEL = "model_name_or_path"
+# What other tools call the same thing.
+OTHER_NAMES = {
+    "model": _MODEL,
+    "model_name": _MODEL,
+    "model_id": _MODEL,
+    "model_path": _MODEL,
+    "base_model": _MODEL,
+    "sparsity": "target_reduction",
+    "sparsity_ratio": "target_reduction",
+    "pruning_ratio": "target_reduction",
+    "prune_ratio": "target_reduction",
+    "ratio": "target_reduction",
+    "dataset": "dataset_name",
+    "dataset_config": "dataset_config_name",
+    "split": "dataset_split",
+    "output": "output_dir",
+    "out": "output_dir",
+    "nsamples": "num_calibration_samples",
+    "num_samples": "num_calibration_samples",
+    "seq_len": "max_seq_length",
+    "max_length": "max_seq_length",
+    "method": "criterion",
+    "batch_size": "calibration_batch_size",
+    "iterations": "num_rounds",
+}
 
 
-def _fail(message: str) -> NoReturn:
-    raise ValueError(message)
-
-
-def _parser(types: Sequence[Any], command: str, description: str) -> argparse.ArgumentParser:
+def _parser(types: Sequence[Any], command: str) -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
+    """The parser of a command, and its flags."""
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(
-        list(types),
-        prog=f"cria {command}",
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.error = _fail  # type: ignore[method-assign]
-    parser.add_argument("recipe", nargs="?", help="YAML file with the same names as the flags; flags win.")
-    return parser
+    flags: list[argparse.Action] = []
+
+    class Parser(HfArgumentParser):
+        def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+            flags.append(super().add_argument(*args, **kwargs))
+            return flags[-1]
+
+        def error(self, message: str) -> NoReturn:
+            raise ValueError(message)
+
+    parser = Parser(list(types), prog=f"cria {command}", allow_abbrev=False, add_help=False)
+    parser.add_argument("words", nargs="*")
+    return parser, flags
 
 
 def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[str]) -> list[Any]:
-    """Reads the recipe (if any) as defaults, then the flags.
+    """Reads the recipe (if any) as defaults, then the flags. The words without a flag are the model and a YAML recipe.
 
     Raises:
         ValueError: an unknown flag or recipe key (with the nearest name), or a value that cannot work.
+        SystemExit: help was asked for, and printed.
     """
     hints = {name: hint for cls in types for name, hint in get_type_hints(cls).items()}
     if not {"-h", "--help"} & set(argv):
         _check_flags((word for word in argv if _looks_unknown(word, hints)), command, hints)
-    parser = _parser(types, command, description)
+    parser, flags = _parser(types, command)
+    if {"-h", "--help"} & set(argv):
+        usage = "[MODEL] [recipe.yaml] [--flags]" if _MODEL in hints else "[recipe.yaml] [--flags]"
+        print(help_text(f"cria {command}", description, usage, flags, whole="all" in argv), end="")
+        raise SystemExit(0)
     found, unknown = parser.parse_known_args(list(argv))
     _check_flags(unknown, command, hints)
-    if found.recipe is not None:
-        parser.set_defaults(**_read_recipe(found.recipe, hints))
+    model, recipe = _named(found.words, command, takes_model=_MODEL in hints)
+    if recipe is not None:
+        parser.set_defaults(**_read_recipe(recipe, hints))
         found, _ = parser.parse_known_args(list(argv))
     values = vars(found)
+    if model is not None:
+        if any(word.partition("=")[0] == f"--{_MODEL}" for word in argv) and values[_MODEL] != model:
+            raise ValueError(f"The model is named twice: `{model}` and `--{_MODEL} {values[_MODEL]}`. Give one of them.")
+        values[_MODEL] = model
     return [cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls)}) for cls in types]
+
+
+def _named(words: Sequence[str], command: str, *, takes_model: bool) -> tuple[str | None, str | None]:
+    """The model and the recipe among the words without a flag."""
+    recipes = [word for word in words if word.lower().endswith((".yaml", ".yml"))]
+    models = [word for word in words if word not in recipes]
+    most = 1 if takes_model else 0
+    if len(recipes) > 1 or len(models) > most:
+        extra = recipes[1] if len(recipes) > 1 else models[most]
+        what = "one model and one recipe (.yaml)" if takes_model else "one recipe (.yaml)"
+        raise ValueError(f"`{extra}` is too much: `cria {command}` takes {what} beside its flags.")
+    return next(iter(models), None), next(iter(recipes), None)
 
 
 def _looks_unknown(word: str, known: Iterable[str]) -> bool:
@@ -66,6 +115,8 @@ def _looks_unknown(word: str, known: Iterable[str]) -> bool:
 def _check_flags(unknown: Iterable[str], command: str, known: Iterable[str]) -> None:
     for word in unknown:
         flag = word.partition("=")[0]
+        if (own := OTHER_NAMES.get(flag.lstrip("-").replace("-", "_"))) in set(known):
+            raise ValueError(f"`{flag}` is called `--{own}` here.")
         near = did_you_mean(flag.lstrip("-").replace("-", "_"), known, "--", ALL)
         raise ValueError(f"`{flag}` is no flag of `cria {command}`.{near}")
 

@@ -16,13 +16,15 @@ def main(argv: Sequence[str]) -> None:
     args, run = parse([SpectralPruningArguments, RunArguments], "prune", main.__doc__ or "", argv)
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
+    from ..criteria import make_criterion
     from ..saving.place import check_output_dir, reserved
     from .inputs_text import check_named_files
 
+    make_criterion(args.criterion, args.criterion_options)  # a mistyped name is told before gigabytes are read
     check_named_files(run)
     with reserved(args.output_dir):
         read = [value for name, value in vars(run).items() if value and name.endswith(("_path", "_file", "_dir", "_name"))]
-        recipe = [word for word in argv[:1] if not word.startswith("-")]
+        recipe = [word for word in argv if word.lower().endswith((".yaml", ".yml"))]
         check_output_dir(args.output_dir, args.overwrite_output_dir, inputs=[*read, *recipe])
         try:
             _prune(args, run)

@@ -174,6 +174,21 @@ def register(name: str) -> Callable[[C], C]:
     return add
 
 
+# What other tools call a metric, or the method that it comes from.
+_OTHER_NAMES = {
+    "wanda": "energy",
+    "wanda_sp": "energy",
+    "flap": "fluctuation",
+    "llm_pruner": "taylor",
+    "obd": "fisher",
+    "sparsegpt": "obs",
+    "ssi": "spectral",
+    "l1": "magnitude",
+    "l2": "magnitude",
+    "weights": "magnitude",
+}
+
+
 def known_criteria() -> list[str]:
     """Names of all criteria: the package's own and those that installed packages offer."""
     return sorted({*CRITERIA, *plugins.names()})
@@ -190,7 +205,9 @@ def make_criterion(name: str, options: dict[str, Any] | None = None) -> Criterio
         register(name)(_checked(name, plugins.load(name)))
     if name not in CRITERIA:
         known = known_criteria()
-        raise ValueError(f"`criterion` is `{name}`, which is not known.{did_you_mean(name, known)} Known: {_listed(known)}.")
+        own = _OTHER_NAMES.get(name.lower())
+        near = did_you_mean(name, known) if own is None else f" Its metric is `{own}` here."
+        raise ValueError(f"`criterion` is `{name}`, which is not known.{near} Known: {_listed(known)}.")
     criterion: Any = CRITERIA[name]
     known = [option.name for option in dataclasses.fields(criterion)]
     hints = get_type_hints(criterion)

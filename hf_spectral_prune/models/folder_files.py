@@ -186,6 +186,8 @@ def read_config(name: str | Path, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except OSError as error:
+        if not Path(name).exists() and "connect" in str(error):
+            raise OSError(f"`{name}` is no folder here, and the Hub cannot be reached. Give a folder, or connect.") from None
         raise OSError(f"`{name}` has no config that can be read: {in_a_line(error)}") from None
     except Exception as error:  # the classes of configs check little and trip over the rest
         reason = in_a_line(error)

@@ -25,12 +25,16 @@ _SHOWN = 3
 def quiet_report() -> Iterator[None]:
     """While open, transformers' own table of odd weights is not printed: the judgement here says the same in one line."""
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+
+    # Not by the logger's level: one that is set makes transformers look for layers that are not split over processes.
+    def only_errors(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(only_errors)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(only_errors)
 
 
 def check_loaded(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:

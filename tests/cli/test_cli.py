@@ -139,7 +139,7 @@ def test_pruning_stops_on_the_users_metric(classifier):
         ({"label_column": "label"}, ["`label_column` is 'label'", "verdict"]),
         ({"text_pair_column": "second"}, ["`text_pair_column`", "sentence"]),
         ({"label_column": "sentence", "text_column": "verdict"}, ["Row 0", "even, odd"]),
-        ({"metric": "no-such-metric"}, ["no metric `no-such-metric`"]),
+        ({"metric": "no-such-metric"}, ["The metric `no-such-metric` is Python code", "trust_remote_code"]),
         ({"calibration_file": None, "calibration": "python_docs"}, ["`label_column` needs a table"]),
     ],
 )
