@@ -97,6 +97,9 @@ def _check_names(config: dict[str, Any], file: Path) -> None:
             raise ValueError(
                 f"`{name}` in `{file}` is `{value}`, which transformers does not know. Choose from {_listed(known)}."
             )
+    classes = config.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"`architectures` in `{file}` is no list of the names of classes. {_ITS_OWN}")
     if not isinstance(config.get("label2id") or {}, dict):
         raise ValueError(f"`label2id` in `{file}` is no table of labels and numbers. {_ITS_OWN}")
     pad, vocabulary = config.get("pad_token_id"), config.get("vocab_size")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..surgery.plan import PruningPlan
+from ..utils.files import parse_json
 from ..utils.words import in_a_line
 
 FORMAT_VERSION = 1
@@ -104,7 +105,7 @@ def scores_from_json(text: str) -> list[RoundScores]:
         ValueError: it is something else, or a format of another version.
     """
     try:
-        payload = json.loads(text)
+        payload = parse_json(text)
         version = payload["format_version"]
         rounds = [{key: _group(**fields) for key, fields in groups.items()} for groups in payload["rounds"]]
     except (ValueError, TypeError, KeyError, AttributeError) as error:

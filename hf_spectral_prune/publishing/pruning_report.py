@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
+
+from ..utils.files import parse_json
+from ..utils.option_types import fitted
 
 # Written even where there is nothing to say; what else is None is left out.
 _ALWAYS = ("recovery", "calibration", "evaluation", "self_check")
@@ -99,11 +102,17 @@ class PruningReport:
             ValueError: it is no JSON object, or lacks a figure that every run has (says which).
         """
         try:
-            entries = json.loads(text)
+            entries = parse_json(text)
         except ValueError as error:
             raise ValueError(f"{place} is not JSON ({error}). Prune and save the model again.") from None
         if not isinstance(entries, dict):
             raise ValueError(f"{place} does not hold a JSON object. Prune and save the model again.")
+        hints = get_type_hints(cls)
+        for name in entries.keys() & hints.keys():
+            try:
+                fitted(name, entries[name], hints[name] | None)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error} Take the report that the run wrote.") from None
         for path in _needed(entries):
             if not _has(entries, path):
                 raise ValueError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..surgery.plan import PruningPlan
+from ..utils.files import read_object, read_utf8
 from .pruning_report import PruningReport
 
 CONFIG, PLAN, REPORT, STATE, README = (
@@ -62,18 +64,27 @@ def read_folder(folder: str | Path) -> SavedFolder:
         plan = PruningPlan.load(path / PLAN)
     except ValueError as error:
         raise ValueError(f"`{path / PLAN}`: {error}") from None
-    report = PruningReport.from_json((path / REPORT).read_text(encoding="utf-8"), f"`{path / REPORT}`")
-    return SavedFolder(path, _json(path / CONFIG), plan, report, _json(path / STATE))
+    report = PruningReport.from_json(read_utf8(path / REPORT), f"`{path / REPORT}`")
+    again = "Prune and save the model again."
+    return SavedFolder(path, read_object(path / CONFIG, again), plan, report, read_object(path / STATE, again))
 
 
-def _json(file: Path) -> dict[str, Any]:
+@contextmanager
+def figures_told(folder: Path) -> Iterator[None]:
+    """While open, whatever a figure of the wrong kind makes of the code that shows it is told as what it is.
+
+    Raises:
+        ValueError: names the folder's files; one that names the folder itself passes as it is.
+    """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"`{file}` is not JSON ({error}). Prune and save the model again.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"`{file}` does not hold a JSON object. Prune and save the model again.")
-    return value
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and str(folder) in str(error):
+            raise  # it tells what is missing, and where
+        raise ValueError(
+            f"A figure in the JSON files of `{folder}` (`{REPORT}`, `{STATE}`, `{PLAN}`) is not what a run writes "
+            f"({type(error).__name__}: {' '.join(str(error).split())}). Take the files that the run wrote."
+        ) from None
 
 
 def file_digests(folder: Path) -> dict[str, dict[str, Any]]:
@@ -100,12 +111,13 @@ def check_fit_to_publish(saved: SavedFolder) -> None:
     checks = saved.report.self_check
     if not checks:
         raise ValueError(f"`{saved.path}` was never self-checked (`self_check` in `{REPORT}` is empty). {again}")
-    for road, result in checks.items():
-        # Written so that a figure that is not a number fails.
-        if not result["max_abs_diff"] <= result.get("allowed", 0.0):
-            raise ValueError(
-                f"`{saved.path}` failed its self-check ({road}: outputs differ by {result['max_abs_diff']:.3g}). {again}"
-            )
+    with figures_told(saved.path):
+        for road, result in checks.items():
+            # Written so that a figure that is not a number fails.
+            if not result["max_abs_diff"] <= result.get("allowed", 0.0):
+                raise ValueError(
+                    f"`{saved.path}` failed its self-check ({road}: outputs differ by {result['max_abs_diff']:.3g}). {again}"
+                )
     noted = saved.report.files
     if not noted:
         raise ValueError(f"`{REPORT}` in `{saved.path}` has no digests of the checked files (`files`). {again}")

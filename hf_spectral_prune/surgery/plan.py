@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
-from ..utils.files import write_text
+from ..utils.files import parse_json, read_utf8, write_text
+from ..utils.option_types import fitted
 
 FORMAT_VERSION = 1
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_whole(value) and value >= 1
 
 
 @dataclass(frozen=True)
@@ -48,12 +58,14 @@ class PruningPlan:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not all(_is_count(size) for size in (*self.sizes.values(), self.parameters_before, self.parameters_after)):
+            raise ValueError("The plan's sizes and parameters are not all whole numbers of at least 1. Make the plan again.")
         for key, kept in self.kept.items():
             if not kept:
                 raise ValueError(
                     f"The plan's kept units of `{key}` are none, which would empty the layer, not ascending indices. Keep some."
                 )
-            ascending = all(a < b for a, b in pairwise(kept))
+            ascending = all(map(_is_whole, kept)) and all(a < b for a, b in pairwise(kept))
             if not ascending or kept[0] < 0 or kept[-1] >= self.sizes[key]:
                 raise ValueError(
                     f"The plan's kept units of `{key}` are not ascending indices within 0..{self.sizes[key] - 1}. "
@@ -104,15 +116,18 @@ class PruningPlan:
             ValueError: not a plan, or a format of another version.
         """
         try:
-            payload = json.loads(text)
+            payload = parse_json(text)
             version = payload.pop("format_version")
-        except (json.JSONDecodeError, AttributeError, TypeError, KeyError) as error:
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise ValueError(f"This is not a pruning plan ({error}). Give the `pruning_plan.json` of a run.") from None
         if version != FORMAT_VERSION:
             raise ValueError(f"The plan has format {version}, this package reads {FORMAT_VERSION}. Make the plan again.")
         try:
             payload["kept"] = {key: tuple(kept) for key, kept in payload["kept"].items()}
-            payload["notes"] = tuple(payload["notes"])
+            payload["notes"] = tuple(fitted("notes", payload["notes"], list[str]))
+            hints = get_type_hints(cls)
+            for name in payload.keys() & hints.keys() - {"kept", "notes"}:
+                fitted(name, payload[name], hints[name])
             return cls(**payload)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"The plan lacks or misnames a field ({error}). Make the plan again.") from None
@@ -124,4 +139,4 @@ class PruningPlan:
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
         """Reads a plan file."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        return cls.from_json(read_utf8(Path(path)))

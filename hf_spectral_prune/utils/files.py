@@ -78,6 +78,27 @@ def write_png(figure: Figure, path: Path, dpi: int, **options: Any) -> None:
         figure.savefig(temporary, dpi=dpi, metadata={"Software": None}, **options)
 
 
+def parse_json(text: str) -> Any:
+    """`json.loads`, to which text that is nested too deeply is a ValueError like any other."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: it is not UTF-8; names the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        what = strange_content(path) or f"is not UTF-8 text (byte {error.start}). Take the file that was written first."
+        raise ValueError(f"`{path}` {what}") from None
+
+
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -88,9 +109,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
         ValueError: it is no JSON or no object; names the file, the cause and the remedy.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"`{path}` is nested too deeply to be read. {remedy}") from None
+        value = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"`{path}` {strange_content(path) or f'is not JSON ({error}). {remedy}'}") from None
     if not isinstance(value, dict):

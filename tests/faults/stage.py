@@ -5,17 +5,22 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from conftest import VOCABULARY, tiny_encoder, tiny_model
+from crias import BPE_VOCABULARY, byte_level, save
 from datasets import Dataset
 from networks import tiny_network
 from pictures import picture_folder, processor_of, tiny_vision
+
+from hf_spectral_prune import SpectralPruner
+from hf_spectral_prune.cli import main
 
 FLAGS: dict[str, Any] = {
     "target_reduction": 0.3,
@@ -188,8 +193,22 @@ def write_sources(folder: Path, tokenizer: Any) -> Path:
     tensors = {"pixel_values": torch.randn(20, 3, 16, 16, generator=generator), "labels": torch.arange(20) % 4}
     np.savez(folder / "inputs.npz", **{name: value.numpy() for name, value in tensors.items()})
     save_file(tensors, folder / "inputs.safetensors")
+    _write_runs(folder)
     return folder
 
 
-def each(names: Iterator[Fault] | list[Fault]) -> list[Fault]:
-    return list(names)
+def _write_runs(folder: Path) -> None:
+    """What the command line itself writes: a checkpoint, a pruned folder, a comparison and a GGUF file."""
+    stage = Stage(folder, folder)
+    more = {"num_rounds": 2, "save_strategy": "steps", "compensation": "least_squares"}
+    with mock.patch.object(SpectralPruner, "save_model", side_effect=OSError("stopped")):  # a finished run keeps none
+        assert main(stage.words("prune", output_dir=folder / "run", **more)) == 2
+    next(folder.glob("run*/checkpoint-1")).rename(folder / "checkpoint")
+    assert main(stage.words("prune", output_dir=folder / "pruned")) == 0
+    words = stage.words("compare", output_dir=folder / "comparison", criteria=["energy", "random"], num_calibration_samples=4)
+    assert main([*words, "--reductions", "0.2"]) == 0
+    byte_model = tiny_model(vocab_size=BPE_VOCABULARY)
+    save(folder / "bytes", byte_model, byte_level())
+    assert main(["export", "gguf", str(folder / "bytes"), "--outtype", "f32"]) == 0
+    (folder / "gguf").mkdir()
+    next((folder / "bytes").glob("*.gguf")).rename(folder / "gguf" / "model.gguf")

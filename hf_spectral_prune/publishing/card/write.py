@@ -16,7 +16,7 @@ from ...utils.files import read_within, write_text
 from ...utils.words import in_a_line
 from ...utils.yaml_text import load_yaml
 from ..formats import percent
-from ..saved_folder import README, SavedFolder, read_folder
+from ..saved_folder import README, SavedFolder, figures_told, read_folder
 from . import tables as card_tables
 from . import words
 from .base_model import CARRIED_OVER, base_model_facts
@@ -155,9 +155,13 @@ def write_card(folder: str | Path, name: str | None = None, base_model: str | No
     """
     saved = read_folder(folder)
     file = saved.path / README
+    if file.is_dir():
+        raise ValueError(f"`{file}` is a folder, and the card is a file. Move it away.")
     existing = readme_text(saved.path) if existing is None else existing
     facts = None if base_model is None else base_model_facts(None, base_model)
-    text = build_card(saved, name or saved.path.resolve().name, read_card(existing, file), facts)
+    before = read_card(existing, file)
+    with figures_told(saved.path):
+        text = build_card(saved, name or saved.path.resolve().name, before, facts)
     write_text(file, text)
     return file
 

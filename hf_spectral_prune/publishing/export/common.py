@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+from ...models.folder_files import check_files
 from ...models.loading import network_in
 from ...utils.words import in_a_line
 from ..saved_folder import CONFIG, REPORT, check_fit_to_publish, read_folder
@@ -28,6 +29,7 @@ def read_config(folder: str | Path) -> Any:
         raise FileNotFoundError(f"`{folder}` is not a folder. Name one that `cria prune` or `save_pretrained()` wrote.")
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"`{folder}` has no `{CONFIG}`, so it is no model folder.")
+    check_files(path)
     network = network_in(path)
     if network is not None:
         raise ValueError(

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...planning import SCORES_FILE, RoundScores, scores_from_json
-from ...utils.words import in_a_line
 from ..card import words
 from ..formats import percent
-from ..saved_folder import SavedFolder, read_folder
+from ..saved_folder import SavedFolder, figures_told, read_folder
 from .page import Page, write_page
 
 REPORT_PAGE, PLOTS = "report.html", "plots"
@@ -31,15 +30,8 @@ def write_report(folder: str | Path) -> Path:
     from .svg import to_png  # matplotlib takes its time to import
 
     saved = read_folder(folder)
-    try:
+    with figures_told(saved.path):
         page = build_report(saved, read_scores(saved))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and str(saved.path) in str(error):
-            raise  # it tells what is missing, and where
-        reason = f"{type(error).__name__}: {in_a_line(error)}"
-        raise ValueError(
-            f"A figure in the JSON files of `{folder}` is not what a run writes ({reason}). Take the files that the run wrote."
-        ) from None
     plots = saved.path / PLOTS
     plots.mkdir(exist_ok=True)
     for chart in (chart for section in page.sections for chart in section.charts):

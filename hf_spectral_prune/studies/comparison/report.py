@@ -15,6 +15,7 @@ from ...publishing.formats import number
 from ...publishing.report.page import Chart, Page, Section, Table, write_page
 from ...publishing.report.svg import STYLE
 from ...publishing.report.write import REPORT_PAGE
+from ...utils.files import parse_json, read_utf8
 from ...utils.words import in_a_line
 from .folder import RESULTS, Record
 from .plot import comparison_figure
@@ -34,9 +35,9 @@ def comparison_page(file: str | Path) -> Page:
         FileNotFoundError: there is no such file.
         ValueError: it is not the result of a comparison, or one of another version.
     """
-    text = Path(file).read_text(encoding="utf-8")
+    text = read_utf8(Path(file))
     try:
-        whole = json.loads(text)
+        whole = parse_json(text)
         version = whole["format_version"]
         if version == FORMAT_VERSION:
             return _page(whole)
