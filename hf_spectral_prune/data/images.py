@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .texts import Batch, CalibrationData, with_sizes
 
 logger = logging.get_logger(__name__)
 
+_MOST_PIXELS = 50_000_000  # 150 MB decoded; cameras make half as many
 _LABEL_COLUMNS = ("label", "labels")
 
 
@@ -169,13 +171,32 @@ class _Column:
     """One column of a data set, row by row: nothing is decoded before it is asked for."""
 
     def __init__(self, rows: Dataset, column: str) -> None:
-        self.rows, self.column = rows, column
+        feature = rows.features[column]
+        self.decode = feature.decode_example if isinstance(feature, Image) else None
+        self.rows = rows.cast_column(column, Image(decode=False)) if self.decode else rows
+        self.column = column
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Any:
-        return self.rows[index][self.column]
+        value = self.rows[index][self.column]
+        return value if self.decode is None or value is None else _decoded(value, index, self.decode)
+
+
+def _decoded(stored: dict[str, Any], index: int, decode: Callable[[dict[str, Any]], Any]) -> Any:
+    """An image from its bytes or file; its size is looked at before it is decoded, since a few bytes can stand for gigabytes."""
+    import PIL.Image  # work on text does without
+
+    name = f"`{stored['path']}`" if stored.get("path") else f"Image {index}"
+    try:
+        with PIL.Image.open(stored["path"] if stored["bytes"] is None else BytesIO(stored["bytes"])) as header:
+            width, height = header.size
+        if width * height <= _MOST_PIXELS:
+            return decode(stored)
+    except Exception as error:  # each format has errors of its own
+        raise ValueError(f"{name} cannot be read as an image ({first_line(error)}). Get it again, or leave it out.") from None
+    raise ValueError(f"{name} has {width:,} x {height:,} pixels; at most {_MOST_PIXELS:,} are read. Scale it down.")
 
 
 class _Pairs:

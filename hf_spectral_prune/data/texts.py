@@ -354,7 +354,10 @@ def tokenised_row(row: Mapping[str, Any], length: int | None = None) -> Batch:
     """The model's inputs of one tokenised row as tensors, cut at `length` tokens."""
     # `label` is what most data sets call it and `labels` what models take; transformers' own collators rename it too.
     named = {"labels" if key == "label" else key: value for key, value in row.items()}
-    tensors = {key: torch.as_tensor(value) for key, value in named.items() if key in _PADDING}
+    try:
+        tensors = {key: torch.as_tensor(value) for key, value in named.items() if key in _PADDING}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"A tokenised row holds something else than numbers ({error}). Give lists of whole numbers.") from None
     if "seq_lengths" in row and "position_ids" not in row:  # how TRL says where the documents of a packed row end
         tensors["position_ids"] = torch.cat([torch.arange(count) for count in row["seq_lengths"]])
     if tensors["input_ids"].dim() != 1:

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..arguments import ModelArguments
 from ..utils.environment import accelerator
+from ..utils.files import strange_content
 from ..utils.words import first_line
 from .families import family_of
 from .folder_files import check_files, read_config
@@ -103,6 +104,10 @@ def load_tokenizer(run: ModelArguments) -> Any:
         tokenizer("It is tried on 1 text: some faults show only when a tokenizer is used.")
         return tokenizer
     except Exception as error:  # the tokenizers library raises plain exceptions
+        if run.gguf_file is not None:
+            file = Path(name) / run.gguf_file
+            strange = strange_content(file) or f"is no whole GGUF file with a tokenizer ({_first_line(error)}). Get it again."
+            raise ValueError(f"`{file}` {strange}") from None
         raise ValueError(
             f"`{run.model_name_or_path}` has no tokenizer that loads ({_first_line(error)}). Put its files in that folder."
         ) from None

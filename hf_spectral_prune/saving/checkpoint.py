@@ -168,6 +168,8 @@ def _state_from_json(text: str) -> RunState:
     for name, kind in (("log_history", list), ("options", dict)):
         if not isinstance(getattr(state, name), kind):
             raise ValueError(f"`{name}` is no {kind.__name__}")
+    if not all(isinstance(entry, dict) for entry in state.log_history):
+        raise ValueError("`log_history` holds something else than tables of figures")
     return state
 
 
