@@ -96,7 +96,7 @@ def test_inputs_are_as_many_and_as_different_as_they_are_said_to_be(sources, tmp
         words = fault.make(Stage(folder, sources))
         digest = hashlib.sha256(repr([word.replace(str(folder), "") for word in words]).encode())
         for path in sorted(folder.rglob("*")):
-            what = path.readlink().name.encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+            what = path.readlink().name.encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b"a folder"
             digest.update(repr((str(path.relative_to(folder)), hashlib.sha256(what).hexdigest())).encode())
         digests.add(digest.hexdigest())
         shutil.rmtree(folder)
