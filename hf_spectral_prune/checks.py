@@ -133,6 +133,11 @@ def check_recovery(
             raise ValueError(f"`{name}` in `training_args` is {getattr(made, name)}; it must be at least 1.")
     if train_dataset is None:
         raise ValueError(f"`recovery` is `{args.recovery}`, but there is nothing to train on. Pass `train_dataset`.")
+    if not hasattr(train_dataset, "__len__") and training.get("max_steps", -1) < 1:
+        raise ValueError(
+            "`train_dataset` is a stream, whose end is not known. Say how long to train: `max_steps` in `training_args`, e.g. "
+            '`{"max_steps": 500}`.'
+        )
     if args.recovery == "lora" and family_of(model.config).traced:
         raise ValueError('`recovery="lora"` is for transformers, whose linear layers take adapters. Use `full` or `distill`.')
     if args.recovery == "lora":

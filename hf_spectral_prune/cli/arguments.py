@@ -31,7 +31,14 @@ class RunArguments(ModelArguments):
     dataset_name: str | None = _field(None, "Data set on the Hub, or a folder of one.")
     dataset_config_name: str | None = _field(None, "Configuration of that data set.")
     dataset_split: str = _field("train", "Split of that data set.")
-    text_column: str | None = _field(None, "Column that holds the text; `text`, or the only column of strings, by default.")
+    streaming: bool = _field(
+        False, "Read the rows of a data set or table as they are needed, from its start, instead of downloading it whole."
+    )
+    text_column: str | None = _field(
+        None,
+        "Column that holds the text, or chats (written by the chat template). By default `text`; `messages` or `conversations`; "
+        "`prompt` with `completion` or `chosen`; or the only column of strings, if it is called `sentence` or the like.",
+    )
     image_dir: str | None = _field(None, "Folder of pictures to calibrate on, in a subfolder a class, for models that read them.")
     image_column: str | None = _field(None, "Column of `dataset_name` that holds pictures; its only such column by default.")
     eval_image_dir: str | None = _field(None, "Folder of pictures to measure on; by default some are held out.")
@@ -67,7 +74,8 @@ class RunArguments(ModelArguments):
     label_column: str | None = _field(
         None,
         "Column with the label of a text, for models that classify texts: the loss then has its targets, and evaluation gives "
-        "`metric`.",
+        "`metric`. Labels with names are matched by name. Where a text may have several: a column of lists, or columns of 0 and "
+        "1 joined by commas.",
     )
     text_pair_column: str | None = _field(None, "Column with the second text, for models that classify pairs.")
     metric: str = _field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import torch
 from transformers import EvalPrediction, PreTrainedModel
 
 from ..arguments import SpectralPruningArguments
+from ..data.for_model import check_ids
 from ..data.generated import self_generated
+from ..data.items import described
 from ..data.labelled import LabelledRows, load_labelled
 from ..data.named_files import check_text_file
 from ..data.rows import training_rows
 from ..data.sources import default_texts, load_texts
 from ..data.texts import CalibrationData, build_calibration, unpadded_row
-from ..evaluation.metrics import load_metric, regression_figures
+from ..evaluation.metrics import load_metric, multi_label_figures, regression_figures
 from ..models.families import max_tokens
 from ..models.loading import load_model
 from ..models.losses import predicts_next_token
@@ -48,6 +51,16 @@ def load_text_model(run: RunArguments) -> PreTrainedModel:
 
 
 def load_text(
+    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any
+) -> tuple[CalibrationData, CalibrationData | None]:
+    """Calibration and held-out evaluation data, whose token ids the model's embedding has; see `_load_text`."""
+    calibration, held_out = _load_text(run, args, model, tokenizer)
+    for data in filter(None, (calibration, held_out)):
+        check_ids(model, data, tokenizer)
+    return calibration, held_out
+
+
+def _load_text(
     run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any
 ) -> tuple[CalibrationData, CalibrationData | None]:
     """Calibration and held-out evaluation data.
@@ -85,7 +98,7 @@ def load_text(
             held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=f"{name}, held-out topics", **shape)
         calibration = build_calibration(texts, tokenizer, num_samples=run.num_calibration_samples, name=name, **shape)
         return calibration, held_out
-    source = load_texts(run.calibration_file, run.dataset_name, run.dataset_config_name, run.dataset_split, run.text_column)
+    source = _texts(run, _calibration_source(run), tokenizer)
     name = _source_name(run)
     extra = num_eval if held_out is None else 0
     shape |= {"packing": run.packing, "text_column": run.text_column}
@@ -106,10 +119,13 @@ def load_held_out_text(
         return None
     shape = _shape(run, args, model)
     if run.label_column is not None:
-        rows = _labelled_rows(run, model, tokenizer, _eval_source(run))
-        return build_calibration(rows, tokenizer, num_samples=number, name=_eval_name(run), **shape)
-    texts = load_texts(*_eval_source(run), run.text_column)
-    return build_calibration(texts, tokenizer, num_samples=number, shuffle=False, name=_eval_name(run), **shape)
+        source: Any = _labelled_rows(run, model, tokenizer, _eval_source(run))
+    else:
+        source = _texts(run, _eval_source(run), tokenizer)
+        shape |= {"text_column": run.text_column, "shuffle": False}
+    data = build_calibration(source, tokenizer, num_samples=number, name=_eval_name(run), **shape)
+    check_ids(model, data, tokenizer)
+    return data
 
 
 def _shape(run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel) -> dict[str, Any]:
@@ -146,7 +162,7 @@ def _labelled_rows(run: RunArguments, model: PreTrainedModel, tokenizer: Any, so
             "checkpoint with a sequence classification head."
         )
     names = ("calibration_file", "dataset_name", "dataset_config_name", "dataset_split")
-    named = dict(zip(names, source or [getattr(run, name) for name in names], strict=True))
+    named = dict(zip(names, source or _calibration_source(run), strict=True)) | {"streaming": run.streaming}
     return load_labelled(
         named,
         model.config,
@@ -155,6 +171,8 @@ def _labelled_rows(run: RunArguments, model: PreTrainedModel, tokenizer: Any, so
         text_column=run.text_column,
         text_pair_column=run.text_pair_column,
         max_seq_length=run.max_seq_length,
+        # The same number whatever the rows are for, so that what is held out is always the same.
+        most_rows=run.num_calibration_samples + run.num_recovery_samples + 5 * (run.num_eval_samples or 0),
     )
 
 
@@ -170,6 +188,19 @@ def _split_rows(rows: LabelledRows, number: int, seed: int) -> tuple[LabelledRow
 def names_eval(run: RunArguments) -> bool:
     """Whether a file or split of its own is named to measure on."""
     return run.eval_file is not None or run.eval_split is not None
+
+
+def _calibration_source(run: RunArguments) -> Source:
+    return run.calibration_file, run.dataset_name, run.dataset_config_name, run.dataset_split
+
+
+def _texts(run: RunArguments, source: Source, tokenizer: Any, tell: bool = True) -> Any:
+    """The texts of a file or data set; says on screen which column they are read from."""
+    texts = load_texts(*source, run.text_column, run.streaming)
+    words = described(texts, tokenizer, run.text_column) if tell else None
+    if words is not None:
+        print(f"{source[0] or source[1]}: {words}", file=sys.stderr)
+    return texts
 
 
 def _eval_source(run: RunArguments) -> Source:
@@ -202,6 +233,8 @@ def metric_of(run: RunArguments) -> Callable[[EvalPrediction], dict[str, float]]
     def compute(found: EvalPrediction) -> dict[str, float]:
         logits: Any = found.predictions  # (N, num_labels), or (N, 1) for a regression
         references: Any = found.label_ids
+        if references.ndim == 2 and run.metric in ("accuracy", "f1"):  # several labels a row
+            return multi_label_figures(logits, references)
         if logits.shape[-1] == 1 and run.metric in ("accuracy", "f1"):  # those of classes would round the values
             return regression_figures(logits[:, 0], references)
         if logits.shape[-1] == 1:
@@ -227,13 +260,13 @@ def recovery_rows(
         drawn = (labelled[index] for index in order[: run.num_recovery_samples])
         return [row for row in drawn if row["input_ids"]]  # an empty text has no tokens where none are special
     if run.recovery_file is not None:
-        source, name = load_texts(run.recovery_file, text_column=run.text_column), Path(run.recovery_file).name
+        source, name = _texts(run, (run.recovery_file, None, None, "train"), tokenizer), Path(run.recovery_file).name
     elif run.calibration == "python_docs":
         source, name = default_texts()[0], "python_docs"
     elif run.calibration == "self":
         source, name = None, "self"
     else:
-        source = load_texts(run.calibration_file, run.dataset_name, run.dataset_config_name, run.dataset_split, run.text_column)
+        source = _texts(run, _calibration_source(run), tokenizer, tell=False)  # it was told when it was read to calibrate on
         name = run.calibration_file or str(run.dataset_name)
     data = calibration
     if source is not None:
@@ -244,7 +277,7 @@ def recovery_rows(
             max_seq_length=run.max_seq_length,
             packing=run.packing,
             seed=args.seed,
-            text_column=run.text_column if run.recovery_file is None else None,
+            text_column=run.text_column,
             max_position_embeddings=max_tokens(model.config),
             name=f"{name}, to recover on",
         )

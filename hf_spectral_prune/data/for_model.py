@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,6 +13,7 @@ from ..models.families.groups import is_vision
 from ..models.packing import check_documents_apart
 from ..models.torch_model import TorchModelForImageClassification, check_rebuildable, importable, original_class, wrap
 from .images import build_images
+from .items import Stream, first_of, is_text, items_of
 from .texts import CalibrationData, build_calibration
 
 # Length of a row of text in tokens, if the model takes as many.
@@ -28,13 +27,15 @@ def read_data(source: Any, processing_class: Any, model: PreTrainedModel, seed: 
 
     Args:
         source: as for `build_images` where the model reads pictures, else as for `build_calibration`.
-        name: "eval_dataset" takes all pictures and tokenised rows, and the first 1,000 sequences of raw text;
+        name: "eval_dataset" takes all pictures and tokenised rows, and the first 1,000 sequences of raw text or of a stream;
             "calibration_dataset" takes a sample.
 
     Raises:
-        ValueError: see `build_images` and `build_calibration`; packed rows that the model does not keep apart.
+        ValueError: see `build_images` and `build_calibration`; packed rows that the model does not keep apart; token ids beyond
+            its embedding.
     """
     data = _batches(source, processing_class, model, seed, name)
+    check_ids(model, data, processing_class)
     check_documents_apart(model, data)
     return data
 
@@ -50,15 +51,34 @@ def _batches(source: Any, processing_class: Any, model: PreTrainedModel, seed: i
     length = _SEQUENCE_LENGTH if limit is None else min(_SEQUENCE_LENGTH, limit)
     options: dict[str, Any] = {"max_seq_length": length, "max_position_embeddings": limit, "seed": seed, "name": name}
     if measured:
-        source = source if isinstance(source, (Sequence, Mapping, Dataset)) else list(source)
-        options |= {"shuffle": False, "num_samples": _MOST_EVAL_SEQUENCES if _is_raw_text(source) else max(1, len(source))}
+        source = items_of(source)
+        limited = isinstance(source, Stream) or is_text(first_of(source))
+        options |= {"shuffle": False, "num_samples": _MOST_EVAL_SEQUENCES if limited else max(1, len(source))}
     return build_calibration(source, processing_class, **options)
 
 
-def _is_raw_text(source: Any) -> bool:
-    if isinstance(source, Dataset):
-        return "input_ids" not in source.column_names
-    return isinstance(source, Sequence) and len(source) > 0 and isinstance(source[0], str)
+def check_ids(model: PreTrainedModel, data: CalibrationData, tokenizer: Any = None) -> None:
+    """Checks that the model's embedding has a row for every token id.
+
+    Raises:
+        ValueError: an id lies beyond it; names the tokenizer and the sizes.
+    """
+    if is_vision(model):
+        return
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    ids = (batch["input_ids"] for batch in data if "input_ids" in batch)
+    largest = max((int(part.max()) for part in ids if part.numel()), default=0)
+    if rows is None or largest < rows:
+        return
+    of = ""
+    if tokenizer is not None:
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        token = tokenizer.convert_ids_to_tokens(largest) if largest < len(tokenizer) else None
+        of = f" {f'(`{token}`) ' if token else ''}of the tokenizer `{name}` with {len(tokenizer):,} tokens"
+    raise ValueError(
+        f"The token id {largest:,}{of} is beyond the model's embedding, which has {rows:,} rows. Take the tokenizer that belongs "
+        "to the model, or resize and train the embedding first (`model.resize_token_embeddings`)."
+    )
 
 
 def wrap_for(

@@ -10,18 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image, IterableDataset, load_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..utils.words import first_line
+from .labels import folded, label_ids
+from .sources import first_rows
 from .texts import Batch, CalibrationData, with_sizes
 
 logger = logging.get_logger(__name__)
 
 _MOST_PIXELS = 50_000_000  # 150 MB decoded; cameras make half as many
+# Rows of a stream where all are asked for: it may have no end.
+_MOST_STREAMED = 1000
+
 _LABEL_COLUMNS = ("label", "labels")
 
 
@@ -61,6 +66,8 @@ def build_images(
     for setting, value in (("num_samples", num_samples), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"`{setting}` is {value}, but must be at least 1.")
+    if isinstance(source, IterableDataset):
+        source = first_rows(source, num_samples or _MOST_STREAMED)
     if _is_batches(source):
         batches = [_as_batch(item) for item in source]
         settings: dict[str, Any] = dict.fromkeys(("num_samples", "shuffle", "seed"))
@@ -223,14 +230,12 @@ def _image_column(source: Dataset, image_column: str | None) -> str:
 
 
 def _named(labels: list[Any], names: list[str] | None, config: PreTrainedConfig | None) -> list[Any]:
-    """Labels by name where the data set and the model know the same names, so that their order does not matter."""
+    """Labels by name where both the data set and the model have names, so that their order does not matter."""
     if names is None:
         return labels
-    if set(names) <= set(getattr(config, "label2id", None) or {}):
-        # A hidden label (-1) has no name, and must not become the last one.
-        return [label if label is None or label < 0 else names[label] for label in labels]
-    logger.warning(f"The labels are taken by number: the model does not know the data set's names (`{names[0]}`, ...).")
-    return labels
+    ids = label_ids(names, config)
+    # A hidden label (-1) has no name, and must not become the last one.
+    return [label if label is None or label < 0 else ids[label] for label in labels]
 
 
 def _chosen(available: int, num_samples: int | None, shuffle: bool, seed: int) -> list[int]:
@@ -314,11 +319,12 @@ def _label_id(label: Any, config: PreTrainedConfig | None) -> int:
         raise ValueError("A picture has no label. Give every picture one, or leave those without out.")
     if isinstance(label, str):
         known: dict[str, int] = getattr(config, "label2id", None) or {}
-        if label not in known:
+        found = known.get(label, {folded(name): number for name, number in known.items()}.get(folded(label)))
+        if found is None:
             raise ValueError(
                 f"The label `{label}` is none of the model's: {', '.join(f'`{name}`' for name in list(known)[:5])}, ..."
             )
-        return known[label]
+        return found
     return int(label)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..models.losses import next_token_targets, num_rows, predicts_next_token
+from .blocks import block_stream
+from .items import Stream, is_text, items_of, texts_of
 from .texts import CalibrationData, collate_rows, tokenised_row
 
 # Share of the rows that is held out where no evaluation data is given, and the most rows that makes.
@@ -19,23 +21,50 @@ _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 512
 _INPUTS = {"input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values"}
 
 
-def training_rows(source: Any) -> Any:
-    """A map-style data set of rows; batches are taken apart.
+class _BlockStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    """Blocks of a stream of texts, made as the training asks for them."""
+
+    def __init__(self, source: Any, tokenizer: Any, length: int) -> None:
+        self.source, self.tokenizer, self.length = source, tokenizer, length
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        texts = texts_of(items_of(self.source), self.tokenizer)
+        return block_stream(texts, self.tokenizer, "" if texts.rendered else "\n\n", self.length)
+
+
+def training_rows(source: Any, processing_class: Any = None, length: int = 512) -> Any:
+    """Rows to train on: batches are taken apart, and texts or chats packed into blocks of `length` tokens.
+
+    A stream stays one (an `IterableDataset`), and is read as the training goes on.
 
     Raises:
-        ValueError: raw text.
+        ValueError: texts without a tokenizer, or without one block; a generator, which cannot be read twice.
     """
     if isinstance(source, CalibrationData):
         return [
             {name: value[index] for name, value in batch.items()} for batch in source.batches for index in range(num_rows(batch))
         ]
-    first = source[0] if hasattr(source, "__getitem__") and len(source) else None
-    if isinstance(first, str) or (isinstance(source, Dataset) and not set(source.column_names) & _INPUTS):
-        raise ValueError("The recovery's data is raw text. Tokenise it, or make it with `build_calibration(texts, tokenizer)`.")
+    if isinstance(source, Iterator):
+        raise ValueError("`train_dataset` is a generator, which can be read once only. Give an `IterableDataset`, or a list.")
+    items = items_of(source)
+    first = items.first if isinstance(items, Stream) else items[0] if len(items) else None
+    if first is not None and is_text(first) and not (isinstance(first, Mapping) and set(first) & _INPUTS):
+        if processing_class is None:
+            raise ValueError(
+                "`train_dataset` holds texts, and there is no tokenizer. Pass `processing_class`, or tokenised rows."
+            )
+        blocks = _BlockStream(source, processing_class, length)
+        return blocks if isinstance(items, Stream) else _some(list(blocks), length)
     if isinstance(source, Dataset) and "seq_lengths" in source.column_names:
         # The Trainer takes away columns that no model reads, and with this one the ends of packed documents.
         return source.map(lambda row: {"position_ids": tokenised_row(row)["position_ids"].tolist()}, remove_columns="seq_lengths")
     return source
+
+
+def _some(rows: list[Any], length: int) -> list[Any]:
+    if not rows:
+        raise ValueError(f"The texts to train on have less than one block of {length} tokens. Give more text.")
+    return rows
 
 
 def hold_out(rows: Any, seed: int) -> tuple[Any, Any]:

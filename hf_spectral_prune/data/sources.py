@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from ..utils.words import shortened
+from .columns import text_columns
+from .items import table_kinds
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 # What pandas takes for a missing value in a column of any kind.
@@ -44,17 +46,20 @@ def load_texts(
     dataset_config_name: str | None = None,
     dataset_split: str = "train",
     text_column: str | None = None,
-) -> Dataset | list[str]:
+    streaming: bool = False,
+) -> Dataset | IterableDataset | list[str]:
     """Reads raw text from a local file, a Hub data set or a local data set folder; give one of the first two.
 
     Args:
         calibration_file: .txt (one text with its line breaks), .jsonl, .json or .csv, all also as .gz, or .parquet.
         dataset_name: name on the Hub, or a folder of data files or of `Dataset.save_to_disk`.
         dataset_split: split of `dataset_name`, slices as in "train[:1000]" included. Files have no splits.
-        text_column: column that holds the text; by default `text`, else the only column of strings.
+        text_column: column that holds the text or the chats; see `columns.text_reader` for what goes without it.
+        streaming: read rows as they are asked for, so that a large data set is not downloaded whole.
 
     Returns:
-        One text for a .txt file, else a data set with the text column alone; one with `input_ids` stays as it is.
+        One text for a .txt file, else a data set with the columns of the text alone; one with `input_ids`, or a stream, stays
+        as it is.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -64,10 +69,10 @@ def load_texts(
         if dataset_name is not None:
             raise ValueError(_ONE_SOURCE)
         return [_read_text(_existing(calibration_file))]
-    dataset = load_table(calibration_file, dataset_name, dataset_config_name, dataset_split)
-    if "input_ids" in dataset.column_names:
+    dataset = load_table(calibration_file, dataset_name, dataset_config_name, dataset_split, streaming)
+    if isinstance(dataset, IterableDataset) or "input_ids" in dataset.column_names:
         return dataset
-    return dataset.select_columns([text_column_of(dataset, text_column)])
+    return dataset.select_columns(list(text_columns(table_kinds(dataset), text_column)))
 
 
 def load_table(
@@ -75,8 +80,12 @@ def load_table(
     dataset_name: str | None = None,
     dataset_config_name: str | None = None,
     dataset_split: str = "train",
-) -> Dataset:
+    streaming: bool = False,
+) -> Any:
     """A file or data set as `load_texts` names them, with all its columns; .tsv files (tab-separated) too.
+
+    Returns:
+        A `Dataset`, or an `IterableDataset` where it is `streaming`.
 
     Raises:
         FileNotFoundError, ValueError: see `load_texts`.
@@ -84,11 +93,11 @@ def load_table(
     if (calibration_file is None) == (dataset_name is None):
         raise ValueError(_ONE_SOURCE)
     if calibration_file is not None:
-        dataset = _read_table(_existing(calibration_file))
+        dataset = _read_table(_existing(calibration_file), streaming)
     else:
         assert dataset_name is not None
-        dataset = _read_dataset(dataset_name, dataset_config_name, dataset_split)
-    if len(dataset) == 0:
+        dataset = _read_dataset(dataset_name, dataset_config_name, dataset_split, streaming)
+    if not streaming and len(dataset) == 0:
         raise ValueError(f"The calibration data set {calibration_file or dataset_name} has no rows. Give one with text.")
     return dataset
 
@@ -114,7 +123,7 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _read_table(path: Path) -> Dataset:
+def _read_table(path: Path, streaming: bool) -> Any:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix not in READERS:
         raise ValueError(f"`calibration_file` {path} is not of a known type. Give .txt, .jsonl, .json, .csv, .tsv or .parquet.")
@@ -126,7 +135,7 @@ def _read_table(path: Path) -> Dataset:
         options: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
         if READERS[suffix] == "csv":
             options |= {"na_values": _missing_values(path, options), "keep_default_na": False}
-        return load_dataset(READERS[suffix], data_files=str(path), split="train", **options)
+        return load_dataset(READERS[suffix], data_files=str(path), split="train", streaming=streaming, **options)
     except Exception as error:  # the readers of pandas, pyarrow and json, each with errors of its own
         cause = error.__cause__ or error
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
@@ -145,21 +154,21 @@ def _missing_values(path: Path, options: dict[str, Any]) -> dict[str, list[str]]
     return {name: _MISSING for name, kind in kinds.items() if kind != "string"}
 
 
-def _read_dataset(name: str, config_name: str | None, split: str) -> Dataset:
+def _read_dataset(name: str, config_name: str | None, split: str, streaming: bool) -> Any:
     folder = Path(name)
     if not any((folder / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
-        return _load_dataset(name, config_name, split)
+        return _load_dataset(name, config_name, split, streaming)
     saved = load_from_disk(name)
-    if not isinstance(saved, DatasetDict):
-        return saved
-    if split not in saved:
-        raise ValueError(f"`dataset_split` is {split!r}, but {name} has the splits {sorted(saved)}. Choose one of them.")
-    return saved[split]
+    if isinstance(saved, DatasetDict):
+        if split not in saved:
+            raise ValueError(f"`dataset_split` is {split!r}, but {name} has the splits {sorted(saved)}. Choose one of them.")
+        saved = saved[split]
+    return saved.to_iterable_dataset() if streaming else saved
 
 
-def _load_dataset(name: str, config_name: str | None, split: str) -> Dataset:
+def _load_dataset(name: str, config_name: str | None, split: str, streaming: bool) -> Any:
     try:
-        return load_dataset(name, config_name, split=split)
+        return load_dataset(name, config_name, split=split, streaming=streaming)
     except Exception as error:  # of the Hub, of builders and of readers
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
@@ -169,16 +178,14 @@ def _load_dataset(name: str, config_name: str | None, split: str) -> Dataset:
         ) from None
 
 
-def text_column_of(dataset: Dataset, text_column: str | None, setting: str = "text_column") -> str:
-    strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
-    chosen = text_column or ("text" if "text" in strings else None)
-    if chosen is None and len(strings) == 1:
-        return strings[0]
-    if chosen is None:
-        raise ValueError(f"Which column holds the text? The data set has {dataset.column_names}. Set `text_column`.")
-    if chosen not in strings:
-        raise ValueError(f"`{setting}` is {chosen!r}, but the data set has no such column of strings: {dataset.column_names}.")
-    return chosen
+def first_rows(rows: Dataset | IterableDataset, number: int) -> Dataset:
+    """The first rows of a stream as a table, with no more read; a table stays as it is."""
+    if isinstance(rows, Dataset):
+        return rows
+    table = Dataset.from_list(list(rows.take(number)))
+    if len(table) == 0:
+        raise ValueError("The streamed data set has no rows. Give one with text.")
+    return table.cast(rows.features) if rows.features is not None else table
 
 
 def default_texts() -> tuple[list[str], list[str]]:

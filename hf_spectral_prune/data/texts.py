@@ -7,30 +7,20 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
 
-import pyarrow.compute
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..models.packing import Batch, documents_apart, is_packed
-from .sources import text_column_of
+from .blocks import Choice, Texts, blocks, text_rows
+from .items import Stream, first_of, is_row, is_text, items_of, texts_of
 
 logger = logging.get_logger(__name__)
 
 # Columns of a tokenised data set that go to the model, with the value that pads each; other columns are left behind.
 _PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "labels": -100}
-# Long text is tokenised in pieces of this size: a tokenizer keeps some hundred bytes a token while it works.
-_PIECE_CHARACTERS = 2**16
-_PIECES_AT_ONCE = 8
-# A draw of blocks from up to this much text is made of all its blocks; of more text, only passages drawn at random are tokenised.
-# The limit does not hang on how many blocks are wanted, so that a larger draw (to recover on) has blocks of the same bounds.
-_WHOLE_CHARACTERS = 2**24
-# A passage has about eight blocks, and eight times the blocks that are wanted are tokenised: about a passage for every block.
-_PASSAGE_CHARACTERS_PER_TOKEN = 32
-_SPARE_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -94,9 +84,11 @@ def build_calibration(
     """Cuts a source into batches of at most `max_seq_length` tokens a row.
 
     Args:
-        source: a list of texts; a `datasets.Dataset` with a text column; tokenised rows (a `Dataset` or list of dicts
-            with one-dimensional `input_ids`), truncated and padded but not packed; or ready batches (a `DataLoader`, a
-            list of dicts of tensors, or of `input_ids` tensors (B, T)), which are all used, unchanged.
+        source: a list of texts or of chats (lists of messages); a table with a column of text or of chats (a `datasets.Dataset`,
+            a list of dicts); tokenised rows (a `Dataset` or list of dicts with one-dimensional `input_ids`), truncated and
+            padded but not packed; or ready batches (a `DataLoader`, a list of dicts of tensors, or of `input_ids` tensors
+            (B, T)), which are all used, unchanged. Of a source without a length (an `IterableDataset`, a generator) the first
+            rows are taken, and no more are read than it takes. Chats are written by the tokenizer's chat template.
         processing_class: the tokenizer; needed for raw text only. Tokenised rows take their padding from it if given.
         packing: True joins all texts by `joiner` into one token stream without special tokens and cuts it into full
             blocks; the rest at the end is dropped. False gives each text that is not blank a row of its own, with the
@@ -105,6 +97,8 @@ def build_calibration(
         shuffle: True takes `num_samples` rows at random by `seed`, without replacement and in the order of the text;
             False takes the first ones, and then tokenises no more text than it needs. Of text with more than 16 million
             characters, packed blocks are drawn from passages drawn at random, and eight times what is needed is tokenised.
+            Chats are drawn one by one.
+        text_column: column of the text or of the chats; see `columns.text_reader` for what goes without it.
         max_position_embeddings: the model's limit; a longer `max_seq_length` is an error.
         name: what the protocol calls the source.
 
@@ -118,24 +112,19 @@ def build_calibration(
     }.items():
         if value < 1:
             raise ValueError(f"`{setting}` is {value}, but must be at least 1.")
-    items: Any = source.with_format(None) if isinstance(source, Dataset) else _as_list(source)
-    if len(items) == 0:
-        raise ValueError("The calibration source is empty. Give at least one text or batch.")
-    is_text = "input_ids" not in items.column_names if isinstance(items, Dataset) else isinstance(items[0], str)
-    if not is_text and not _is_row(items[0]):
+    items = items_of(source)
+    first = first_of(items)
+    raw = is_text(first)
+    if not raw and not is_row(first):
         return _ready(items, name, max_position_embeddings)
     check_positions(max_seq_length, max_position_embeddings)
-    choice = _Choice(num_samples, max_seq_length, shuffle, seed)
-    if not is_text:
-        rows = [tokenised_row(items[index], max_seq_length) for index in choice.indices(len(items))]
-    elif processing_class is None:
-        raise ValueError("`processing_class` is missing: raw text needs a tokenizer. Give one, or tokenised data.")
+    shuffle = shuffle and not isinstance(items, Stream)  # a draw would read a stream to its end
+    choice = Choice(num_samples, max_seq_length, shuffle, seed)
+    if raw:
+        rows, joiner = _text_rows(texts_of(items, processing_class, text_column), processing_class, packing, joiner, choice)
     else:
-        texts = _Texts(items, text_column)
-        if packing:
-            rows = _blocks(texts, processing_class, joiner, choice)
-        else:
-            rows = _text_rows(texts, processing_class, choice)
+        found = islice(items, num_samples) if isinstance(items, Stream) else map(items.__getitem__, choice.indices(len(items)))
+        rows = [tokenised_row(row, max_seq_length) for row in found]
     rows = [row for row in rows if len(row["input_ids"])]
     if not rows:
         raise ValueError("The calibration source has no tokens at all. Give text that is not empty.")
@@ -145,8 +134,8 @@ def build_calibration(
     protocol = {
         "source": name,
         "split": str(source.split) if isinstance(source, Dataset) and source.split is not None else None,
-        "joiner": joiner if is_text and packing else None,
-        "packing": is_text and packing,
+        "joiner": joiner if raw and packing else None,
+        "packing": raw and packing,
         "max_seq_length": max_seq_length,
         "num_samples": num_samples,
         "shuffle": shuffle,
@@ -155,20 +144,16 @@ def build_calibration(
     return with_sizes(batches, protocol)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """How many rows of which length to take, and which ones."""
-
-    num_samples: int
-    max_seq_length: int
-    shuffle: bool
-    seed: int
-
-    def indices(self, available: int) -> list[int]:
-        if not self.shuffle or available <= self.num_samples:
-            return list(range(min(available, self.num_samples)))
-        order = torch.randperm(available, generator=torch.Generator().manual_seed(self.seed))
-        return sorted(order[: self.num_samples].tolist())
+def _text_rows(
+    texts: Texts, tokenizer: PreTrainedTokenizerBase | None, packing: bool, joiner: str, choice: Choice
+) -> tuple[list[Batch], str]:
+    """Rows of token ids, and what joins the texts: nothing between chats, whose template ends them."""
+    if tokenizer is None:
+        raise ValueError("`processing_class` is missing: raw text needs a tokenizer. Give one, or tokenised data.")
+    joiner = "" if texts.rendered else joiner
+    if packing:
+        return blocks(texts, tokenizer, joiner, choice), joiner
+    return [tokenised_row(row, choice.max_seq_length) for row in text_rows(texts, tokenizer, choice)], joiner
 
 
 def with_sizes(batches: Sequence[Batch], protocol: dict[str, Any]) -> CalibrationData:
@@ -177,21 +162,12 @@ def with_sizes(batches: Sequence[Batch], protocol: dict[str, Any]) -> Calibratio
     return CalibrationData(bare.batches, protocol | sizes)
 
 
-def _ready(items: Sequence[Any], name: str, max_position_embeddings: int | None) -> CalibrationData:
+def _ready(items: Iterable[Any], name: str, max_position_embeddings: int | None) -> CalibrationData:
     batches = [_ready_batch(item) for item in items]
     widest = max((batch["input_ids"].shape[-1] for batch in batches if "input_ids" in batch), default=0)
     check_positions(widest, max_position_embeddings)
     unknown = ("split", "joiner", "packing", "num_samples", "shuffle", "seed")
     return with_sizes(batches, {"source": name, "max_seq_length": widest} | dict.fromkeys(unknown))
-
-
-def _as_list(source: Iterable[Any]) -> Sequence[Any]:
-    if isinstance(source, str):
-        raise ValueError("`source` is one string. Give a list of texts, or read a file with `load_texts`.")
-    if isinstance(source, Mapping):
-        raise ValueError(f"`source` is a dict with {sorted(source)}. Give one split of the data set, or a list of batches.")
-    # Rows that are made when they are asked for stay so: most of them are not drawn.
-    return source if isinstance(source, Sequence) else list(source)
 
 
 def check_positions(length: int, max_position_embeddings: int | None) -> None:
@@ -200,158 +176,22 @@ def check_positions(length: int, max_position_embeddings: int | None) -> None:
         raise ValueError(f"`max_seq_length` is {length}, {limit}. Lower `max_seq_length`.")
 
 
-def _is_row(item: Any) -> bool:
-    """One tokenised sequence, as opposed to a batch of them."""
-    ids = item.get("input_ids") if isinstance(item, Mapping) else None
-    # Multiple choice has batches (B, C, T).
-    return ids is not None and not (isinstance(ids, Tensor) and ids.dim() >= 2)
-
-
 def _ready_batch(item: Any) -> Batch:
     if isinstance(item, Tensor):
         return {"input_ids": item, "attention_mask": torch.ones_like(item)}
-    if isinstance(item, Mapping) and item and all(isinstance(value, Tensor) for value in item.values()):
-        return dict(item)
+    tensors = {name: value for name, value in item.items() if isinstance(value, Tensor)} if isinstance(item, Mapping) else {}
+    # A `DataLoader` over a data set with a column of strings gives those, too.
+    if tensors and ("input_ids" in tensors or len(tensors) == len(item)):
+        return tensors
     raise ValueError(
         f"The calibration source holds a {type(item).__name__}, not a text, a tokenised row or a batch of tensors. "
         "Give strings, or dicts with `input_ids`."
     )
 
 
-class _Texts:
-    """The texts of a list or of a data set's column, in their order or by their places."""
-
-    def __init__(self, items: Any, text_column: str | None) -> None:
-        self.items = items
-        self.column: str | None = None
-        if isinstance(items, Dataset):
-            self.column = text_column_of(items, text_column)
-            self.items = items.select_columns([self.column])
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[str]:
-        if self.column is None:
-            for index, item in enumerate(self.items):
-                if not isinstance(item, str):
-                    raise ValueError(f"Item {index} of the calibration texts is a {type(item).__name__}. Give strings only.")
-                yield item
-            return
-        for rows in self.items.iter(batch_size=1000):
-            # Tables read from JSON and CSV have nulls where a field was empty.
-            yield from (text or "" for text in rows[self.column])
-
-    def part(self, first: int, end: int) -> list[str]:
-        """The texts from place `first` to before `end`."""
-        if self.column is None:
-            return list(self.items[first:end])
-        return [text or "" for text in self.items[first:end][self.column]]
-
-    def lengths(self) -> Tensor:
-        """Characters of every text (N,)."""
-        if self.column is None:
-            return torch.tensor([len(text) for text in self])
-        # Arrow counts without making a Python string of every text.
-        tables = self.items.with_format("arrow").iter(batch_size=10_000)
-        counts = (pyarrow.compute.utf8_length(table[self.column]).fill_null(0) for table in tables)
-        return torch.cat([torch.tensor(count.to_numpy(), dtype=torch.int64) for count in counts])
-
-
-def _pieces(texts: Iterable[str], joiner: str) -> Iterator[str]:
-    """Yields the parts of `joiner.join(texts)`, in order and none longer than a piece, without building it whole."""
-    waiting: list[str] = []
-    length = 0
-    for index, text in enumerate(texts):
-        text = joiner + text if index else text
-        start = 0
-        while length + len(text) - start > _PIECE_CHARACTERS:
-            end = start + _PIECE_CHARACTERS - length
-            cut = text.rfind("\n", start, end) + 1 or end
-            yield "".join(waiting) + text[start:cut]
-            waiting, length, start = [], 0, cut
-        waiting.append(text[start:])
-        length += len(text) - start
-    yield "".join(waiting)
-
-
-def _tokenise_stream(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, joiner: str, limit: int | None) -> Tensor:
-    """Token ids (N,) of the joined texts; stops soon after `limit` tokens."""
-    pieces = _pieces(texts, joiner)
-    parts: list[Tensor] = []
-    count = 0
-    with tqdm(desc="Tokenising", unit=" characters", unit_scale=True, delay=1, leave=False) as bar:
-        while (limit is None or count < limit) and (some := list(islice(pieces, _PIECES_AT_ONCE))):
-            # `verbose=False`: no warning that the text is longer than the model's window, for it is cut later.
-            for ids in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]:
-                parts.append(torch.tensor(ids, dtype=torch.int64))
-                count += len(ids)
-            bar.update(sum(map(len, some)))
-    return torch.cat(parts)
-
-
-def _blocks(texts: _Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, choice: _Choice) -> list[Batch]:
-    length = choice.max_seq_length
-    needed = choice.num_samples * length
-    if not choice.shuffle:
-        stream = _tokenise_stream(texts, tokenizer, joiner, needed)
-    elif int((lengths := texts.lengths()).sum()) <= _WHOLE_CHARACTERS:
-        stream = _tokenise_stream(texts, tokenizer, joiner, None)
-    else:
-        passages = _drawn_passages(texts, lengths, joiner, _PASSAGE_CHARACTERS_PER_TOKEN * length, choice.seed)
-        stream = _tokenise_stream(passages, tokenizer, joiner, _SPARE_BLOCKS * needed)
-    available = len(stream) // length
-    if available == 0:
-        raise ValueError(
-            f"`max_seq_length` is {length} but the calibration text has only {len(stream)} tokens. "
-            "Give more text or lower `max_seq_length`."
-        )
-    return [{"input_ids": stream[index * length : (index + 1) * length]} for index in choice.indices(available)]
-
-
-def _drawn_passages(texts: _Texts, lengths: Tensor, joiner: str, width: int, seed: int) -> Iterator[str]:
-    """All of the texts, in passages in an order that the seed draws. A larger draw begins like a smaller one."""
-    ends = lengths.cumsum(0)
-    number = -(-int(ends[-1]) // width)
-    for index in torch.randperm(number, generator=torch.Generator().manual_seed(seed)).tolist():
-        if passage := _passage(texts, ends, joiner, width, index):
-            yield passage
-
-
-def _passage(texts: _Texts, ends: Tensor, joiner: str, width: int, index: int) -> str:
-    """Passage `index` of about `width` characters; neighbouring texts stay together, as they may be parts of one."""
-    first, start = _passage_bound(texts, ends, width, index)
-    last, end = _passage_bound(texts, ends, width, index + 1)
-    parts = texts.part(first, last + 1 if end else last)
-    if end:
-        parts[-1] = parts[-1][:end]
-    if parts:
-        parts[0] = parts[0][start:]
-    return joiner.join(parts)
-
-
-def _passage_bound(texts: _Texts, ends: Tensor, width: int, index: int) -> tuple[int, int]:
-    """Where passage `index` begins: the place of a text, and a character in it, moved back to a line break or its start."""
-    at = index * width
-    if at >= int(ends[-1]):
-        return len(texts), 0
-    row = int(torch.searchsorted(ends, at, right=True))
-    [text] = texts.part(row, row + 1)
-    within = at - (int(ends[row]) - len(text))
-    start = text.rfind("\n", max(0, within - width), within) + 1
-    return row, start or (within if within > width else 0)
-
-
-def _text_rows(texts: _Texts, tokenizer: PreTrainedTokenizerBase, choice: _Choice) -> list[Batch]:
-    filled = [index for index, text in enumerate(texts) if text.strip()]
-    bar = tqdm(choice.indices(len(filled)), desc="Tokenising", unit=" texts", delay=1, leave=False)
-    chosen = (texts.part(filled[index], filled[index] + 1)[0] for index in bar)
-    encoded = (tokenizer(text, truncation=True, max_length=choice.max_seq_length) for text in chosen)
-    return [tokenised_row(row, choice.max_seq_length) for row in encoded]
-
-
-def tokenised_row(row: Mapping[str, Any], length: int | None = None) -> Batch:
+def tokenised_row(row: Mapping[str, Any] | Tensor, length: int | None = None) -> Batch:
     """The model's inputs of one tokenised row as tensors, cut at `length` tokens."""
+    row = {"input_ids": row} if isinstance(row, Tensor) else row
     # `label` is what most data sets call it and `labels` what models take; transformers' own collators rename it too.
     named = {"labels" if key == "label" else key: value for key, value in row.items()}
     try:
@@ -363,14 +203,15 @@ def tokenised_row(row: Mapping[str, Any], length: int | None = None) -> Batch:
     if tensors["input_ids"].dim() != 1:
         raise ValueError("A tokenised row has nested `input_ids`. Give one-dimensional rows, or batches as tensors (B, T).")
     size = len(tensors["input_ids"])
-    tensors = {key: value if value.is_floating_point() else value.long() for key, value in tensors.items()}
+    # Values of a regression and vectors of several labels stay as they are.
+    tensors = {key: value if key == "labels" and value.is_floating_point() else value.long() for key, value in tensors.items()}
     cut = {key: value[:length] if _is_per_token(value, size) else value for key, value in tensors.items()}
     return unpadded_row(cut) if _is_packed(cut) else cut
 
 
 def _is_per_token(value: Tensor, size: int) -> bool:
-    """Tells labels of tokens from a label of the whole row."""
-    return value.dim() == 1 and len(value) == size
+    """Tells labels of tokens from a label of the whole row, which may be a vector, one value a class."""
+    return value.dim() == 1 and len(value) == size and not value.is_floating_point()
 
 
 def _parts(rows: list[Batch], size: int) -> Iterator[list[Batch]]:

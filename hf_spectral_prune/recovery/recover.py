@@ -17,7 +17,7 @@ from transformers.utils import logging
 from ..arguments import SpectralPruningArguments
 from ..data.rows import default_collator, hold_out, training_rows
 from ..models.distributed import is_sharded, of_first_process
-from ..models.families import family_of
+from ..models.families import family_of, max_tokens
 from ..utils.environment import accelerator
 from ..utils.option_types import fitted
 from ..utils.words import did_you_mean
@@ -187,12 +187,13 @@ def recover(
         check_teacher(model, teacher)
     training_args = copy.copy(training_args)
     training_args.resume_from_checkpoint = checkpoint_to_resume(training_args)
-    train_rows = training_rows(train_dataset)
+    length = min(512, max_tokens(model.config) or 512)
+    train_rows = training_rows(train_dataset, processing_class, length)
     if eval_dataset is None:
         train_rows, eval_rows = hold_out(train_rows, training_args.seed)
         notes.append(f"No `eval_dataset` was given, so {len(eval_rows)} rows of the training data were held out to judge by.")
     else:
-        eval_rows = training_rows(eval_dataset)
+        eval_rows = training_rows(eval_dataset, processing_class, length)
     options: dict[str, Any] = {
         "processing_class": processing_class,
         "data_collator": data_collator or default_collator(model, processing_class),

@@ -410,7 +410,7 @@ def test_rows_to_recover_on_leave_out_what_is_held_out(large, packing, folder, m
     from hf_spectral_prune.arguments import SpectralPruningArguments
     from hf_spectral_prune.cli.arguments import RunArguments
     from hf_spectral_prune.cli.inputs_text import load_text, recovery_rows
-    from hf_spectral_prune.data import texts as data
+    from hf_spectral_prune.data import blocks as data
     from hf_spectral_prune.models.loading import load_tokenizer
 
     generator = torch.Generator().manual_seed(1)

@@ -17,8 +17,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_spectral_prune.data import texts as data_module
+from hf_spectral_prune.data import blocks as data_module
+from hf_spectral_prune.data import texts as texts_module
 from hf_spectral_prune.data.generated import self_generated
+from hf_spectral_prune.data.items import texts_of
 from hf_spectral_prune.data.sources import default_texts, load_table, load_texts
 from hf_spectral_prune.data.texts import CalibrationData, build_calibration
 
@@ -81,7 +83,7 @@ def table(**options: Any) -> Dataset:
 
 
 def write_table(path: Path, texts: list[str]) -> None:
-    dataset = Dataset.from_dict({"number": list(range(len(texts))), "body": texts})
+    dataset = Dataset.from_dict({"number": list(range(len(texts))), "sentence": texts})
     kind = path.name.split(".")[1]
     if kind == "parquet":
         dataset.to_parquet(path)
@@ -98,7 +100,7 @@ def write_table(path: Path, texts: list[str]) -> None:
 def test_table_files_give_their_only_string_column(tmp_path: Path, name: str) -> None:
     write_table(tmp_path / name, ["first", "second\nline"])
     loaded = table(calibration_file=tmp_path / name)
-    assert loaded.column_names == ["body"] and loaded["body"][:] == ["first", "second\nline"]
+    assert loaded.column_names == ["sentence"] and loaded["sentence"][:] == ["first", "second\nline"]
 
 
 @pytest.mark.parametrize(("name", "separator"), [("t.csv", ","), ("t.tsv", "\t"), ("t.csv.gz", ",")])
@@ -147,7 +149,7 @@ def test_tokenised_data_set_keeps_all_its_columns(tmp_path: Path) -> None:
         ("a.jsonl", b"", "is empty"),
         ("a.json", b"[]", "a.json` cannot be read as json"),
         ("a.jsonl", b'{"text": \n', "cannot be read as jsonl"),
-        ("a.jsonl", b'{"q": "x", "a": "y"}\n', r"Which column holds the text\?.*'q', 'a'.*Set `text_column`"),
+        ("a.jsonl", b'{"q": "x", "a": "y"}\n', r"Which column holds the text\? Set `text_column`. Columns of strings: `q`, `a`"),
         ("a.jsonl", b'{"n": 1}\n', r"Which column holds the text\?.*'n'"),
     ],
 )
@@ -162,8 +164,8 @@ def test_missing_file_and_wrong_column_and_no_source_are_named(tmp_path: Path) -
     with pytest.raises(FileNotFoundError, match=r"`calibration_file` .*nowhere\.txt does not exist"):
         load_texts(tmp_path / "nowhere.txt")
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(ValueError, match=r"`text_column` is 'body'.*\['text'\]"):
-        load_texts(tmp_path / "a.jsonl", text_column="body")
+    with pytest.raises(ValueError, match=r"`text_column` is 'sentence'.*\['text'\]"):
+        load_texts(tmp_path / "a.jsonl", text_column="sentence")
     sources: list[dict[str, Any]] = [{}, {"calibration_file": "a.txt", "dataset_name": "b"}]
     for arguments in sources:
         with pytest.raises(ValueError, match="exactly one of `calibration_file` and `dataset_name`"):
@@ -284,7 +286,7 @@ def test_without_shuffling_no_more_text_is_tokenised_than_needed(monkeypatch: py
 @given(texts=st.lists(st.text(LETTERS, max_size=40), min_size=1, max_size=8), width=st.integers(1, 50))
 def test_passages_are_the_whole_text_and_no_longer_than_twice_their_width(texts: list[str], width: int) -> None:
     for source in (texts, Dataset.from_dict({"text": texts})):
-        held = data_module._Texts(source, None)
+        held = texts_of(source, None)
         lengths = held.lengths()
         assert lengths.tolist() == [len(text) for text in texts]
         ends = lengths.cumsum(0)
@@ -340,14 +342,14 @@ def test_unpadded_rows_are_what_they_were_before_padding() -> None:
         tokenizer = make_tokenizer(padding_side=side, pad_token="<pad>")
         data = build_calibration(["ab", "cdef", "g"], tokenizer, packing=False, num_samples=3, batch_size=3)
         [batch] = data
-        rows = [data_module.unpadded_row({name: value[index] for name, value in batch.items()}) for index in range(3)]
+        rows = [texts_module.unpadded_row({name: value[index] for name, value in batch.items()}) for index in range(3)]
         assert [row["input_ids"].tolist() for row in rows] == [ids_of("ab"), ids_of("cdef"), ids_of("g")]
         assert all(row["attention_mask"].all() for row in rows)
 
 
 def test_fewer_blocks_than_asked_are_all_used_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(data_module.logger, "warning", warnings.append)
+    monkeypatch.setattr(texts_module.logger, "warning", warnings.append)
     data = build_calibration(["abcdefghij"], TOKENIZER, num_samples=8, max_seq_length=3, name="my text")
     assert rows_of(data) == [ids_of("abc"), ids_of("def"), ids_of("ghi")]
     assert warnings == ["`my text` gives 3 sequences, which is less than `num_samples` (8): all are used."]
@@ -474,8 +476,9 @@ def test_tensor_batches_get_a_full_mask() -> None:
         ("abc", {}, "`source` is one string"),
         (DatasetDict(train=Dataset.from_dict({"text": ["a"]})), {}, r"dict with \['train'\]. Give one split"),
         ([3], {}, "holds a int, not a text"),
-        ([{"text": "abc"}], {}, "holds a dict, not a text"),
-        (["abc", 3], {"processing_class": TOKENIZER}, "Item 1 of the calibration texts is a int"),
+        ([{"text": "abc"}], {}, "`processing_class` is missing"),
+        ([{"a": torch.ones(2), "b": 3}, 3], {"processing_class": TOKENIZER}, "Which column holds the text"),
+        (["abc", 3], {"processing_class": TOKENIZER}, "An item of the calibration texts is a int"),
         ([" ", "\n"], {"processing_class": TOKENIZER, "packing": False}, "no tokens at all"),
         (Dataset.from_dict({"input_ids": [[1]]}).select([]), {}, "source is empty"),
         ([{"input_ids": []}], {}, "no tokens at all"),

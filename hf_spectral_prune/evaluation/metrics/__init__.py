@@ -57,6 +57,16 @@ def regression_figures(predictions: Any, references: Any) -> dict[str, float]:
     return figures
 
 
+def multi_label_figures(logits: Any, references: Any) -> dict[str, float]:
+    """Share of rows whose labels are all right, and F1 over all labels (micro), where a row may have several: (N, C) each.
+
+    A label is predicted where its logit is above 0, which is a probability above one half.
+    """
+    said, true = np.asarray(logits) > 0, np.asarray(references) > 0.5
+    count = int(said.sum() + true.sum())
+    return {"accuracy": float((said == true).all(axis=1).mean()), "f1": 2 * int((said & true).sum()) / count if count else 0.0}
+
+
 def token_losses(logits: Any, labels: Any) -> tuple[list[float], list[int]]:
     """What the shipped `perplexity` computes from, for a causal language model's predictions.
 

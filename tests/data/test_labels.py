@@ -1,0 +1,147 @@
+"""Labels mean what their names say, whatever their order; several labels a row become vectors; what cannot be told is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import VOCABULARY, random_batch, refused, tiny_encoder
+from datasets import ClassLabel, Dataset, Features, List, Value
+
+from hf_spectral_prune.data.images import build_images
+from hf_spectral_prune.data.labels import label_ids, read_labels
+from hf_spectral_prune.data.texts import collate_rows, tokenised_row, unpadded_row
+from hf_spectral_prune.evaluation.metrics import multi_label_figures
+
+MNLI = ["entailment", "neutral", "contradiction"]
+
+
+def config(names: list[str], **fields: Any) -> Any:
+    id2label = dict(enumerate(names))
+    return tiny_encoder(
+        "bert", num_labels=len(names), id2label=id2label, label2id={n: i for i, n in id2label.items()}, **fields
+    ).config
+
+
+def table(values: list[Any], feature: Any = None, **columns: Any) -> Dataset:
+    found = Dataset.from_dict({"text": ["w5"] * len(values), "label": values, **columns})
+    return found if feature is None else found.cast_column("label", feature)
+
+
+NLI = config(["CONTRADICTION", "NEUTRAL", "ENTAILMENT"])
+
+
+def test_classes_are_matched_by_name_without_regard_to_case():
+    assert label_ids(MNLI, NLI) == [2, 1, 0]
+    assert label_ids(["Not Entailment", "entailment"], config(["entailment", "not_entailment"])) == [1, 0]
+    assert label_ids(["neutral", "entailment"], NLI) == [1, 2]
+    assert read_labels(table([0, 1, 2], ClassLabel(names=MNLI)), "label", NLI) == [2, 1, 0]
+    assert read_labels(table(["entailment", "Neutral", "2"]), "label", NLI) == [2, 1, 2]
+
+
+def test_where_one_side_has_no_names_numbers_count():
+    assert label_ids(MNLI, config(["LABEL_0", "LABEL_1", "LABEL_2"])) == [0, 1, 2]
+    assert label_ids(["0", "1", "2"], NLI) == [0, 1, 2]
+    assert read_labels(table([2, 0, 1]), "label", NLI) == [2, 0, 1]
+
+
+def test_names_that_cannot_be_reconciled_are_refused():
+    refused(lambda: label_ids(["yes", "maybe", "no"], NLI), "`yes`, `maybe`, `no`", "`CONTRADICTION`, `NEUTRAL`, `ENTAILMENT`")
+    refused(lambda: read_labels(table([0, -1], ClassLabel(names=MNLI)), "label", NLI), "Row 1 has the label -1", "hidden")
+    refused(lambda: read_labels(table(["5"]), "label", NLI), "Row 0 has the label '5'", "0 to 2")
+    refused(lambda: read_labels(table(["high"]), "label", config(["x"])), "Row 0 has the label 'high'", "regression")
+
+
+TOXIC = config(["toxic", "obscene", "threat"], problem_type="multi_label_classification")
+
+
+@pytest.mark.parametrize(
+    ("values", "feature"),
+    [
+        ([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]], None),
+        ([[True, False, True], [False, False, False]], None),
+        ([["Threat", "toxic"], []], None),
+        ([[0, 2], []], None),
+        ([[1, 0], []], List(ClassLabel(names=["Toxic", "threat", "obscene"]))),
+    ],
+)
+def test_lists_become_vectors_of_the_models_labels(values, feature):
+    assert read_labels(table(values, feature), "label", TOXIC) == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+
+
+def test_several_columns_become_vectors_in_the_models_order():
+    found = table([0, 0], threat=[1, 0], toxic=[0, 1], obscene=[0, 1])
+    assert read_labels(found, "threat, toxic, obscene", TOXIC) == [[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
+    refused(lambda: read_labels(found, "threat,toxic", TOXIC), "names 2 columns", "3 labels")
+    refused(lambda: read_labels(found, "threat,toxic,nothing", TOXIC), "`label_column` is 'nothing'")
+    wrong = table([0], threat=[2], toxic=[0], obscene=[0])
+    refused(lambda: read_labels(wrong, "threat,toxic,obscene", TOXIC), "Row 0 has the labels [0, 0, 2]")
+
+
+def test_lists_are_refused_where_a_row_has_one_label():
+    single = config(["a", "b"], problem_type="single_label_classification")
+    refused(lambda: read_labels(table([[1.0, 0.0]]), "label", single), "lists of labels", "`single_label_classification`")
+    refused(lambda: read_labels(table([[0.5, 0.0, 1.0]]), "label", TOXIC), "Row 0 has the labels [0.5, 0.0, 1.0]")
+
+
+def test_a_vector_of_labels_stays_whole_in_a_row_of_its_own_length():
+    row = tokenised_row({"input_ids": [5, 6, 7], "labels": [1.0, 0.0, 1.0]}, 2)
+    assert row["input_ids"].tolist() == [5, 6] and row["labels"].tolist() == [1.0, 0.0, 1.0]
+    batch = collate_rows([tokenised_row({"input_ids": [5, 6, 7], "labels": [1.0, 0.0, 1.0]}), row])
+    assert batch["labels"].tolist() == [[1.0, 0.0, 1.0]] * 2
+    assert unpadded_row({name: value[1] for name, value in batch.items()})["labels"].tolist() == [1.0, 0.0, 1.0]
+
+
+def test_figures_of_several_labels_are_those_written_down_by_hand():
+    logits = np.array([[2.0, -1.0], [3.0, 1.0], [-1.0, -2.0]])
+    references = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    # right rows: the first; 2 true positives of 3 said and 3 true
+    assert multi_label_figures(logits, references) == {"accuracy": pytest.approx(1 / 3), "f1": pytest.approx(2 / 3)}
+
+
+def test_pictures_are_labelled_by_name_too():
+    features = Features({"pixel_values": List(List(List(Value("float32")))), "label": ClassLabel(names=["DOG", "cat"])})
+    found = Dataset.from_dict({"pixel_values": [[[[0.0]]], [[[1.0]]]], "label": [0, 1]}, features=features)
+    names = config(["cat", "dog"])
+    assert next(iter(build_images(found, config=names)))["labels"].tolist() == [1, 0]
+    refused(lambda: build_images(found, config=config(["bird", "fish"])), "`DOG` is none of those")
+
+
+@pytest.fixture
+def toxic_folder(tmp_path: Path, tokenizer, monkeypatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    model = tiny_encoder(
+        "bert", num_labels=3, id2label=TOXIC.id2label, label2id=TOXIC.label2id, problem_type="multi_label_classification"
+    )
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    rows = []
+    for seed in range(40):
+        ids = 40 + random_batch(1, 12, seed)["input_ids"] % 50  # below, the unknown word `w3` splits others in two
+        with torch.inference_mode():
+            held = (model(ids, attention_mask=torch.ones_like(ids)).logits[0] > 0).tolist()
+        rows.append(
+            {"text": " ".join(f"w{word}" for word in ids[0].tolist() if word < VOCABULARY), "labels": [*map(float, held)]}
+        )
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_the_command_line_prunes_and_measures_a_multi_label_model(toxic_folder, capsys):
+    from hf_spectral_prune.cli.main import main
+
+    folder = str(toxic_folder / "m")
+    common = ["--model_name_or_path", folder, "--label_column", "labels", "--max_seq_length", "16", "--device", "cpu"]
+    assert main(["evaluate", *common, "--eval_file", str(toxic_folder / "t.jsonl")]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["accuracy"] > 0.9 and figures["f1"] > 0.9  # by what the model itself says
+    options = ["--calibration_file", str(toxic_folder / "t.jsonl"), "--output_dir", str(toxic_folder / "out")]
+    options += ["--target_reduction", "0.3", "--target_scope", "prunable", "--units", "ffn", "--self_check", "False"]
+    assert main(["prune", *common, *options]) == 0, capsys.readouterr().err
+    report = json.loads((toxic_folder / "out" / "pruning_report.json").read_text())
+    assert "after_f1" in json.dumps(report)

@@ -1,0 +1,156 @@
+"""Streams are read from their start and no further than needed, and long texts are tokenised no further either."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from conftest import VOCABULARY, refused, tiny_model
+from datasets import IterableDataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune.data.blocks import tokenise
+from hf_spectral_prune.data.for_model import check_ids, read_data
+from hf_spectral_prune.data.sources import load_table, load_texts
+from hf_spectral_prune.data.texts import build_calibration
+
+ROWS = 30_000
+
+
+class Counted:
+    """A stream of rows, and how many of them were asked for."""
+
+    def __init__(self, make: Any) -> None:
+        self.drawn, self._make = 0, make
+        self.stream = IterableDataset.from_generator(self._rows)
+
+    def _rows(self) -> Iterator[Any]:
+        for index in range(ROWS):
+            self.drawn = max(self.drawn, index + 1)
+            yield self._make(index)
+
+
+def words(index: int, count: int = 20) -> str:
+    return " ".join(f"w{3 + (7 * index + place) % 90}" for place in range(count))
+
+
+def ids(index: int) -> dict[str, Any]:
+    return {"input_ids": [3 + (7 * index + place) % 90 for place in range(16)]}
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_texts_of_a_stream_are_its_first_and_no_more_are_read(packing, tokenizer):
+    counted = Counted(lambda index: {"id": str(index), "text": words(index)})
+    data = build_calibration(counted.stream, tokenizer, num_samples=8, max_seq_length=20, packing=packing)
+    assert data.num_sequences == 8 and counted.drawn < 200
+    assert data.protocol["shuffle"] is False and data.protocol["seed"] is None
+    first = [row for batch in data for row in batch["input_ids"].tolist()]
+    # A longer draw begins like a shorter one: rows to recover on leave out those that are held out.
+    more = build_calibration(counted.stream, tokenizer, num_samples=16, max_seq_length=20, packing=packing)
+    assert [row for batch in more for row in batch["input_ids"].tolist()][:8] == first
+    assert first[0] == [3 + place for place in range(20)]
+
+
+def test_rows_of_a_stream_are_its_first_and_no_more_are_read():
+    counted = Counted(ids)
+    data = build_calibration(counted.stream, num_samples=8)
+    assert data.num_sequences == 8 and counted.drawn < 12
+    assert data.batches[0]["input_ids"][0].tolist() == ids(0)["input_ids"]
+
+
+def test_an_evaluation_reads_a_thousand_rows_of_a_stream(tokenizer):
+    for make in (ids, lambda index: {"text": words(index, 600)}):
+        counted = Counted(make)
+        data = read_data(counted.stream, tokenizer, tiny_model(), 0, "eval_dataset")
+        assert data.num_sequences == 1000 and counted.drawn < 1100
+
+
+def test_a_generator_is_read_lazily(tokenizer):
+    drawn = []
+
+    def texts() -> Iterator[str]:
+        for index in range(ROWS):
+            drawn.append(index)
+            yield words(index)
+
+    assert build_calibration(texts(), tokenizer, num_samples=4, max_seq_length=20).num_sequences == 4
+    assert len(drawn) < 200
+    refused(lambda: build_calibration(iter([]), tokenizer), "source is empty")
+
+
+@pytest.mark.parametrize("make", [ids, lambda index: {"text": words(index, 200)}])
+def test_a_recovery_trains_on_a_stream(make, tokenizer, tmp_path, batches):
+    counted = Counted(make)
+    training = {"max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none"}
+    given = {"calibration_dataset": batches, "eval_dataset": batches, "processing_class": tokenizer}
+
+    def pruner(**training: Any) -> SpectralPruner:
+        args = SpectralPruningArguments(
+            output_dir=str(tmp_path / "out"), recovery="full", disable_tqdm=True, training_args=training, target_reduction=0.1
+        )
+        return SpectralPruner(tiny_model(), args, **given, train_dataset=counted.stream)
+
+    refused(lambda: pruner(), "`train_dataset` is a stream", "`max_steps`")
+    made = pruner(**training)
+    made.recover()
+    assert made.recovered is not None and made.recovered.metrics["train_loss"] > 0
+    assert 0 < counted.drawn < 1000
+
+
+def test_files_and_folders_stream(tmp_path: Path, monkeypatch, tokenizer):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": words(index)}) + "\n" for index in range(100)))
+    datasets.Dataset.from_list([{"text": words(index)} for index in range(100)]).save_to_disk(tmp_path / "saved")
+    for source in ({"calibration_file": tmp_path / "t.jsonl"}, {"dataset_name": str(tmp_path / "saved")}):
+        stream = load_texts(**source, streaming=True)
+        assert isinstance(stream, IterableDataset)
+        data = build_calibration(stream, tokenizer, num_samples=2, max_seq_length=20)
+        assert data.batches[0]["input_ids"][0].tolist() == [3 + place for place in range(20)]
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+    assert isinstance(load_table(tmp_path / "t.jsonl"), datasets.Dataset)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(3, 95), min_size=1, max_size=400), st.integers(1, 6), st.sampled_from(["right", "left"]))
+def test_a_long_text_is_cut_as_if_all_of_it_had_been_tokenised(word_ids, length, side):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    plain = Tokenizer(models.WordLevel({f"w{index}": index for index in range(VOCABULARY)}, unk_token="w3"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, truncation_side=side)
+    text = "   ".join(f"w{index}" for index in word_ids)
+    whole = tokenizer(text, truncation=True, max_length=length)["input_ids"]
+    assert tokenise([text], tokenizer, length)["input_ids"] == whole
+
+
+def test_a_long_text_is_not_tokenised_whole(tokenizer):
+    seen = []
+
+    class Counting(PreTrainedTokenizerFast):
+        def __call__(self, *texts, **kwargs):
+            seen.extend(map(len, texts))
+            return super().__call__(*texts, **kwargs)
+
+    counting = Counting(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>")
+    build_calibration([words(0, 500_000)], counting, max_seq_length=32, packing=False)
+    assert sum(seen) < 10_000
+
+
+def test_ids_beyond_the_embedding_name_the_tokenizer_and_the_sizes(tokenizer):
+    model = tiny_model(vocab_size=90)
+    data = build_calibration([words(0, 2000)], tokenizer, num_samples=4, max_seq_length=32)
+    refused(lambda: check_ids(model, data, tokenizer), "The token id 92 (`w92`)", "with 96 tokens", "has 90 rows")
+    fine = build_calibration([{"input_ids": list(range(3, 40))}])
+    for datasets_given in ({"calibration_dataset": data}, {"calibration_dataset": fine, "eval_dataset": data}):
+        made = lambda given=datasets_given: SpectralPruner(model, **given, processing_class=tokenizer)  # noqa: E731
+        refused(made, "beyond the model's embedding")
+    check_ids(tiny_model(), data, tokenizer)
+    refused(lambda: check_ids(model, build_calibration([{"input_ids": torch.tensor([[95]])}])), "The token id 95 is beyond")
