@@ -72,7 +72,7 @@ def text_columns(kinds: Mapping[str, str], text_column: str | None = None, setti
         if kinds.get(text_column) not in (STRING, CHAT):
             raise ValueError(f"`{setting}` is {text_column!r}, but the data set has no such column of strings: {list(kinds)}.")
         return (text_column,)
-    by_name = {name.casefold(): name for name in reversed(kinds)}
+    by_name = {name.casefold(): name for name in reversed(list(kinds))}
     if by_name.get(_TEXT) in strings:
         return (by_name[_TEXT],)
     if chats := [by_name[name] for name in _CHATS if kinds.get(by_name.get(name, "")) == CHAT]:

@@ -112,7 +112,7 @@ def table_kinds(items: Any) -> dict[str, str]:
     """{column: kind} of a data set, a list of rows or a stream of them; of a stream, the first row alone is read."""
     if isinstance(items, Stream):
         features = items.source.features if isinstance(items.source, IterableDataset) else None
-        return column_kinds([items.first], features)
+        return column_kinds([dict(items.first or {})], features)
     rows = [row for index in range(min(len(items), _LOOKED_AT)) if isinstance(row := items[index], Mapping)]
     return column_kinds(rows, items.features if isinstance(items, Dataset) else None)
 

@@ -87,12 +87,13 @@ def read_labels(table: Dataset, label_column: str, config: PreTrainedConfig) -> 
 
 def _columns(table: Dataset, names: list[str], config: PreTrainedConfig) -> list[list[float]]:
     """Rows of 0 and 1 (num_labels,) of a column for each label, in the model's order."""
+    count = config.num_labels or 0
     ids = label_ids(names, config)
-    if sorted(ids) != list(range(config.num_labels)):
+    if sorted(ids) != list(range(count)):
         raise ValueError(
             f"`label_column` names {len(names)} columns, but the model has {config.num_labels} labels. Name one for each."
         )
-    columns = [list(table[names[ids.index(number)]]) for number in range(config.num_labels)]
+    columns = [list(table[names[ids.index(number)]]) for number in range(count)]
     rows = []
     for index, values in enumerate(zip(*columns, strict=True)):
         if any(value not in (0, 1) for value in values):
