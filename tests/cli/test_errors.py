@@ -34,7 +34,7 @@ def test_unforeseen_exception_is_one_line_with_type_and_place_that_asks_for_a_re
     raising(monkeypatch, ZeroDivisionError("division by zero"))
     assert main(words) == 1
     said = line(capsys)
-    assert said.startswith("cria export: ZeroDivisionError in models/loading.py:") and "division by zero" in said
+    assert said.startswith("cria export: ZeroDivisionError in utils/files.py:") and "division by zero" in said
     assert "please report" in said and "CRIA_TRACEBACK=1" in said
 
 
@@ -48,8 +48,8 @@ def test_whole_traceback_is_there_on_demand(words, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError("the disk is gone"), ["the disk is gone", "OSError in models/loading.py:"]),
-        (MemoryError(), ["not enough memory", "calibration_batch_size", "models/loading.py:"]),
+        (OSError("the disk is gone"), ["the disk is gone", "OSError in utils/files.py:"]),
+        (MemoryError(), ["not enough memory", "calibration_batch_size", "utils/files.py:"]),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
             ["not enough memory", "tried 9"],
