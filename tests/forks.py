@@ -25,6 +25,7 @@ class ForkServer:
 
     def run(self, command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None, **options: Any):
         """As `subprocess.run(command, capture_output=True, text=True)`, for `[python, script, ...]` or `[python, "-c", ...]`."""
+        options.pop("stdin", None)  # a forked process has one of its own, that stays open
         assert options == {"capture_output": True, "text": True, "check": False}
         with _scratch() as out, _scratch() as err:
             code = self.start(command, cwd=cwd, env=env, stdout=out, stderr=err).wait()
@@ -124,7 +125,8 @@ def _become(question: dict) -> None:
     """Goes on as a new Python process would that was given these words."""
     code = 1
     try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        # Both ends are held here, so that it neither ends nor has anything to read: the self-check would end with it.
+        os.dup2(os.pipe()[0], 0)
         for name, number in (("stdout", 1), ("stderr", 2)):
             os.dup2(os.open(question[name], os.O_WRONLY | os.O_APPEND), number)
         os.chdir(question["cwd"])
