@@ -129,7 +129,7 @@ BAD = {
     "unknown family": (unknown_family, {}, "`opt` is not a known family"),
     "no calibration": (tiny_model, {"calibration_dataset": None}, "no calibration data"),
     "unknown kind": (tiny_model, {"units": ["channels"]}, "`ffn`, `heads`"),
-    "no targets": (encoder, {}, "have no `labels`"),
+    "no targets": (encoder, {}, "has no `labels`"),
     "interval": (tiny_model, {"interval_steps": 0}, "`interval_steps` is 0"),
     "samples": (tiny_model, {"num_samples": -1}, "`num_samples` is -1"),
     "option": (tiny_model, {"criterion_args": {"num_bin": 4}}, "`num_bins`"),
