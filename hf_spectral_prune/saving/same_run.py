@@ -74,8 +74,8 @@ def check_same_run(before: dict[str, Any] | None, now: dict[str, Any], where: st
         old = (before or {}).get(name, value)
         if old != value:
             raise ValueError(
-                f"`{name}` is {value!r}, but the run of {where} began with {old!r}, and its plan depends on it. Use the old value, "
-                "or begin anew without `resume_from_checkpoint`."
+                f"`{name}` is {value!r}, but the run of {where} began with {old!r}, and its plan depends on it. Use "
+                "the old value, or begin anew without `resume_from_checkpoint`."
             )
 
 
