@@ -68,78 +68,84 @@ class SpectralPruningArguments:
         ValueError: a value that cannot work; says what to set instead.
     """
 
-    output_dir: str | None = _field(None, "Folder for the pruned model, its plan and its report.")
+    output_dir: str | None = _field(None, "Folder to write the pruned model, its plan and its report to.")
     overwrite_output_dir: bool = _field(False, "Replace the contents of `output_dir` if it is not empty.")
 
-    target_reduction: float = _field(0.2, "Fraction of parameters to remove, between 0 and 1.")
+    target_reduction: float = _field(0.2, "Fraction of the parameters to remove, between 0 and 1.")
     target_scope: Literal["all", "non_embedding", "prunable", "flops"] = _field(
         "all",
-        "What the fraction is of: all parameters (tied weights once), those outside the embeddings, those of the `units`, or the "
-        "FLOPs of one picture (vision models).",
+        "What the fraction is counted over: all parameters (tied weights once), those outside the embeddings, those of the "
+        "`units`, or the FLOPs of one image (vision models).",
     )
     units: list[str] = _field(
         ["ffn", "heads"], "Kinds of unit to remove: `ffn` neurons and `heads` (key/value groups), or `channels`."
     )
     layout: Literal["uniform", "per_layer"] = _field(
         "uniform",
-        "`uniform`: one width for all layers, a stock class that loads anywhere; `per_layer`: widths differ, Cria class.",
+        "`uniform`: all layers get the same width, and the result is a stock class that loads anywhere; `per_layer`: each layer "
+        "has its own width, and the result is a Cria class.",
     )
     criterion: str = _field(
         "spectral",
         "Importance criterion: spectral, energy, activation, activation_weights, fluctuation, magnitude, taylor, fisher, obs, "
-        "ndi, integrated_gradients or random; or one that an installed package offers.",
+        "ndi, integrated_gradients or random; or one that an installed package adds.",
     )
     criterion_args: dict[str, Any] | str | None = _field(
         None, "Options of the criterion as JSON, e.g. '{\"num_neighbors\": 30}'."
     )
     allocation: Literal["auto", "proportional", "scores", "loss_curves", "fisher"] = _field(
         "auto",
-        "How much goes from which group: equal shares; by ranking scores over all groups (scores must compare across layers, as "
-        "loss-aware ones do); by ranking the units' Fisher information over all groups, whatever the criterion; or by measured "
-        "loss (`per_layer`: of cutting each group alone, `uniform`: of cutting a kind in all layers). `auto`: measured loss; for "
-        "`uniform` equal shares where the calibration data give no loss.",
+        "How much to remove from each group. `proportional`: equal shares. `scores`: rank the scores of all groups together "
+        "(they must be comparable across layers, as loss-aware ones are). `loss_curves`: by the measured loss of cutting "
+        "(`per_layer`: each group alone; `uniform`: one kind of unit in all layers). `fisher`: rank the units of all groups by "
+        "their Fisher information, whatever the criterion. `auto`: `loss_curves`; for `uniform`, equal shares if the "
+        "calibration data give no loss.",
     )
     num_allocation_samples: int | None = _field(
         None,
-        "Calibration sequences on which loss curves are measured, by default as many as give 2,000 targets (4 of 512 tokens; 256 "
-        "where a sequence has one label).",
+        "Number of calibration sequences to measure loss curves on; by default as many as give 2,000 targets (4 of 512 tokens; "
+        "256 if a sequence has one label).",
     )
-    num_rounds: int = _field(1, "Rounds of score, choose and cut; each removes an equal share.")
+    num_rounds: int = _field(1, "Number of rounds of scoring, choosing and cutting; each removes an equal share.")
     recalibrate_every: int = _field(
-        1, "Rounds between new calibration passes; rounds in between re-score from the remaining moments without a forward pass."
+        1,
+        "Rounds between calibration passes; the rounds in between score again from the remaining moments, with no forward pass.",
     )
     compensation: Literal["auto", "none", "bias", "least_squares", "sequential"] = _field(
         "auto",
-        "Closed-form repair after a cut: mean of the removed contributions as a bias; consumer columns refitted in each layer by "
-        "itself; or `sequential`: refitted as the cut layers before feed them, so that the residual stream stays the dense one. "
+        "Closed-form adjustment of the remaining weights after a cut, without training. `bias`: add the mean of the removed "
+        "contributions to the biases. `least_squares`: refit the consumer columns of each layer by itself. `sequential`: refit "
+        "them layer by layer on the output of the layers cut before, so that the residual stream stays close to the dense one. "
         "`auto`: `sequential` for transformers with calibration data; none for channels, without data, and inside a Trainer.",
     )
     ridge: float = _field(
         1e-2,
-        "Ridge of the least-squares repair, as a share of the mean second moment; `sequential` chooses one on rows kept back.",
+        "Ridge of `least_squares`, as a share of the mean second moment; `sequential` chooses its own ridge on held-out rows.",
     )
     round_to: int = _field(
-        8, "FFN widths and numbers of channels stay multiples of this: 8 for speed, 32 for Q8_0/Q4_0 GGUF, 64 for GPU tiles."
+        8,
+        "FFN widths and numbers of channels are kept at multiples of this: 8 for speed, 32 for Q8_0/Q4_0 GGUF, 64 for GPU tiles.",
     )
-    min_ffn_units: int = _field(8, "Least FFN width of a layer.")
-    min_kv_groups: int = _field(1, "Least number of key/value groups of a layer.")
-    min_channels: int = _field(8, "Least number of channels (or of neurons of a plain network) of a layer.")
+    min_ffn_units: int = _field(8, "Smallest FFN width of a layer.")
+    min_kv_groups: int = _field(1, "Smallest number of key/value groups of a layer.")
+    min_channels: int = _field(8, "Smallest number of channels (or of neurons of a plain network) of a layer.")
     stock_class: Literal["auto", "mistral"] = _field(
-        "auto", "Class of a uniform result: the model's own, or `mistral` (any head count; Llama without biases only)."
+        "auto", "Class of a uniform result: the model's own, or `mistral` (any head count; only for Llama without biases)."
     )
     max_moment_gib: float | None = _field(
         None,
-        "Most memory in GiB for calibration moments, by default half of what is free on the model's device; above it the "
-        "calibration runs in several parts of fewer layers each, and no more than those are held at a time.",
+        "Memory limit in GiB for calibration moments; by default half of the free memory of the model's device. If they need "
+        "more, calibration runs in several parts of fewer layers each, and only one part is held at a time.",
     )
     stop_metric: str | None = _field(
         None,
-        "Metric that stops the rounds, e.g. `eval_accuracy` or `eval_perplexity`: a round that would worsen it by more than "
-        "`stop_drop` is left out, and the last good plan is kept. Measured with the units masked, before any cut or repair.",
+        "Metric that stops the rounds, e.g. `eval_accuracy` or `eval_perplexity`: a round that would make it worse by more "
+        "than `stop_drop` is left out, and the last good plan is kept. Measured with the units masked, before any cut or "
+        "compensation.",
     )
-    stop_drop: float = _field(0.01, "Most that `stop_metric` may worsen from the model before pruning (absolute).")
+    stop_drop: float = _field(0.01, "How much worse `stop_metric` may get than before pruning (absolute).")
     recovery: Literal["none", "full", "lora", "distill"] = _field(
-        "none", "One fine-tuning stage after the last round: all weights, LoRA adapters that are merged, or distillation."
+        "none", "Training after the last round: all weights, LoRA adapters that are merged, or distillation from the dense model."
     )
     recovery_args: dict[str, Any] | str | None = _field(
         None, "Options of the recovery (RecoveryArguments) as JSON, e.g. '{\"lora_r\": 8}'."
@@ -147,34 +153,38 @@ class SpectralPruningArguments:
     training_args: dict[str, Any] | str | None = _field(
         None, 'TrainingArguments of the recovery as JSON, e.g. \'{"max_steps": 500, "learning_rate": 1e-4}\'.'
     )
-    seed: int = _field(42, "Seed of every draw.")
-    self_check: bool = _field(True, "After saving, reload the folder in a fresh process and compare logits.")
+    seed: int = _field(42, "Seed of everything random.")
+    self_check: bool = _field(True, "After saving, reload the folder in a fresh process and compare its logits.")
     push_to_hub: bool = _field(
-        False, "Push the saved folder to the Hub, in one commit; token and repo are checked before pruning begins."
+        False, "Push the saved folder to the Hub in one commit; token and repo are checked before pruning begins."
     )
-    hub_model_id: str | None = _field(None, "Repo on the Hub to push to, e.g. your-name/cria-llama; made if it does not exist.")
-    hub_private_repo: bool = _field(False, "Make a new repo private; else the owner's setting decides.")
+    hub_model_id: str | None = _field(
+        None, "Repo on the Hub to push to, e.g. your-name/cria-llama; created if it does not exist."
+    )
+    hub_private_repo: bool = _field(False, "Make a new repo private; otherwise the owner's setting decides.")
     # Kept out of the repr, and masked in `to_dict`: no log and no file may show it.
     hub_token: str | None = field(
-        default=None, repr=False, metadata={"help": "Token for the Hub; better log in by `hf auth login` or set HF_TOKEN."}
+        default=None,
+        repr=False,
+        metadata={"help": "Token for the Hub; it is safer to log in with `hf auth login` or to set HF_TOKEN."},
     )
 
     logging_strategy: Literal["no", "steps"] = _field("steps", "Log after every round.")
     logging_steps: int = _field(1, "Rounds between logs.")
     logging_first_step: bool = _field(False, "Log the first round even if `logging_steps` would skip it.")
-    eval_strategy: Literal["no", "steps"] = _field("no", "Evaluate during the run: `steps` every `eval_steps` rounds.")
+    eval_strategy: Literal["no", "steps"] = _field("no", "Evaluate during the run: `steps` evaluates every `eval_steps` rounds.")
     eval_steps: int = _field(1, "Rounds between evaluations.")
     eval_delay: int = _field(0, "Rounds before the first evaluation.")
     save_strategy: Literal["no", "steps"] = _field(
-        "no", "`steps`: write a checkpoint whenever a calibration pass is due, from which the run resumes."
+        "no", "`steps`: write a checkpoint that the run can resume from whenever a calibration pass is due."
     )
     save_steps: int = _field(1, "Rounds between checkpoints.")
     metric_for_best_model: str | None = _field(None, "Metric that callbacks such as early stopping watch.")
     greater_is_better: bool | None = _field(None, "Whether that metric should rise.")
-    load_best_model_at_end: bool = _field(False, "Unused by pruning itself; read by callbacks that check it.")
-    report_to: list[str] | str = _field(["none"], "Loggers, as in TrainingArguments: tensorboard, wandb, trackio, ... or none.")
+    load_best_model_at_end: bool = _field(False, "Not used by pruning itself; only for callbacks that check it.")
+    report_to: list[str] | str = _field(["none"], "Loggers, as in TrainingArguments: tensorboard, wandb, trackio, ..., or none.")
     run_name: str | None = _field(None, "Name of the run for the loggers.")
-    disable_tqdm: bool = _field(False, "No progress bars.")
+    disable_tqdm: bool = _field(False, "Show no progress bars.")
 
     def __post_init__(self) -> None:
         for name in ("criterion_args", "recovery_args", "training_args"):
@@ -221,7 +231,7 @@ class SpectralPruningArguments:
 
     @property
     def repairs(self) -> bool:
-        """Whether a repair is asked for by name."""
+        """Whether a compensation is asked for by name."""
         return self.compensation not in ("auto", "none")
 
     @property
@@ -274,13 +284,13 @@ class ModelArguments:
     model_name_or_path: str | None = _field(None, "Folder of the model, or its name on the Hub.")
     gguf_file: str | None = _field(None, "GGUF file inside that folder to load (de-quantised).")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _field(
-        "auto", "Type to load the weights in; `auto` takes the checkpoint's (float32 for GGUF)."
+        "auto", "Type to load the weights in; `auto` keeps the checkpoint's (float32 for GGUF)."
     )
     device: str = _field(
         "auto",
-        "Device: cpu, cuda, cuda:1, xpu, or `auto` for the accelerator if there is one. Apple's MPS has no float64, which scores "
-        "are computed in, so `auto` takes the CPU there.",
+        "Device: cpu, cuda, cuda:1, xpu, or `auto` for the accelerator if there is one. Scores are computed in float64, which "
+        "Apple's MPS does not have, so `auto` uses the CPU there.",
     )
     trust_remote_code: bool = _field(
-        False, "Run the modelling code that comes with the model, and a metric that does not come with this package."
+        False, "Run the modelling code that comes with the model, or a metric that does not come with this package."
     )

@@ -1,4 +1,4 @@
-"""`cria ablate`: measures what removing single units really costs, and which criterion foretells it."""
+"""`cria ablate`: measures what removing single units really costs, and which criterion predicts it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .parsing import parse
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures what removing single units costs in held-out loss, and how well criteria foretell it; a killed run continues."""
+    """Measures the held-out loss of removing single units, and how well criteria predict it; an interrupted run continues."""
     from ..models.loading import load_tokenizer
     from .inputs_text import check_named_files, load_text, load_text_model
 

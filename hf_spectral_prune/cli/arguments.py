@@ -27,8 +27,10 @@ class RunArguments(ModelArguments):
         "Calibration text: `dataset` (a file or data set named below), `self` (sampled from the model itself), or `python_docs` "
         "(the manual that comes with Python).",
     )
-    calibration_file: str | None = _field(None, "Text file: .txt, .jsonl, .json, .csv or .parquet, also gzipped text forms.")
-    dataset_name: str | None = _field(None, "Data set on the Hub, or a folder of one.")
+    calibration_file: str | None = _field(
+        None, "Text file to calibrate on: .txt, .jsonl, .json, .csv or .parquet; text formats may be gzipped."
+    )
+    dataset_name: str | None = _field(None, "Data set to calibrate on: its name on the Hub, or a folder.")
     dataset_config_name: str | None = _field(None, "Configuration of that data set.")
     dataset_split: str = _field("train", "Split of that data set.")
     streaming: bool = _field(
@@ -37,51 +39,54 @@ class RunArguments(ModelArguments):
     text_column: str | None = _field(
         None,
         "Column that holds the text, or chats (written by the chat template). By default `text`; `messages` or `conversations`; "
-        "`prompt` with `completion` or `chosen`; or the only column of strings, if it is called `sentence` or the like.",
+        "`prompt` with `completion` or `chosen`; or the only column of strings, if it is called `sentence` or similar.",
     )
-    image_dir: str | None = _field(None, "Folder of pictures to calibrate on, in a subfolder a class, for models that read them.")
-    image_column: str | None = _field(None, "Column of `dataset_name` that holds pictures; its only such column by default.")
-    eval_image_dir: str | None = _field(None, "Folder of pictures to measure on; by default some are held out.")
+    image_dir: str | None = _field(None, "Folder of images to calibrate on, with one subfolder per class (vision models).")
+    image_column: str | None = _field(None, "Column of `dataset_name` that holds the images; by default its only image column.")
+    eval_image_dir: str | None = _field(None, "Folder of images to measure on; by default some calibration images are held out.")
     network_class: str | None = _field(
         None,
         "Class of a plain PyTorch network, as `package.module:Class`; `model_name_or_path` is then a folder that its "
         "`save_pretrained` wrote, or the file of a state dict (.safetensors, .pt, .pth, .th, .bin).",
     )
     network_args: dict[str, Any] | str | None = _field(
-        None, "Arguments that this class is made with, as JSON, e.g. '{\"depth\": 56}'."
+        None, "Arguments to create this class with, as JSON, e.g. '{\"depth\": 56}'."
     )
     tensors_file: str | None = _field(
         None, "Inputs of a plain network to calibrate on: .npz or .safetensors with `pixel_values` (N, ...) and `labels` (N,)."
     )
-    eval_tensors_file: str | None = _field(None, "The same to measure on; by default some rows are held out.")
-    num_calibration_samples: int = _field(128, "Number of calibration sequences or pictures.")
+    eval_tensors_file: str | None = _field(
+        None, "The same kind of file to measure on; by default some rows of `tensors_file` are held out."
+    )
+    num_calibration_samples: int = _field(128, "Number of calibration sequences or images.")
     max_seq_length: int = _field(512, "Length of a sequence in tokens, for calibration and evaluation.")
-    calibration_batch_size: int = _field(8, "Sequences that run at a time.")
-    packing: bool = _field(True, "Join texts into one stream and cut it into full blocks; otherwise pad each text by itself.")
+    calibration_batch_size: int = _field(8, "Number of sequences or images per batch.")
+    packing: bool = _field(True, "Join the texts into one stream and cut it into full blocks; otherwise pad each text by itself.")
 
     eval_file: str | None = _field(
         None,
-        "Text file for perplexity before and after, from its start in blocks; by default blocks held out of the calibration.",
+        "Text file to measure perplexity on before and after, in blocks from its start; by default blocks held out of the "
+        "calibration text.",
     )
     eval_split: str | None = _field(None, "Split of `dataset_name` to measure on instead of a file, e.g. `test`.")
     recovery_file: str | None = _field(
         None, "Text file to recover on; by default the calibration text, without what is held out."
     )
-    num_recovery_samples: int = _field(1024, "Most sequences of it.")
+    num_recovery_samples: int = _field(1024, "Maximum number of sequences to recover on.")
     num_eval_samples: int | None = _field(
-        None, "Number of evaluation sequences: 16 by default, 1,000 for labelled texts and pictures; 0 measures nothing."
+        None, "Number of evaluation sequences: 16 by default, 1,000 for labelled texts and images; 0 measures nothing."
     )
     label_column: str | None = _field(
         None,
-        "Column with the label of a text, for models that classify texts: the loss then has its targets, and evaluation gives "
-        "`metric`. Labels with names are matched by name. Where a text may have several: a column of lists, or columns of 0 and "
-        "1 joined by commas.",
+        "Column with the label of a text, for models that classify texts: it gives the loss its targets, and evaluation its "
+        "`metric`. Labels with names are matched by name. If a text may have several labels: a column of lists, or columns of 0 "
+        "and 1 joined by commas.",
     )
     text_pair_column: str | None = _field(None, "Column with the second text, for models that classify pairs.")
     metric: str = _field(
-        "accuracy", "Metric of labelled texts: accuracy, f1; with `trust_remote_code` also the Hub name or path of a module."
+        "accuracy", "Metric of labelled texts: accuracy or f1; with `trust_remote_code` also the Hub name or path of a metric."
     )
-    resume_from_checkpoint: str | None = _field(None, "`latest`, or a checkpoint folder of an interrupted run.")
+    resume_from_checkpoint: str | None = _field(None, "Checkpoint folder of an interrupted run to continue from, or `latest`.")
 
     def __post_init__(self) -> None:
         if self.dataset_name is not None and _is_inner_folder(self.dataset_name):

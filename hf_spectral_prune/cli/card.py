@@ -1,4 +1,4 @@
-"""`cria card`: writes the model card of a pruned folder, or brings it up to date."""
+"""`cria card`: writes or updates the model card of a pruned folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ class CardArguments:
     """What a folder cannot say by itself."""
 
     base_model: str | None = field(
-        default=None, metadata={"help": "Id on the Hub of the model that was pruned, where it was loaded from elsewhere."}
+        default=None, metadata={"help": "Hub id of the model that was pruned, if it was loaded from elsewhere."}
     )
-    name: str | None = field(default=None, metadata={"help": "Repo id or name of the pruned model; by default the folder's."})
+    name: str | None = field(
+        default=None, metadata={"help": "Repo id or name of the pruned model; by default the folder's name."}
+    )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes README.md of a pruned folder from the figures in it. Text and metadata of yours in it are kept."""
+    """Writes README.md of a pruned folder from the figures in it. Your own text and metadata in it are kept."""
     folder, words = take_folder("card", argv)
     (card,) = parse([CardArguments], "card FOLDER", main.__doc__ or "", words)
     assert folder is not None

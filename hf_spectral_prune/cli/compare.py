@@ -1,4 +1,4 @@
-"""`cria compare`: several criteria, reductions, repairs and recoveries side by side on one model."""
+"""`cria compare`: several criteria, reductions, compensations and recoveries side by side on one model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .parsing import parse
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compares criteria on one model: a table, JSON, CSV, a plot and a report page; a killed run continues."""
+    """Compares criteria on one model: a table, JSON, CSV, a plot and a report page; an interrupted run continues."""
     from ..models.loading import load_tokenizer
     from ..studies.comparison.report import write_comparison_report
     from .inputs_text import check_named_files, load_text, load_text_model, metric_of, recovery_rows

@@ -1,4 +1,4 @@
-"""`cria demo`: the whole road on a model from PyPI."""
+"""`cria demo`: a whole pruning run on a model from PyPI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .parsing import parse
 class DemoArguments:
     """Where the result goes."""
 
-    output_dir: str = field(default="cria-smollm2", metadata={"help": "Folder for the pruned model."})
+    output_dir: str = field(default="cria-smollm2", metadata={"help": "Folder to write the pruned model to."})
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""`cria detrimental`: removes neurons that make a model confident without making it right."""
+"""`cria detrimental`: removes neurons that make a model confident but not correct."""
 
 from __future__ import annotations
 

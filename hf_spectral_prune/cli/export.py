@@ -18,21 +18,21 @@ class GGUFArguments:
     outtype: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] = field(
         default="f16", metadata={"help": "Type of the matrices; q8_0 and q4_0 need FFN widths that are multiples of 32."}
     )
-    output_file: str | None = field(default=None, metadata={"help": "File to write; NAME-OUTTYPE.gguf in the folder if not set."})
+    output_file: str | None = field(default=None, metadata={"help": "File to write; by default NAME-OUTTYPE.gguf in the folder."})
 
 
 @dataclass
 class ONNXArguments:
     """What to write for ONNX runtimes."""
 
-    output_file: str | None = field(default=None, metadata={"help": "File to write; model.onnx in the folder if not set."})
+    output_file: str | None = field(default=None, metadata={"help": "File to write; by default model.onnx in the folder."})
     use_cache: bool = field(
-        default=False, metadata={"help": "Take and give the key/value cache of a causal language model, to write text fast."}
+        default=False, metadata={"help": "Take and return the key/value cache of a causal language model, to generate text fast."}
     )
 
 
 def _gguf(argv: Sequence[str]) -> None:
-    """Writes a Llama-type model folder as one GGUF file for llama.cpp, tokenizer included; layers may differ in width."""
+    """Exports a Llama-type model folder to one GGUF file for llama.cpp, including the tokenizer; layers may differ in width."""
     folder, words = take_folder("export gguf", argv)
     (options,) = parse([GGUFArguments], "export gguf FOLDER", _gguf.__doc__ or "", words)
     file = _module("gguf").export_gguf(folder, options.output_file, options.outtype)
@@ -40,7 +40,7 @@ def _gguf(argv: Sequence[str]) -> None:
 
 
 def _onnx(argv: Sequence[str]) -> None:
-    """Writes a model folder as ONNX and keeps it only if onnxruntime gives the same outputs as PyTorch."""
+    """Exports a model folder to ONNX and keeps the file only if onnxruntime gives the same outputs as PyTorch."""
     folder, words = take_folder("export onnx", argv)
     (options,) = parse([ONNXArguments], "export onnx FOLDER", _onnx.__doc__ or "", words)
     result = _module("onnx").export_onnx(folder, options.output_file, use_cache=options.use_cache)

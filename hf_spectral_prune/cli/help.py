@@ -39,7 +39,7 @@ GROUPS = {
         *("num_allocation_samples", "num_rounds", "recalibrate_every", "round_to", "min_ffn_units", "min_kv_groups"),
         *("min_channels", "stock_class", "stop_metric", "stop_drop", "greater_is_better", "max_moment_gib", "seed"),
     ),
-    "Repair and recovery": (
+    "Compensation and recovery": (
         *("compensation", "ridge", "recovery", "recovery_args", "training_args", "recovery_file", "num_recovery_samples"),
     ),
     "Output and Hub": (

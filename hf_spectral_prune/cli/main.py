@@ -20,21 +20,21 @@ COMMANDS = {
     "prune": "Prunes a model and saves it, with its plan and report.",
     "score": "Scores every unit of a model and writes the scores as JSON.",
     "evaluate": "Measures held-out perplexity, size and speed of a model; prints JSON.",
-    "compare": "Compares criteria on one model: a table, JSON, CSV and a plot; a killed run continues.",
-    "ablate": "Measures what removing single units really costs, and how well each criterion foretells it.",
-    "card": "Writes the model card of a pruned folder anew, or brings it up to date.",
-    "report": "Writes the report page of a pruned folder or a comparison anew.",
-    "export": "Writes a model folder as GGUF (llama.cpp) or ONNX.",
-    "push": "Pushes a pruned folder to the Hub, in one commit.",
-    "detrimental": "Removes neurons that make a model confident without making it right, found on ten labelled examples.",
+    "compare": "Compares criteria on one model: a table, JSON, CSV and a plot; an interrupted run continues.",
+    "ablate": "Measures what removing single units really costs, and how well each criterion predicts it.",
+    "card": "Writes or updates the model card of a pruned folder.",
+    "report": "Rewrites the report page of a pruned folder or a comparison.",
+    "export": "Exports a model folder to GGUF (llama.cpp) or ONNX.",
+    "push": "Pushes a pruned folder to the Hub in one commit.",
+    "detrimental": "Finds, on ten labelled examples, neurons that make a model confident but not correct, and removes them.",
     "demo": "Prunes SmolLM2-135M-Instruct by 20 % and prints a before/after table.",
 }
 
 
 # What a stopped command leaves; `prune` says it itself, by its checkpoints.
 _WAYS_ON = {
-    "compare": "The same command goes on with the cells that are missing.",
-    "ablate": "The same command goes on with the units that are missing.",
+    "compare": "Run the same command again to continue with the missing cells.",
+    "ablate": "Run the same command again to continue with the missing units.",
 }
 
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in COMMANDS:
         print(
-            f"cria: `{words[0]}` is no command.{did_you_mean(words[0], COMMANDS, otherwise=' `--help` lists all.')}",
+            f"cria: `{words[0]}` is not a command.{did_you_mean(words[0], COMMANDS, otherwise=' `--help` lists all.')}",
             file=sys.stderr,
         )
         return 2

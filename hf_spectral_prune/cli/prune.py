@@ -34,12 +34,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _way_on(args: SpectralPruningArguments) -> str:
-    """How to go on with a run that was stopped."""
+    """How to continue a run that was stopped."""
     from ..saving import checkpoint
 
     if checkpoint.latest(str(args.output_dir)) is None:
-        return "No round was kept: start it again, with `--save_strategy steps` to go on from the last round next time."
-    return "Go on by the same command with `--resume_from_checkpoint latest`."
+        return "No round was saved: start it again, with `--save_strategy steps` to continue from the last round next time."
+    return "To continue, run the same command with `--resume_from_checkpoint latest`."
 
 
 def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
@@ -54,7 +54,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     if resume == "latest":
         resume = checkpoint.latest(str(args.output_dir))
         if resume is None:
-            print(f"`{args.output_dir}` has no checkpoint to go on from: the run begins anew.", file=sys.stderr)
+            print(f"`{args.output_dir}` has no checkpoint to continue from: the run starts over.", file=sys.stderr)
     processing_class = load_processing_class(run)
     model = load_model(run)
     SpectralPruner.check_model(model, args)

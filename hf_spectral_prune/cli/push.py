@@ -13,16 +13,20 @@ class PushArguments:
     """Where to push to, by the names of `TrainingArguments`."""
 
     hub_model_id: str | None = field(
-        default=None, metadata={"help": "Repo on the Hub, e.g. your-name/cria-llama; made if it does not exist."}
+        default=None, metadata={"help": "Repo on the Hub, e.g. your-name/cria-llama; created if it does not exist."}
     )
-    hub_private_repo: bool = field(default=False, metadata={"help": "Make a new repo private; else the owner's setting decides."})
+    hub_private_repo: bool = field(
+        default=False, metadata={"help": "Make a new repo private; otherwise the owner's setting decides."}
+    )
     hub_token: str | None = field(
-        default=None, repr=False, metadata={"help": "Token for the Hub; better log in by `hf auth login` or set HF_TOKEN."}
+        default=None,
+        repr=False,
+        metadata={"help": "Token for the Hub; it is safer to log in with `hf auth login` or to set HF_TOKEN."},
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "Replace another model that the repo holds, with all its files; its history keeps them."}
+        default=False, metadata={"help": "Replace another model in the repo, with all its files; they stay in its history."}
     )
-    commit_message: str | None = field(default=None, metadata={"help": "Message of the commit."})
+    commit_message: str | None = field(default=None, metadata={"help": "Commit message."})
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""`cria report`: writes the report page of a saved folder anew."""
+"""`cria report`: rewrites the report page of a saved folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .parsing import parse, take_folder
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes report.html and its plots anew, from the figures in the folder of a pruned model or of a comparison."""
+    """Rewrites report.html and its plots from the figures in the folder of a pruned model or of a comparison."""
     folder, words = take_folder("report", argv)
     parse([], "report FOLDER", main.__doc__ or "", words)
     assert folder is not None

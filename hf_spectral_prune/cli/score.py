@@ -12,7 +12,7 @@ from .parsing import parse
 
 
 def main(argv: Sequence[str]) -> None:
-    """Scores every unit of a model and writes the scores as JSON (to --output_dir, else to the screen)."""
+    """Scores every unit of a model and writes the scores as JSON (to --output_dir, or else to the screen)."""
     args, run = parse([SpectralPruningArguments, RunArguments], "score", main.__doc__ or "", argv)
     from ..pruner import SpectralPruner
     from ..utils.files import write_text

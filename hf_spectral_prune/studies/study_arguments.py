@@ -23,18 +23,18 @@ class StudyArguments:
         ValueError: a value that cannot work; says what to set instead.
     """
 
-    output_dir: str | None = _field(None, "Folder for the results; a study that lies there is continued.")
-    overwrite_output_dir: bool = _field(False, "Throw away a study that lies in `output_dir`.")
+    output_dir: str | None = _field(None, "Folder for the results; an unfinished study in it is continued.")
+    overwrite_output_dir: bool = _field(False, "Discard the study in `output_dir` and start over.")
     criteria: list[str] = _field(
         ["spectral", "energy", "magnitude", "random"],
         "Names of criteria, or labels that `criteria_args` explains.",
     )
     criteria_args: dict[str, Any] | str | None = _field(
         None,
-        f"Options by the names in `criteria`, as JSON; `criterion` says what a label stands for: '{_ARGS_EXAMPLE}'.",
+        f"Options for the names in `criteria`, as JSON; `criterion` says what a label stands for: '{_ARGS_EXAMPLE}'.",
     )
     units: list[str] = _field(["ffn", "heads"], "Kinds of unit: `ffn` neurons and `heads` (key/value groups).")
-    disable_tqdm: bool = _field(False, "No progress bars.")
+    disable_tqdm: bool = _field(False, "Show no progress bars.")
 
     def __post_init__(self) -> None:
         if isinstance(self.criteria_args, str):

@@ -17,17 +17,19 @@ class AblationArguments(StudyArguments):
         ValueError: a value that cannot work; says what to set instead.
     """
 
-    output_dir: str | None = _field(None, "Folder for the results; an ablation that lies there is continued.")
-    overwrite_output_dir: bool = _field(False, "Throw away an ablation that lies in `output_dir`.")
+    output_dir: str | None = _field(None, "Folder for the results; an unfinished ablation in it is continued.")
+    overwrite_output_dir: bool = _field(False, "Discard the ablation in `output_dir` and start over.")
     criteria: list[str] = _field(
         ["spectral", "energy", "activation", "magnitude", "random"],
-        "Criteria to hold against the truth: names of criteria, or labels that `criteria_args` explains.",
+        "Criteria to compare with the measured cost: names of criteria, or labels that `criteria_args` explains.",
     )
     units: list[str] = _field(["ffn", "heads"], "Kinds of unit to ablate: `ffn` neurons and `heads` (key/value groups).")
-    layers: list[int] | None = _field(None, "Layers to ablate in, counted from 0; by default `num_layers` evenly spaced ones.")
-    num_layers: int = _field(4, "Number of evenly spaced layers, where `layers` names none.")
-    units_per_layer: int = _field(64, "Units of a kind to ablate in a layer, drawn at random; all where a layer has no more.")
-    top_share: float = _field(0.25, "Share of a layer's units that counts as its least important ones, for the overlap.")
+    layers: list[int] | None = _field(None, "Layers to ablate in, counted from 0; by default `num_layers` evenly spaced layers.")
+    num_layers: int = _field(4, "Number of evenly spaced layers, if `layers` is not set.")
+    units_per_layer: int = _field(64, "Units of each kind to ablate per layer, drawn at random; all if a layer has no more.")
+    top_share: float = _field(
+        0.25, "Share of a layer's units that counts as its least important ones when the overlap is computed."
+    )
     seed: int = _field(42, "Seed of the sample, of the criteria and of the intervals.")
 
     def __post_init__(self) -> None:

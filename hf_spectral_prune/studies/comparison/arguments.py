@@ -51,19 +51,19 @@ class ComparisonArguments(StudyArguments):
         ValueError: a value that cannot work; says what to set instead.
     """
 
-    output_dir: str | None = _field(None, "Folder for the cells and the results; a comparison that lies there is continued.")
-    overwrite_output_dir: bool = _field(False, "Throw away the cells of a comparison that lies in `output_dir`.")
+    output_dir: str | None = _field(None, "Folder for the cells and the results; an unfinished comparison in it is continued.")
+    overwrite_output_dir: bool = _field(False, "Discard the comparison in `output_dir` and start over.")
     criteria: list[str] = _field(
         ["spectral", "energy", "activation_weights", "magnitude", "random"],
         "Criteria to compare: names of criteria, or labels that `criteria_args` explains.",
     )
-    reductions: list[float] = _field([0.1, 0.2, 0.3, 0.5], "Fractions of parameters to remove, between 0 and 1.")
-    compensations: list[str] = _field(["none"], "Closed-form repairs to try: none, least_squares, sequential.")
-    recoveries: list[str] = _field(["none"], "Recoveries to try: none, full, lora, distill.")
+    reductions: list[float] = _field([0.1, 0.2, 0.3, 0.5], "Fractions of the parameters to remove, between 0 and 1.")
+    compensations: list[str] = _field(["none"], "Compensations (closed form) to try: none, least_squares, sequential.")
+    recoveries: list[str] = _field(["none"], "Recoveries (training) to try: none, full, lora, distill.")
     seeds: list[int] = _field(
         [42],
-        "Seeds of cells that are drawn: random criteria and recoveries. All else, the choice of the calibration text included, "
-        "goes by the first of them alone.",
+        "Seeds for what is random: random criteria and recoveries. Everything else, including the choice of the calibration "
+        "text, uses only the first seed.",
     )
 
     target_scope: Literal["all", "non_embedding", "prunable"] = _as_in_prune("target_scope")

@@ -17,31 +17,31 @@ class DetrimentalArguments:
         ValueError: a value that cannot work; says what to set instead.
     """
 
-    output_dir: str | None = _field(None, "Folder for the pruned model, its plan and its report.")
+    output_dir: str | None = _field(None, "Folder to write the pruned model, its plan and its report to.")
     overwrite_output_dir: bool = _field(False, "Replace the contents of `output_dir` if it is not empty.")
 
     shares: list[float] = _field(
         [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5],
-        "Shares of a layer's FFN neurons to try to remove, those of the highest attribution first.",
+        "Shares of a layer's FFN neurons to try to remove; those with the highest attribution are removed first.",
     )
     layers: list[int] | None = _field(None, "Layers to try, counted from 0; all by default.")
-    num_steps: int = _field(20, "Midpoints on the way of a layer's gate weights from zero to their values.")
+    num_steps: int = _field(20, "Number of midpoints on the path of a layer's gate weights from zero to their values.")
     max_steps: int = _field(
-        180, "Most midpoints: more are taken where the way bends, while the attributions of an example fail to add up."
+        180, "Maximum number of midpoints: more are added where the path bends, until the attributions of an example add up."
     )
     completeness_tolerance: float = _field(
-        0.01, "Allowed error of that sum, as a share of the mean change; a larger one that is left is noted in the report."
+        0.01, "Allowed error of that sum, as a share of the mean change; a larger remaining error is noted in the report."
     )
     normalisation: Literal["sum", "mean"] = _field(
         "sum", "Score of a choice: the sum of its tokens' log-probabilities, or their mean."
     )
     round_to: int = _field(
-        1, "The pruned layer's width stays a multiple of this: 8 for speed, 32 for Q8_0/Q4_0 GGUF, 64 for GPU tiles."
+        1, "The pruned layer's width is kept at a multiple of this: 8 for speed, 32 for Q8_0/Q4_0 GGUF, 64 for GPU tiles."
     )
-    batch_tokens: int = _field(2048, "Tokens that run at a time.")
-    seed: int = _field(42, "Seed of the draw of examples.")
-    self_check: bool = _field(True, "After saving, reload the folder in a fresh process and compare logits.")
-    disable_tqdm: bool = _field(False, "No progress bars.")
+    batch_tokens: int = _field(2048, "Number of tokens per batch.")
+    seed: int = _field(42, "Seed of the random choice of examples.")
+    self_check: bool = _field(True, "After saving, reload the folder in a fresh process and compare its logits.")
+    disable_tqdm: bool = _field(False, "Show no progress bars.")
 
     def __post_init__(self) -> None:
         if not self.shares or any(not 0 < share < 1 for share in self.shares):
@@ -77,7 +77,8 @@ class TaskArguments:
     """
 
     task_file: str | None = _field(
-        None, "Labelled examples: .jsonl, .tsv or .csv, also as .gz, or .parquet. The adaptation examples are drawn from it."
+        None,
+        "Labelled examples: .jsonl, .tsv or .csv (may be gzipped), or .parquet. The adaptation examples are drawn from it.",
     )
     task: str = _field(
         "jsonl", "Layout of the files: `jsonl` (prompt, choices, label), `boolq`, `copa`, `sst2`, `sst5`, `mmlu` or `xnli`."
@@ -85,8 +86,8 @@ class TaskArguments:
     held_out_file: str | None = _field(
         None, "Labelled examples to measure accuracy on; by default those of `task_file` that were not drawn."
     )
-    num_adaptation_examples: int = _field(10, "Examples to find the neurons with; labels are drawn in turn.")
-    num_held_out_examples: int = _field(300, "Most examples to measure accuracy on; 0 measures nothing.")
+    num_adaptation_examples: int = _field(10, "Number of examples to find the neurons with; labels are drawn in turn.")
+    num_held_out_examples: int = _field(300, "Maximum number of examples to measure accuracy on; 0 measures nothing.")
 
     def __post_init__(self) -> None:
         layout_of(self.task)
