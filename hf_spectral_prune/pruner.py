@@ -61,10 +61,10 @@ class SpectralPruner:
             as a `TorchModelForImageClassification`.
         args: options; the defaults remove 20 % of all parameters.
         calibration_dataset: texts or chats, a `datasets.Dataset` of them or of tokenised rows, a stream, batches, or
-            `CalibrationData`; pictures as `build_images` takes them for models that read those.
-        eval_dataset: the same, for `evaluate()`; where given, `prune()` measures before and after. All of its pictures and
+            `CalibrationData`; images as `build_images` takes them for models that read those.
+        eval_dataset: the same, for `evaluate()`; where given, `prune()` measures before and after. All of its images and
             tokenised rows are used, and of raw text the first 1,000 sequences of 512 tokens.
-        processing_class: tokenizer or image processor; needed for raw text and pictures, and saved beside the model.
+        processing_class: tokenizer or image processor; needed for raw text and images, and saved beside the model.
         callbacks: `TrainerCallback`s; a round is a step.
         train_dataset: tokenised rows, texts or chats, a stream of any of them, or `CalibrationData`, for the recovery.
         data_collator: see `recovery.recover`.

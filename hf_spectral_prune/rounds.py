@@ -68,7 +68,7 @@ def start(
 
     Args:
         weights: the fingerprint of the weights, where it is known or taken later; None takes it now.
-        calibration: its first picture is what FLOPs are counted on.
+        calibration: its first image is what FLOPs are counted on.
     """
     before = num_parameters(model)
     weights = fingerprint(model) if weights is None else weights
@@ -289,10 +289,10 @@ def _head_notes(groups: list[UnitGroup], sizes: Sizes, free: Sizes, *, fixed: bo
         return []
     if fixed:
         return [
-            f"All {moved.size} heads a layer are kept instead of {free[moved.key]}: the stock config cannot hold fewer. "
+            f"All {moved.size} heads per layer are kept instead of {free[moved.key]}: the stock config cannot hold fewer. "
             '`layout="per_layer"` would allow it.'
         ]
     return [
-        f"{sizes[moved.key]} key/value groups a layer are kept instead of {free[moved.key]}: the stock config refuses that head "
-        'count (`hidden_size` must be a multiple of it). `stock_class="mistral"` or `layout="per_layer"` would allow it.'
+        f"{sizes[moved.key]} key/value groups per layer are kept instead of {free[moved.key]}: the stock config refuses that "
+        'head count (`hidden_size` must be a multiple of it). `stock_class="mistral"` or `layout="per_layer"` would allow it.'
     ]

@@ -99,7 +99,7 @@ def test_batch_norms_take_their_statistics_from_the_calibration_pictures_and_not
     (name,) = [name for name, module in plain.named_modules() if module is norm]
     assert torch.allclose(after[f"{name}.running_mean"], mean, atol=1e-5)
     assert torch.allclose(after[f"{name}.running_var"], variance, atol=1e-5)
-    assert any("batch norms take their statistics anew from 16 " in note for note in pruner.output.plan.notes)
+    assert any("batch norms' statistics were computed again from 16 " in note for note in pruner.output.plan.notes)
 
 
 def test_recalibration_leaves_mode_momentum_and_single_rows_alone():

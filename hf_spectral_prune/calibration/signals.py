@@ -23,7 +23,7 @@ class Spatial:
     """Which positions of a channel's map count.
 
     Attributes:
-        form: "all" of them; "sampled", a few drawn at random in every picture; or "pooled", their mean alone.
+        form: "all" of them; "sampled", a few drawn at random in every image; or "pooled", their mean alone.
         num_positions: how many are drawn; maps with fewer give all they have.
         seed: of the draw.
 

@@ -50,7 +50,7 @@ def run_demo(output_dir: str) -> None:
     _say("Loading SmolLM2-135M-Instruct (de-quantising its GGUF file)")
     model, tokenizer = load_model(run), load_tokenizer(run)
     calibration, held_out = load_text(run, args, model, tokenizer)
-    _say("Pruning: spectral importance of FFN neurons and key/value groups, least-squares repair, no training")
+    _say("Pruning: spectral importance of FFN neurons and key/value groups, least-squares compensation, no training")
     pruner = SpectralPruner(model, args, calibration, held_out, tokenizer)
     output = pruner.prune()
     _say("Timing both models in turn")

@@ -14,7 +14,7 @@ from .parsing import parse
 def main(argv: Sequence[str]) -> None:
     """Measures held-out quality, size and speed of a model; prints JSON.
 
-    Quality is the perplexity of a causal language model, or loss and metric of labelled texts and pictures.
+    Quality is the perplexity of a causal language model, or loss and metric of labelled texts and images.
     """
     (run,) = parse([RunArguments], "evaluate", main.__doc__ or "", argv)
     _check_source(run)
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     if held_out is None:
         raise ValueError(
             "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file` "
-            "(pictures: `--eval_image_dir`; a plain network: `--eval_tensors_file`)."
+            "(images: `--eval_image_dir`; a plain network: `--eval_tensors_file`)."
         )
     figures: dict[str, Any] = {"parameters": num_parameters(model), "evaluation": held_out.protocol}
     figures |= held_out_figures(model, held_out, metric)
@@ -50,7 +50,7 @@ def _check_source(run: RunArguments) -> None:
     named = (run.eval_file, run.calibration_file, run.dataset_name, run.image_dir, run.eval_image_dir, run.tensors_file)
     if run.calibration == "dataset" and not any(named):
         raise ValueError(
-            "There is nothing to evaluate on. Set `--eval_file`, `--dataset_name` or `--calibration python_docs` (pictures: "
+            "There is nothing to evaluate on. Set `--eval_file`, `--dataset_name` or `--calibration python_docs` (images: "
             "`--eval_image_dir`)."
         )
 

@@ -1,4 +1,4 @@
-"""Loads the image processor and the pictures that a command names.
+"""Loads the image processor and the images that a command names.
 
 For models of text it hands on to `loading.py`, for plain networks to `loading_networks.py`.
 """
@@ -34,7 +34,7 @@ def load_model(run: RunArguments) -> PreTrainedModel:
 
 
 def load_processing_class(run: ModelArguments) -> Any:
-    """The model's tokenizer, or the image processor of one that reads pictures; None for a plain network.
+    """The model's tokenizer, or the image processor of one that reads images; None for a plain network.
 
     Raises:
         ValueError: the folder has none.
@@ -61,10 +61,10 @@ def _reads_pictures(run: ModelArguments) -> bool:
 def load_data(
     run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, processing_class: Any
 ) -> tuple[CalibrationData | None, CalibrationData | None]:
-    """Calibration and held-out data for a model of text (see `load_text`), of pictures, or a plain network (`load_tensors`).
+    """Calibration and held-out data for a model of text (see `load_text`), of images, or a plain network (`load_tensors`).
 
-    Without `eval_image_dir` and `eval_split`, pictures are held out of the calibration source at random, a fifth at most.
-    Pictures without labels cannot be evaluated on, so nothing is held out of them. Where no source is named and nothing in
+    Without `eval_image_dir` and `eval_split`, images are held out of the calibration source at random, a fifth at most.
+    Images without labels cannot be evaluated on, so nothing is held out of them. Where no source is named and nothing in
     `args` needs one, there is no calibration data.
 
     Raises:
@@ -106,7 +106,7 @@ def load_held_out(
 
 def _check_text_only(run: RunArguments, model: PreTrainedModel) -> None:
     if run.image_dir or run.eval_image_dir:
-        raise ValueError(f"`image_dir` is for models that read pictures, and this is a {type(model).__name__}. Give text.")
+        raise ValueError(f"`image_dir` is for models that read images, and this is a {type(model).__name__}. Give text.")
 
 
 def _names_source(run: RunArguments) -> bool:
@@ -114,7 +114,7 @@ def _names_source(run: RunArguments) -> bool:
 
 
 def _needs_data(run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel) -> bool:
-    """Whether anything in a run reads calibration data: also batch norms after a cut, and the size of the pictures for FLOPs."""
+    """Whether anything in a run reads calibration data: also batch norms after a cut, and the size of the images for FLOPs."""
     return (
         make_criterion(args.criterion, args.criterion_options).needs_data
         or args.repairs
@@ -168,13 +168,13 @@ def load_recovery_rows(
 
 
 def _sources(run: RunArguments, args: SpectralPruningArguments) -> tuple[Dataset, Dataset | None]:
-    """Pictures to calibrate on, and others to measure on."""
+    """Images to calibrate on, and others to measure on."""
     if run.image_dir:
         source = load_images(run.image_dir)
     elif run.dataset_name:
         source = load_table(None, run.dataset_name, run.dataset_config_name, run.dataset_split)
     else:
-        raise ValueError("There are no pictures to calibrate on. Set `image_dir` or `dataset_name`.")
+        raise ValueError("There are no images to calibrate on. Set `image_dir` or `dataset_name`.")
     others = _eval_source(run)
     if others is not None:
         return source, others
@@ -187,7 +187,7 @@ def _sources(run: RunArguments, args: SpectralPruningArguments) -> tuple[Dataset
 
 
 def _eval_source(run: RunArguments) -> Dataset | None:
-    """Pictures that are named to measure on."""
+    """Images that are named to measure on."""
     if run.eval_image_dir:
         return load_images(run.eval_image_dir, "eval_image_dir")
     if run.eval_split is not None:

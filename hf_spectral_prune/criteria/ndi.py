@@ -54,8 +54,8 @@ class NeuralDifferentiation(Criterion):
         p, q, r: exponents of diversity, informativeness and sensitivity (eq. 22).
         floor: eps_f, added to each component.
         spatial: the positions of a channel's map that count: "pooled" (their mean alone, as in the paper), "sampled" (a few at
-            random in every picture) or "all".
-        num_positions: how many are sampled in a picture.
+            random in every image) or "all".
+        num_positions: how many are sampled in an image.
     """
 
     trace_share: float | None = 0.9

@@ -38,9 +38,9 @@ class Spectral(Criterion):
             "standardised", or "auto": raw for FFN neurons of transformers, contributions for attention heads and for channels.
         signals: "activations", or "loss": outputs multiplied by their loss gradient, whose scores compare across layers.
         aggregate: "node" (participation) or "edge" (SPADE's node score over input-graph neighbours; needs `modes`).
-        spatial: the positions of a channel's map that count: "sampled" (a few at random in every picture), "pooled" (their mean
+        spatial: the positions of a channel's map that count: "sampled" (a few at random in every image), "pooled" (their mean
             alone) or "all". Tokens always count.
-        num_positions: how many are sampled in a picture.
+        num_positions: how many are sampled in an image.
     """
 
     num_neighbors: int = 15
@@ -87,7 +87,7 @@ class Spectral(Criterion):
         if data.diagnostics is None:
             return
         number = min(NUM_SPECTRUM_VALUES, self.modes or NUM_SPECTRUM_VALUES)
-        with suppress(ArpackError, LinAlgError):  # the scores do not hang on it: a picture that does not converge is left out
+        with suppress(ArpackError, LinAlgError):  # the scores do not depend on it: a spectrum that does not converge is left out
             data.diagnostics["spectrum"] = distortion_spectrum(input_graph, output_graph, number, self.shift).cpu()
 
     def _output_distances(self, data: GroupData) -> Tensor:

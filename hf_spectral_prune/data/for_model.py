@@ -26,8 +26,8 @@ def read_data(source: Any, processing_class: Any, model: PreTrainedModel, seed: 
     """Data as users give it, in batches; `CalibrationData` stays as it is.
 
     Args:
-        source: as for `build_images` where the model reads pictures, else as for `build_calibration`.
-        name: "eval_dataset" takes all pictures and tokenised rows, and the first 1,000 sequences of raw text or of a stream;
+        source: as for `build_images` where the model reads images, else as for `build_calibration`.
+        name: "eval_dataset" takes all images and tokenised rows, and the first 1,000 sequences of raw text or of a stream;
             "calibration_dataset" takes a sample.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Calibration pictures: reads a source, puts it through the model's image processor and cuts it into batches."""
+"""Calibration images: reads a source, puts it through the model's image processor and cuts it into batches."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ def build_images(
     label_column: str | None = None,
     name: str = "unnamed",
 ) -> CalibrationData:
-    """Cuts pictures into batches with `pixel_values` (B, C, H, W) and, where there are labels, `labels` (B,).
+    """Cuts images into batches with `pixel_values` (B, C, H, W) and, where there are labels, `labels` (B,).
 
     Args:
         source: a `datasets.Dataset` with an image column (or `pixel_values`); a pair (images, labels) or images alone, as a
-            tensor, an array or a list of pictures; a map-style data set of pairs (image, label) or of rows with
+            tensor, an array or a list of images; a map-style data set of pairs (image, label) or of rows with
             `pixel_values`; or ready batches (a `DataLoader`, a list of dicts of tensors), which are all used, unchanged.
-            Floating-point tensors and arrays are taken as they are, in the shape of the model's inputs; pictures and uint8
-            arrays (H, W, C) go through the processor. Pictures are converted to RGB, or to grey for a model of 1 channel.
+            Floating-point tensors and arrays are taken as they are, in the shape of the model's inputs; images and uint8
+            arrays (H, W, C) go through the processor. Images are converted to RGB, or to grey for a model of 1 channel.
         processing_class: the model's image processor.
         config: the model's; what it says of channels, sizes and labels is checked.
-        num_samples: how many pictures; None takes all.
+        num_samples: how many images; None takes all.
         shuffle: True takes them at random by `seed`, without replacement and in their order; False takes the first ones.
         image_column: of a `Dataset`; by default its only image column.
         label_column: of a `Dataset`; by default `label` or `labels` if it has one.
         name: what the protocol calls the source.
 
     Raises:
-        ValueError: pictures without a processor, of a wrong size or number of channels, labels that the model does not have, an
+        ValueError: images without a processor, of a wrong size or number of channels, labels that the model does not have, an
             empty source, or one of another kind.
     """
     for setting, value in (("num_samples", num_samples), ("batch_size", batch_size)):
@@ -75,12 +75,12 @@ def build_images(
         images, labels = _images_and_labels(source, image_column, label_column, config)
         chosen = _chosen(len(images), num_samples, shuffle, seed)
         if num_samples is not None and len(chosen) < num_samples:
-            logger.warning(f"Calibrating on {len(chosen)} pictures, not `num_samples`={num_samples}: {name} has no more.")
+            logger.warning(f"Calibrating on {len(chosen)} images, not `num_samples`={num_samples}: {name} has no more.")
         parts = [chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)]
         batches = [_batch(images, labels, part, processing_class, config) for part in parts]
         settings = {"num_samples": num_samples, "shuffle": shuffle, "seed": seed if shuffle else None}
     if not batches:
-        raise ValueError("The source of pictures is empty. Give at least one.")
+        raise ValueError("The source of images is empty. Give at least one.")
     for batch in batches:
         _check(batch, config)
     shape = list(batches[0]["pixel_values"].shape[1:])
@@ -88,14 +88,14 @@ def build_images(
 
 
 def load_images(folder: str | Path, setting: str = "image_dir") -> Dataset:
-    """Pictures of a folder; the names of its subfolders, if it has any, are the labels.
+    """Images of a folder; the names of its subfolders, if it has any, are the labels.
 
     Args:
         setting: what errors call the folder.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: it holds no pictures.
+        ValueError: it holds no images.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -104,9 +104,9 @@ def load_images(folder: str | Path, setting: str = "image_dir") -> Dataset:
         found = load_dataset("imagefolder", data_dir=str(folder), split="train")
     except (ValueError, FileNotFoundError, IndexError) as error:
         reason = first_line(error)
-        raise ValueError(f"`{setting}` `{folder}` cannot be read as a folder of pictures: {reason}") from None
+        raise ValueError(f"`{setting}` `{folder}` cannot be read as a folder of images: {reason}") from None
     if len(found) == 0 or "image" not in found.column_names:
-        raise ValueError(f"`{setting}` `{folder}` holds no pictures. Name a folder of image files, in a subfolder a class.")
+        raise ValueError(f"`{setting}` `{folder}` holds no images. Name a folder of image files, with one subfolder per class.")
     return found
 
 
@@ -135,7 +135,7 @@ def _as_batch(item: Any) -> Batch:
         return {"pixel_values": item[0], "labels": item[1]}
     if isinstance(item, Tensor):
         return {"pixel_values": item}
-    raise ValueError("A batch of pictures must be a dict with `pixel_values`, a pair (inputs, labels) or a tensor.")
+    raise ValueError("A batch of images must be a dict with `pixel_values`, a pair (inputs, labels) or a tensor.")
 
 
 def _images_and_labels(
@@ -156,7 +156,7 @@ def _images_and_labels(
     if isinstance(source, tuple) and len(source) == 2 and not _is_picture(source[0]):
         images, labels = source
         if len(images) != len(labels):
-            raise ValueError(f"There are {len(images)} pictures and {len(labels)} labels. Give one label a picture.")
+            raise ValueError(f"There are {len(images)} images and {len(labels)} labels. Give one label per image.")
         return images, labels
     if isinstance(source, (list, torch.utils.data.Dataset)) and len(source):  # type: ignore[arg-type]
         items: Any = source
@@ -167,10 +167,10 @@ def _images_and_labels(
             return _Pairs(items, 0), _Pairs(items, 1)
         return items, None
     if hasattr(source, "__len__") and len(source) == 0:
-        raise ValueError("The source of pictures is empty. Give at least one.")
+        raise ValueError("The source of images is empty. Give at least one.")
     raise ValueError(
-        f"A {type(source).__name__} is no source of pictures. Give a `datasets.Dataset` with an image column, a pair (images, "
-        "labels) of tensors or arrays, a list of pictures, or a `DataLoader`."
+        f"A {type(source).__name__} is not a source of images. Give a `datasets.Dataset` with an image column, a pair (images, "
+        "labels) of tensors or arrays, a list of images, or a `DataLoader`."
     )
 
 
@@ -224,8 +224,8 @@ def _image_column(source: Dataset, image_column: str | None) -> str:
     known = [*pictures, *(name for name in ("pixel_values",) if name in source.column_names)]
     chosen = image_column or (known[0] if len(known) == 1 else None)
     if chosen is None or chosen not in known:
-        what = f"`image_column` is {image_column!r}" if image_column else "Which column holds the pictures?"
-        raise ValueError(f"{what}: the data set has {source.column_names}, of which {known or 'none'} hold pictures.")
+        what = f"`image_column` is {image_column!r}" if image_column else "Which column holds the images?"
+        raise ValueError(f"{what}: the data set has {source.column_names}, of which {known or 'none'} hold images.")
     return chosen
 
 
@@ -267,13 +267,13 @@ def _pixels(images: list[Any], processing_class: Any, config: PreTrainedConfig |
     if isinstance(first, (Tensor, np.ndarray)) and not _is_raw(first):
         shapes = {tuple(image.shape) for image in images}
         if len(shapes) > 1:
-            raise ValueError(f"The pictures have different shapes: {sorted(shapes)[0]} and {sorted(shapes)[-1]}. Give one shape.")
+            raise ValueError(f"The images have different shapes: {sorted(shapes)[0]} and {sorted(shapes)[-1]}. Give one shape.")
         return torch.stack([torch.as_tensor(image) for image in images]).float()
     if not (_is_picture(first) or isinstance(first, (Tensor, np.ndarray))):
-        raise ValueError(f"A picture is a {type(first).__name__}. Give PIL pictures, arrays or tensors.")
+        raise ValueError(f"An image is a {type(first).__name__}. Give PIL images, arrays or tensors.")
     if processing_class is None:
         raise ValueError(
-            "The pictures are not yet the model's inputs, and there is no image processor to make them so. Pass "
+            "The images are not yet the model's inputs, and there is no image processor to make them so. Pass "
             "`processing_class`, or floating-point tensors as the model takes them."
         )
     images = [_converted(image, config) for image in images]
@@ -283,13 +283,13 @@ def _pixels(images: list[Any], processing_class: Any, config: PreTrainedConfig |
 
 
 def _is_picture(value: Any) -> bool:
-    """Whether it is a picture of PIL, asked without importing it, because work on text does without."""
+    """Whether it is a PIL image, asked without importing it, because work on text does without."""
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(value, pil.Image)
 
 
 def _converted(image: Any, config: PreTrainedConfig | None) -> Any:
-    """A picture of PIL with as many channels as the model reads: most folders have a grey, transparent or CMYK one somewhere."""
+    """A PIL image with as many channels as the model reads: most folders have a grey, transparent or CMYK one somewhere."""
     mode = {1: "L", 3: "RGB"}.get(getattr(config, "num_channels", None) or 0)
     # Integers of more than 8 bits and fractions ("I", "I;16", "F") would be clipped: how to scale them is the user's to say.
     if mode is None or not _is_picture(image) or image.mode == mode or image.mode.startswith(("I", "F")):
@@ -309,14 +309,14 @@ def _check_channels(image: Any, config: PreTrainedConfig | None) -> None:
         found, kind = (image.shape[-1] if image.ndim == 3 else 1), f"shape {tuple(image.shape)}"
     if wanted is not None and found != wanted:
         raise ValueError(
-            f"A picture has {found} channel{'s' if found > 1 else ''} ({kind}), and the model takes {wanted}. Convert the "
-            'pictures (e.g. `image.convert("RGB")`).'
+            f"An image has {found} channel{'s' if found > 1 else ''} ({kind}), and the model takes {wanted}. Convert the "
+            'images (e.g. `image.convert("RGB")`).'
         )
 
 
 def _label_id(label: Any, config: PreTrainedConfig | None) -> int:
     if label is None:
-        raise ValueError("A picture has no label. Give every picture one, or leave those without out.")
+        raise ValueError("An image has no label. Give every image one, or leave those without out.")
     if isinstance(label, str):
         known: dict[str, int] = getattr(config, "label2id", None) or {}
         found = known.get(label, {folded(name): number for name, number in known.items()}.get(folded(label)))
@@ -345,16 +345,14 @@ def _check(batch: Batch, config: PreTrainedConfig | None) -> None:
     pixels = batch["pixel_values"]
     channels = getattr(config, "num_channels", None)
     if channels is not None and (pixels.dim() != 4 or pixels.shape[1] != channels):
-        raise ValueError(
-            f"The pictures have the shape {tuple(pixels.shape[1:])}, and the model takes ({channels}, height, width)."
-        )
+        raise ValueError(f"The images have the shape {tuple(pixels.shape[1:])}, and the model takes ({channels}, height, width).")
     size = getattr(config, "image_size", None) if hasattr(config, "patch_size") else None  # others take any size
     if size is not None:
         wanted = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
         if tuple(pixels.shape[2:]) != wanted:
             raise ValueError(
-                f"The pictures are {pixels.shape[2]} x {pixels.shape[3]}, and the model takes {wanted[0]} x {wanted[1]}. Resize "
-                "them, or give pictures and the model's image processor."
+                f"The images are {pixels.shape[2]} x {pixels.shape[3]}, and the model takes {wanted[0]} x {wanted[1]}. Resize "
+                "them, or give images and the model's image processor."
             )
     count = getattr(config, "num_labels", None)
     if labels is not None and count and config.model_type != "torch" and int(labels.max()) >= count:

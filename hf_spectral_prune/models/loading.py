@@ -78,7 +78,7 @@ def _auto_class(run: ModelArguments, name: str) -> Any:
     check_not_quantised(config, name)
     text = config.get_text_config()
     if text is not config and _causal_class(config) == _causal_class(text) != "":
-        # A model that sees pictures too, whose text model transformers loads alone.
+        # A model that sees images too, whose text model transformers loads alone.
         family_of(text)
         return transformers.AutoModelForCausalLM
     family_of(config)  # an unknown family is told before gigabytes are read

@@ -21,7 +21,7 @@ _POSITIONS_AT_ONCE = 128
 
 
 def moved_to(model: PreTrainedModel, batch: Batch) -> Batch:
-    """A batch on the model's device, its pictures in the model's dtype: convolutions do not take another."""
+    """A batch on the model's device, its images in the model's dtype: convolutions do not take another."""
     moved: Batch = send_to_device(batch, model.device)
     if "pixel_values" in moved and moved["pixel_values"].is_floating_point():
         moved = {**moved, "pixel_values": moved["pixel_values"].to(model.dtype)}
@@ -148,12 +148,12 @@ def _next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def num_rows(batch: Batch) -> int:
-    """Sequences or pictures in a batch."""
+    """Sequences or images in a batch."""
     return next(iter(batch.values())).shape[0]
 
 
 def num_positions(batch: Batch) -> int:
-    """Real tokens in a batch of text; of pictures, their number."""
+    """Real tokens in a batch of text; of images, their number."""
     if "input_ids" not in batch:
         return num_rows(batch)
     return int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
@@ -196,7 +196,7 @@ def _differentiable_picture(_module: nn.Module, args: Any, kwargs: dict[str, Any
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """No weight gets a gradient, but activations do: the embedding's output, or the picture, is made to require one."""
+    """No weight gets a gradient, but activations do: the embedding's output, or the image, is made to require one."""
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _ in required:
         parameter.requires_grad_(False)

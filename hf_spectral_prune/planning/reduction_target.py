@@ -43,11 +43,11 @@ def check_scope(model: PreTrainedModel, args: SpectralPruningArguments) -> None:
     """Checks that the model has what `target_scope` counts.
 
     Raises:
-        ValueError: "flops" for a model that reads no pictures, or "non_embedding" for one that has no tokens.
+        ValueError: "flops" for a model that reads no images, or "non_embedding" for one that has no tokens.
     """
     if args.target_scope == "flops" and not is_vision(model):
         raise ValueError(
-            f'`target_scope="flops"` is for models that read pictures, and the FLOPs of a {type(model).__name__} depend on the '
+            f'`target_scope="flops"` is for models that read images, and the FLOPs of a {type(model).__name__} depend on the '
             "length of its text. Use `all`, `non_embedding` or `prunable`."
         )
     if args.target_scope == "non_embedding" and is_vision(model):
@@ -101,7 +101,7 @@ def _macs_target(
 
 
 def picture_of(model: PreTrainedModel, calibration: CalibrationData | None) -> Batch:
-    """One input of a model that reads pictures: the first of the calibration data, else one of the config's size."""
+    """One input of a model that reads images: the first of the calibration data, else one of the config's size."""
     if calibration is None:
         return {"pixel_values": example_input(model).to(model.dtype)}
     return {"pixel_values": calibration.batches[0]["pixel_values"][:1].to(model.dtype)}

@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 # Of the hidden states of transformers, and of the blocks of networks pruned by channels. What a network knows by heart, its
 # labels and logits teach it little about: ResNet-56 for CIFAR-10 without half of its FLOPs goes from 85.3 % in 200 steps on 4,000
-# pictures to 92.2 % by a weight of 1,000, to 89.3 % by 10, to 90.0 % by 0 at a tenth of the rate (dense 92.6 %, one run each).
+# images to 92.2 % by a weight of 1,000, to 89.3 % by 10, to 90.0 % by 0 at a tenth of the rate (dense 92.6 %, one run each).
 _HIDDEN_WEIGHT, _BLOCKS_WEIGHT = 1.0, 1_000.0
 
 

@@ -57,7 +57,7 @@ class Checkpoint:
         """
         file = self.folder / _WEIGHTS
         if not file.is_file():
-            raise ValueError(f"`{self.folder}` is not whole: the run repairs weights, and it has no `{_WEIGHTS}`. {_REMEDY}")
+            raise ValueError(f"`{self.folder}` is not whole: the run compensates weights, and it has no `{_WEIGHTS}`. {_REMEDY}")
         try:
             load_model(model, file)
         except (SafetensorError, RuntimeError, OSError) as error:

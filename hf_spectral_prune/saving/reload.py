@@ -35,7 +35,7 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, to
 def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Fixed random token ids on which two copies of a model are compared: 2 sequences of up to 64 tokens, (2, T).
 
-    For multiple choice they are 2 questions with 2 choices each, (2, 2, T); for models that read pictures, 2 pictures of noise.
+    For multiple choice they are 2 questions with 2 choices each, (2, 2, T); for models that read images, 2 images of noise.
     For sequence classification without a pad token it is one sequence, as its end cannot be told among others.
     """
     if is_vision(model):

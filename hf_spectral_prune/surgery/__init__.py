@@ -1,4 +1,4 @@
-"""Surgery: cuts weights and config as a plan says, with optional closed-form repair."""
+"""Surgery: cuts weights and config as a plan says, with optional closed-form compensation."""
 
 from .cut import apply_plan, check_compensation, check_plan, fingerprint
 from .mask import masked, refitted, zero_masked

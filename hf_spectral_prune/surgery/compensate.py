@@ -1,4 +1,4 @@
-"""Closed-form repair of a consumer after units are removed: no training, only the output-side moments."""
+"""Closed-form compensation of a consumer after units are removed: no training, only the output-side moments."""
 
 from __future__ import annotations
 

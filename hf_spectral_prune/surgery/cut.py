@@ -77,7 +77,7 @@ def check_compensation(model: PreTrainedModel, compensation: Compensation) -> No
     """
     if compensation != "none" and family_of(model.config).traced:
         raise ValueError(
-            f"`compensation` `{compensation}` is for transformers; channels are repaired by the new statistics of their batch "
+            f"`compensation` `{compensation}` is for transformers; channels are compensated by the new statistics of their batch "
             'norms. Use `compensation="none"`.'
         )
 

@@ -55,4 +55,6 @@ def norm_notes(model: PreTrainedModel, calibration: CalibrationData | None) -> l
         return []
     if calibration is None:
         return ["There is no calibration data, so the batch norms keep the statistics of the dense network."]
-    return [f"After every cut the batch norms take their statistics anew from {calibration.num_sequences} calibration pictures."]
+    return [
+        f"After every cut the batch norms' statistics were computed again from {calibration.num_sequences} calibration images."
+    ]

@@ -109,7 +109,7 @@ def cut_sequentially(
     held_out = _held_out(batches)
     chosen = {}
     try:
-        for layer in tqdm(sorted(by_layer), desc="Repairing", disable=not progress, leave=False):
+        for layer in tqdm(sorted(by_layer), desc="Compensating", disable=not progress, leave=False):
             goals = _goals(model, by_layer[layer], streams)
             for group in by_layer[layer]:
                 cut_group(model, group, kept.get(group.key, torch.arange(group.size)))

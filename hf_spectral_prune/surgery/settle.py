@@ -109,7 +109,7 @@ def _change_class(model: PreTrainedModel, module: ModuleType, *, cria: bool) -> 
     new._attn_implementation = old._attn_implementation
     if cria:
         new.auto_map = auto_map(module)
-        # A text model out of one that sees pictures too would be saved by that one's names, which its own class knows alone.
+        # A text model out of one that sees images too would be saved by that one's names, which its own class knows alone.
         vars(model).pop("_weight_conversions", None)
     for part in model.modules():
         if type(part) in pairs:

@@ -61,7 +61,7 @@ def folder(tmp_path):
 def test_state_dict_is_pruned_saved_checked_and_pruned_again_from_its_folder(folder, capsys):
     assert main(["prune", *flags(folder, self_check=None)]) == 0
     printed = capsys.readouterr().out
-    assert "MACs of one picture" in printed and "Held-out accuracy" in printed
+    assert "MACs of one image" in printed and "Held-out accuracy" in printed
     report = json.loads((folder / "out" / "pruning_report.json").read_text())
     assert report["self_check"]["plain"]["max_abs_diff"] == 0
     assert report["calibration"]["source"] == "train.npz" and report["calibration"]["num_sequences"] == 32

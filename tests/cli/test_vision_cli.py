@@ -46,7 +46,7 @@ def folder(tmp_path):
 def test_command_line_prunes_a_folder_of_pictures_and_the_card_says_how_to_load_it(folder, capsys):
     assert main(["prune", *flags(folder)]) == 0
     printed = capsys.readouterr().out
-    assert "MACs of one picture" in printed and "Held-out accuracy" in printed and "Channels a layer" in printed
+    assert "MACs of one image" in printed and "Held-out accuracy" in printed and "Channels per layer" in printed
     out = folder / "out"
     report = json.loads((out / "pruning_report.json").read_text())
     assert set(report["self_check"]) == {"remote_code", "with_package"}
@@ -58,7 +58,7 @@ def test_command_line_prunes_a_folder_of_pictures_and_the_card_says_how_to_load_
 
     card = (out / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card
-    assert "| MACs of one picture |" in card and "of the FLOPs of one picture" in card and "26 pictures" in card
+    assert "| MACs of one image |" in card and "of the FLOPs of one image" in card and "26 images" in card
     model = AutoModelForImageClassification.from_pretrained(out)
     pixels = AutoImageProcessor.from_pretrained(out)(images=random_pictures(2), return_tensors="pt")["pixel_values"]
     for code in re.findall(r"```python\n(.*?)```", card, re.S):
@@ -92,7 +92,7 @@ def test_scores_and_labels_on_the_command_line(folder, capsys):
 @pytest.mark.parametrize(
     ("more", "messages"),
     [
-        ({"image_dir": None}, ("no pictures to calibrate on", "image_dir")),
+        ({"image_dir": None}, ("no images to calibrate on", "image_dir")),
         ({"image_dir": "nowhere"}, ("`nowhere` is not a folder",)),
         ({"units": "ffn"}, ("`channels`",)),
         ({"target_reduction": 0.98}, ("would empty layers",)),
@@ -129,7 +129,7 @@ def test_weights_alone_need_no_pictures_unless_batch_norms_or_flops_do(folder, c
     assert report["calibration"] is None and report["evaluation"]["num_sequences"] == 32
     for more in ({"target_scope": "flops"}, {"model_name_or_path": folder / "model", "units": "channels"}):
         assert main(["prune", *flags(folder, output_dir=folder / "other", **(words | more))]) == 2
-        assert "no pictures to calibrate on" in capsys.readouterr().err
+        assert "no images to calibrate on" in capsys.readouterr().err
 
 
 def test_one_grey_and_one_transparent_picture_stop_no_run(folder):

@@ -179,7 +179,7 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_cut(family, fiel
 def test_flops_of_text_are_refused(batches):
     from conftest import tiny_model
 
-    refused(lambda: prune(tiny_model(), batches, units=["ffn"], target_scope="flops"), "models that read pictures")
+    refused(lambda: prune(tiny_model(), batches, units=["ffn"], target_scope="flops"), "models that read images")
 
 
 def test_pictures_of_the_wrong_size_are_refused_by_the_pruner():

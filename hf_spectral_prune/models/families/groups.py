@@ -222,5 +222,5 @@ def unit_groups(model: PreTrainedModel, kinds: tuple[str, ...] | list[str] | Non
 
 
 def is_vision(model: Any) -> bool:
-    """Whether the model reads pictures (or the plain inputs of a `TorchModelForImageClassification`)."""
+    """Whether the model reads images (or the plain inputs of a `TorchModelForImageClassification`)."""
     return getattr(model, "main_input_name", None) == "pixel_values"

@@ -77,7 +77,7 @@ GEMMA2 = Family(
     cria="cria_gemma2",
     stock_heads="divides_hidden",
 )
-# `gemma3` itself is the model that sees pictures too; its text model comes alone in the small sizes.
+# `gemma3` itself is the model that sees images too; its text model comes alone in the small sizes.
 GEMMA3 = replace(GEMMA2, name="gemma3_text", model_types=("gemma3_text", "cria_gemma3_text"), cria="cria_gemma3_text")
 
 FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, SMOLLM3, GEMMA, GEMMA2, GEMMA3)

@@ -22,7 +22,7 @@ def size_rows(saved: SavedFolder) -> list[Row]:
     rows: list[Row] = [("Parameters", f"{before:,}", f"{after:,}", change(before, after))]
     if saved.report.macs is not None:
         macs = [saved.report.macs[side] for side in ("before", "after")]
-        rows.append(("MACs of one picture", *(f"{count:,}" for count in macs), change(*macs)))
+        rows.append(("MACs of one image", *(f"{count:,}" for count in macs), change(*macs)))
     old, new = saved.report.size_on_disk_before, saved.report.size_on_disk
     if new is not None:
         megabytes = _NOT_MEASURED if old is None else f"{old / 1e6:,.1f}"
@@ -111,7 +111,7 @@ def before_after_table(report: PruningReport) -> str:
         ("Parameters", report.parameters_before, report.parameters_after, ",.0f")
     ]
     if report.macs is not None:
-        rows.append(("MACs of one picture", report.macs["before"], report.macs["after"], ",.0f"))
+        rows.append(("MACs of one image", report.macs["before"], report.macs["after"], ",.0f"))
     if report.size_on_disk_before is not None and report.size_on_disk is not None:
         rows.append(("Size on disk, MB", report.size_on_disk_before / 1e6, report.size_on_disk / 1e6, ",.0f"))
     before, after = report.metrics_before, report.metrics_after
@@ -130,9 +130,9 @@ def before_after_table(report: PruningReport) -> str:
 
 
 def _shapes(sizes: dict[str, list[int]]) -> list[str]:
-    """One line per kind of unit: how many a layer has before and after."""
+    """One line per kind of unit: how many each layer has before and after."""
     lines = []
-    kinds = {"ffn": "FFN neurons a layer", "heads": "Key/value groups a layer", "channels": "Channels a layer"}
+    kinds = {"ffn": "FFN neurons per layer", "heads": "Key/value groups per layer", "channels": "Channels per layer"}
     for kind, what in kinds.items():
         pairs = [pair for key, pair in sizes.items() if key.endswith(kind)]
         if not pairs:

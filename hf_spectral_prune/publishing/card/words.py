@@ -25,25 +25,26 @@ _PIPELINES = {
     "ForImageClassification": "image-classification",
 }
 _REPAIRS = {
-    "none": "No repair: the remaining weights are those of the base model.",
-    "recovered": "No repair: until the recovery, the remaining weights were those of the base model.",
-    "bias": "Repair: the mean of what was removed was added to the consumers' biases.",
-    "least_squares": "Repair: the consumers' remaining columns were refitted to the dense layers' outputs in closed form "
-    "(least squares, ridge {ridge}).",
-    "sequential": "Repair: layer by layer, every consumer's remaining columns were refitted in closed form to the dense model's "
-    "residual stream, fed by the layers cut before.",
+    "none": "No compensation: the remaining weights are those of the base model.",
+    "recovered": "No compensation: until recovery, the remaining weights were those of the base model.",
+    "bias": "Compensation: the mean of what was removed was added to the consumers' biases.",
+    "least_squares": "Compensation: the consumers' remaining columns were refitted to the dense layers' outputs in closed "
+    "form (least squares, ridge {ridge}).",
+    "sequential": "Compensation: layer by layer, every consumer's remaining columns were refitted in closed form to the dense "
+    "model's residual stream, on the outputs of the layers cut before.",
 }
 _SHARES = {
     "uniform": {
-        "auto": "Every layer gave the same share of a kind of unit.",
-        "proportional": "Every layer gave the same share.",
-        "scores": "Every layer gave the same share of a kind of unit; what a kind gave follows its scores.",
-        "loss_curves": "Every layer gave the same share of a kind of unit; what a kind gave follows the measured loss of cutting "
-        "it in all layers{on}.",
-        "fisher": "Every layer gave the same share of a kind of unit; what a kind gave follows its units' Fisher information.",
+        "auto": "Every layer lost the same share of each kind of unit.",
+        "proportional": "Every layer lost the same share.",
+        "scores": "Every layer lost the same share of each kind of unit; the share of a kind follows its scores.",
+        "loss_curves": "Every layer lost the same share of each kind of unit; the share of a kind follows the measured loss of "
+        "cutting it in all layers{on}.",
+        "fisher": "Every layer lost the same share of each kind of unit; the share of a kind follows the Fisher information of "
+        "its units.",
     },
     "per_layer": {
-        "scores": "Scores were ranked over all layers together.",
+        "scores": "The scores of all layers were ranked together.",
         "loss_curves": "The share of each layer follows the measured loss of cutting it alone{on}.",
         "fisher": "The share of each layer follows the Fisher information of its units, ranked over all layers together.",
     },
@@ -52,7 +53,7 @@ _SCOPES = {
     "all": "all parameters",
     "non_embedding": "the parameters outside the embeddings",
     "prunable": "the parameters of the prunable units",
-    "flops": "the FLOPs of one picture",
+    "flops": "the FLOPs of one image",
 }
 _RECOVERIES = {
     "full": "fine-tuning of all weights",
@@ -177,12 +178,14 @@ def _recovery_line(saved: SavedFolder) -> str:
     if saved.report.recovery is None:
         return "No training after the cut."
     how, metrics = saved.report.arguments["recovery"], saved.report.recovery["metrics"]
-    line = f"One recovery stage: {_RECOVERIES.get(how, how)}"
+    line = f"Recovery: {_RECOVERIES.get(how, how)}"
     training = saved.report.arguments.get("training_args") or {}
     judge = (training.get("metric_for_best_model") or "loss").removeprefix("eval_")  # by this it was kept or not
     if f"before_{judge}" in metrics and f"after_{judge}" in metrics:
-        line += f"; held-out {judge} {metrics[f'before_{judge}']:.4g} before it, {metrics[f'after_{judge}']:.4g} after it"
-    kept = "The recovered weights were kept." if _is_recovered(saved) else "They were no better and were not kept."
+        line += f"; held-out {judge} {metrics[f'before_{judge}']:.4g} before, {metrics[f'after_{judge}']:.4g} after"
+    kept = (
+        "The recovered weights were kept." if _is_recovered(saved) else "The recovered weights were no better and were not kept."
+    )
     return f"{line}. {kept}"
 
 
@@ -205,7 +208,7 @@ def protocol_words(protocol: dict[str, Any] | None) -> str | None:
         return None
     source, split = protocol["source"], protocol.get("split")
     named = f" (split {code(split)})" if split and not source.endswith(f":{split}") else ""
-    what = "pictures" if "input_shape" in protocol else "sequences"
+    what = "images" if "input_shape" in protocol else "sequences"
     words = f"{code(source)}{named}, {protocol['num_sequences']:,} {what}"
     if protocol.get("max_seq_length"):
         words += f" of at most {protocol['max_seq_length']:,} tokens"
@@ -223,7 +226,7 @@ def calibration_words(saved: SavedFolder) -> str:
     protocol = protocol_words(saved.report.calibration)
     if protocol is None:
         return "none; the criterion reads weights only"
-    return protocol if scores_read_data(saved) else f"{protocol}; not read for the scores"
+    return protocol if scores_read_data(saved) else f"{protocol}; not used for the scores"
 
 
 def machine_words(saved: SavedFolder) -> str:
@@ -296,18 +299,18 @@ def limit_lines(saved: SavedFolder) -> list[str]:
     """What this card does not show."""
     lines = []
     if not card_tables.metrics(saved):
-        lines.append("Quality was not measured, neither before nor after pruning.")
+        lines.append("Quality was measured neither before nor after pruning.")
     else:
-        lines.append("Quality was measured on the data named above and nowhere else: other data and tasks were not measured.")
+        lines.append("Quality was measured only on the data named above; other data and tasks were not measured.")
     if saved.report.calibration is not None:
         source = code(saved.report.calibration["source"])
         if scores_read_data(saved):
-            lines.append(f"The units were judged on {source}; what that data does not show may have lost more.")
+            lines.append(f"The units were scored on {source}; what this data does not cover may have lost more.")
         elif fitted := _fitted_words(saved):
-            lines.append(f"{fitted} fitted to {source}; what that data does not show may have lost more.")
+            lines.append(f"{fitted} fitted to {source}; what this data does not cover may have lost more.")
     if not card_tables.speed_rows(saved):
         lines.append("Speed was not measured.")
-    lines.append("Bias and safety were not measured again; the limits of the base model hold here too.")
+    lines.append("Bias and safety were not measured again; the limits of the base model apply here too.")
     return lines
 
 
@@ -315,8 +318,8 @@ def _fitted_words(saved: SavedFolder) -> str:
     """What but the scores the calibration data decided."""
     repaired = saved.report.arguments["compensation"] != "none"
     if _allocation(saved) in ("loss_curves", "fisher"):
-        return "The widths and the repair were" if repaired else "The widths were"
-    return "The repair was" if repaired else ""
+        return "The widths and the compensation were" if repaired else "The widths were"
+    return "The compensation was" if repaired else ""
 
 
 def finite(value: Any) -> bool:

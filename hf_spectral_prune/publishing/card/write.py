@@ -198,7 +198,7 @@ def _results(saved: SavedFolder) -> list[EvalResult]:
     dataset = _hub_dataset(protocol)
     task = words.pipeline_tag(saved) or "other"
     args = {key: protocol[key] for key in _PROTOCOL if protocol.get(key) is not None}
-    if args.get("num_tokens") == 0:  # pictures
+    if args.get("num_tokens") == 0:  # images
         del args["num_tokens"]
     shared: dict[str, Any] = {
         "task_type": task,
@@ -289,9 +289,9 @@ def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
 
 
 def _plots(folder: Path) -> list[dict[str, str]]:
-    """Pictures of the widths that lie in the folder, with their text alternatives."""
+    """Plots of the widths in the folder, with their text alternatives."""
     files = sorted(folder.glob("plots/widths*.png"))
-    text = "Widths of every layer before and after pruning, as in the table above"
+    text = "Width of every layer before and after pruning, as in the table above"
     return [{"text": text, "path": file.relative_to(folder).as_posix()} for file in files]
 
 
@@ -304,9 +304,9 @@ def _base_words(hub_id: Any, name: str | None) -> str:
 def _licence_words(data: ModelCardData) -> str:
     if data.license is None:
         return (
-            "The base model's licence was not at hand when this card was made. Look it up before you use or pass on this model, "
+            "The base model's licence was not known when this card was made. Look it up before you use or share this model, "
             "and set `license` in the metadata of this card."
         )
     text = link("text", str(data.license_link)) or (code(str(data.license_link)) if data.license_link else "")
     named = code(str(data.license_name or data.license))
-    return f"{named}{f' ({text})' if text else ''}. The weights derive from the base model; its card has its terms."
+    return f"{named}{f' ({text})' if text else ''}. The weights derive from the base model; see its card for the terms."

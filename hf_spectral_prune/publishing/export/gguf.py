@@ -158,9 +158,9 @@ def _read_shape(folder: Path, config: Any) -> _Shape:
     arch = uniform if _fits_uniform(config, uniform, head_dim, layers) else per_layer
     if arch is None:
         raise ValueError(
-            f"`{folder}` is a {family} whose layers differ or have biases of a repair, which llama.cpp cannot run: its only "
-            f"architecture for that (`deci`) lacks {family}'s norms of queries and keys. Prune it with `--layout uniform`, or "
-            "use `cria export onnx`."
+            f"`{folder}` is a {family} whose layers differ or have biases from compensation, which llama.cpp cannot run: its "
+            f"only architecture for that (`deci`) lacks {family}'s norms of queries and keys. Prune it with `--layout uniform`, "
+            "or use `cria export onnx`."
         )
     return _Shape(config, arch, head_dim, layers)
 

@@ -56,7 +56,7 @@ class ONNXExport:
 
 
 def export_onnx(folder: str | Path, output_file: str | Path | None = None, *, use_cache: bool = False) -> ONNXExport:
-    """Writes a model folder as ONNX in float32, with free batch and sequence axes (of pictures, the batch).
+    """Writes a model folder as ONNX in float32, with free batch and sequence axes (of images, the batch).
 
     Args:
         folder: of a pruned or any other model that transformers' exporter takes.

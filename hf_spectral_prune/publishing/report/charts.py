@@ -134,7 +134,7 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
         axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}"))
         axis.grid(True, axis="y")
-        axis.set_title(f"{name} of every layer")
+        axis.set_title(f"{name} per layer")
         _label_layers(axis.xaxis, labels, 30 if not upright[name] else 48)
         if upright[name]:
             axis.xaxis.set_tick_params(labelrotation=90)
@@ -288,14 +288,14 @@ def spectra(title: str, layers: Mapping[str, Sequence[float]]) -> Figure:
     first = [(found[0], row + 0.42, row - 0.42) for row, found in enumerate(layers.values()) if found and found[0] > 0]
     _ticks(axis, rest, "kept", 1.1)
     _ticks(axis, first, "removed", 1.8)
-    _key(axis, [("removed", "largest"), ("kept", "next ones")])
+    _key(axis, [("removed", "largest"), ("kept", "others")])
     return figure
 
 
 # ---- curves
 
 
-AFTER_ROUND, MASKED, AT_THE_END = "after the round", "its units masked", "at the end"
+AFTER_ROUND, MASKED, AT_THE_END = "after the round", "with its units masked", "at the end"
 _SERIES = {AFTER_ROUND: ("kept", "o", "-"), MASKED: ("third", "s", "--"), AT_THE_END: ("removed", "D", "none")}
 
 

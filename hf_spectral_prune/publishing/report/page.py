@@ -37,7 +37,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture with its text alternative and its numbers.
+    """A plot with its text alternative and its numbers.
 
     Attributes:
         name: for ids and file names; letters, digits and hyphens.
@@ -55,7 +55,7 @@ class Chart:
 
     @property
     def svg(self) -> Markup:
-        """The picture as an element of the page."""
+        """The plot as an element of the page."""
         from .svg import to_svg
 
         return Markup(to_svg(self.figure, self.name, self.text))

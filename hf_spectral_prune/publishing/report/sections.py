@@ -88,11 +88,11 @@ def widths(saved: SavedFolder) -> Section:
         tables += [
             (name, layer, number(old), number(new), change(old, new)) for layer, old, new in zip(keys, before, after, strict=True)
         ]
-        spans.append(f"{name} a layer: {_span(before)} before, {_span(after)} after")
+        spans.append(f"{name} per layer: {_span(before)} before, {_span(after)} after")
     if not kinds:
         return _missing("widths", "Widths per layer", "The report names no layers.")
     text = f"Bars of {len(next(iter(kinds.values()))[0])} layers. {'. '.join(spans)}."
-    caption = "Blue is what is left of a layer, grey what it had."
+    caption = "Blue is the width of a layer after pruning, grey its width before."
     numbers = Table(["Units", "layer", "before", "after", "change"], tables)
     return Section("widths", "Widths per layer", charts=[Chart("widths", charts.widths(kinds), text, caption, numbers)])
 
@@ -107,11 +107,13 @@ def scores(saved: SavedFolder, rounds: Sequence[RoundScores]) -> Section:
         return _missing("scores", title, f"The folder has no `{SCORES_FILE}`.")
     shown = {len(rounds): rounds[-1]} | ({1: rounds[0]} if len(rounds) > 1 else {})
     text = [
-        f"The criterion `{saved.plan.criterion}` gives every unit a score; in each layer those with the lowest are removed. "
-        "A row is a layer, the line across it the cut."
+        f"The criterion `{saved.plan.criterion}` gives every unit a score; in each layer the units with the lowest scores "
+        "are removed. Each row is a layer; the line across it is the cut."
     ]
     if len(rounds) > 1:
-        text.append(f"There were {len(rounds)} rounds, each with new scores for what was left: here the last and the first.")
+        text.append(
+            f"There were {len(rounds)} rounds, each with new scores for the remaining units. The last and the first are shown."
+        )
     drawn = [
         _score_chart(saved, kind, {layer: groups[key] for layer, key in keys.items()}, index, len(rounds))
         for index, groups in shown.items()
@@ -128,17 +130,17 @@ def _score_chart(saved: SavedFolder, kind: str, layers: Mapping[str, GroupScores
     values = [value for group in layers.values() for value in group.scores]
     text = (
         f"Scores of the {name.lower()} of {len(layers)} layers{when}, from {number(min(values))} to {number(max(values))}; "
-        f"{removed:,} of {units:,} lie left of their layer's line and were removed."
+        f"{removed:,} of {units:,} are left of the cut in their layer and were removed."
     )
     full = all(len(group.scores) == group.units for group in layers.values())
     caption = (
-        "Every stroke is a unit."
+        "Every stroke is one unit."
         if full
-        else f"Every shape is drawn from {max(len(group.scores) for group in layers.values())} scores at even ranks; heights are "
+        else f"Each shape is drawn from {max(len(group.scores) for group in layers.values())} scores at even ranks; heights are "
         "relative within a row."
     )
     if charts.is_logarithmic(values) and min(values) == 0:
-        caption += " Scores of zero stand at the left edge."
+        caption += " Scores of zero are at the left edge."
     head = ["layer", "units", "removed", "smallest", "median", "largest", "largest removed", "smallest kept"]
     rows = [
         (
@@ -171,7 +173,7 @@ def _cuts_by_round(rounds: Sequence[RoundScores]) -> list[Table]:
         )
         for key in rounds[0]
     ]
-    return [Table(head, rows, title="The line of the cut by round: largest score removed | smallest kept")]
+    return [Table(head, rows, title="The cut in each round: largest score removed | smallest score kept")]
 
 
 # ---- spectra
@@ -186,11 +188,11 @@ def spectra(saved: SavedFolder, rounds: Sequence[RoundScores]) -> Section:
         return _missing("spectrum", title, reason)
     text = [
         "Two neighbour graphs of a layer's channels, one of the signals before the layer and one of those after it, have the "
-        "Laplacians L_in and L_out. The eigenvalues λ of `L_in v = λ (L_out + ε) v` say how far the layer tears neighbours "
+        "Laplacians L_in and L_out. The eigenvalues λ of `L_in v = λ (L_out + ε) v` say how far the layer pulls neighbours "
         "apart along a direction v; a unit's score is its share in all of them."
     ]
     if len(rounds) > 1:
-        text.append("Shown is the first round: the dense model.")
+        text.append("The first round is shown: the dense model.")
     drawn = []
     for kind, keys in _by_kind(groups).items():
         layers = {layer: groups[key].spectrum for layer, key in keys.items()}
@@ -204,7 +206,7 @@ def spectra(saved: SavedFolder, rounds: Sequence[RoundScores]) -> Section:
         described = (
             f"The {most} largest eigenvalues of {len(layers)} layers, {name.lower()}. A layer's largest is {_span(largest)}."
         )
-        caption = f"The {most} largest eigenvalues of every layer. Long gaps mean that a few directions carry the distortion."
+        caption = f"The {most} largest eigenvalues of every layer. A long gap means that a few directions carry the distortion."
         numbers = Table(["layer", *(f"λ {rank}" for rank in shown)], rows)
         drawn.append(Chart(_name("spectrum", kind), charts.spectra(name, layers), described, caption, numbers))
     return Section("spectrum", title, text, charts=drawn)
@@ -219,7 +221,7 @@ def rounds(saved: SavedFolder) -> Section:
     before = saved.report.parameters_before
     sizes = {0: before} | {entry["step"]: entry["parameters"] for entry in log if "parameters" in entry}
     if len(sizes) < 2:
-        return _missing("rounds", "Rounds", "Nothing was logged of its rounds.")
+        return _missing("rounds", "Rounds", "The run logged nothing about its rounds.")
     last = max(sizes)
     after, masked = _losses(saved, log, last)
     start, end = saved.report.metrics_before.get("before_loss"), saved.report.metrics_after.get("after_loss")
@@ -237,13 +239,19 @@ def rounds(saved: SavedFolder) -> Section:
         )
         for step, size in sizes.items()
     ]
-    text = ["One round: scored and cut once." if last == 1 else f"{last} rounds, each of which scored again what was left."]
+    text = [
+        "One round: the units were scored and cut once."
+        if last == 1
+        else f"{last} rounds; each scored the remaining units again."
+    ]
     if not after and not final:
         text.append("The held-out loss was not measured in this run.")
     elif last > 1 and len(after) < 2 and not masked:
-        text.append("The held-out loss was measured before and after the run only; `eval_strategy=steps` measures every round.")
+        text.append(
+            "The held-out loss was measured only before and after the run; `eval_strategy=steps` measures it in every round."
+        )
     if saved.report.recovery:
-        text.append("The loss at the end is that after the recovery.")
+        text.append("The loss at the end was measured after recovery.")
     table = Table(head, rows)
     if last == 1:
         return Section("rounds", "Rounds", text, tables=[table])
@@ -284,21 +292,25 @@ def recovery(saved: SavedFolder) -> Section:
     held_out = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
     before, after = metrics.get("before_loss"), metrics.get("after_loss")
     held_out = ({} if before is None else {0: before}) | held_out | ({} if after is None else {last: after})
-    kept = "The recovered weights were kept." if found["kept"] == "recovered" else "They were no better and were not kept."
+    kept = (
+        "The recovered weights were kept."
+        if found["kept"] == "recovered"
+        else "The recovered weights were no better and were not kept."
+    )
     text = [
-        f"One stage (`{saved.report.arguments['recovery']}`) of {last:,} steps. Held-out loss {number(before)} before it, "
-        f"{number(after)} after it. {kept}",
+        f"One stage (`{saved.report.arguments['recovery']}`) of {last:,} steps. Held-out loss {number(before)} before, "
+        f"{number(after)} after. {kept}",
         *found.get("notes", []),
     ]
     if not training:
-        text.append("The Trainer logged no curve; `logging_steps` in `training_args` sets how often it does.")
+        text.append("The Trainer logged no curve; `logging_steps` in `training_args` sets how often it logs.")
         return Section("recovery", title, text)
     steps = sorted({*training, *held_out})
     rows = [(f"{step:,}", number(training.get(step)), number(held_out.get(step))) for step in steps]
     numbers = Table(["step", "training loss", "held-out loss"], rows)
     described = f"Training loss over {last:,} steps, from {number(training[min(training)])} to {number(training[max(training)])}."
     caption = (
-        "The training loss is what the Trainer minimised (a distillation's has its own terms); the held-out loss is the task's."
+        "The training loss is what the Trainer minimised (for distillation it has its own terms); the held-out one is the task's."
     )
     return Section(
         "recovery", title, text, charts=[Chart("recovery", charts.recovery(training, held_out), described, caption, numbers)]
@@ -331,13 +343,13 @@ def cost(saved: SavedFolder) -> Section:
         for name in names
     ]
     most = [f"{bytes / 2**30:.2f} GiB on the {place}" for place, bytes in peak.items() if bytes]
-    memory = f" The peak of its memory was {' and '.join(most)}." if most else ""
-    text = [f"The stations of the run took {total:,.1f} s; loading, saving and the self-check are not among them.{memory}"]
-    caption = "Seconds by station"
+    memory = f" Peak memory was {' and '.join(most)}." if most else ""
+    text = [f"The steps of the run took {total:,.1f} s, not counting loading, saving and the self-check.{memory}"]
+    caption = "Seconds per step"
     if used:
-        caption += ", and by how many MiB each raised the peak of memory"
-    numbers = Table(["Station", "seconds", "share", *used.values()], rows)
-    described = f"Seconds by station, {total:,.1f} in all; most went to {_station(max(timings, key=lambda name: timings[name]))}."
+        caption += ", and by how many MiB each step raised the peak memory"
+    numbers = Table(["Step", "seconds", "share", *used.values()], rows)
+    described = f"Seconds per step, {total:,.1f} in all; most went to {_station(max(timings, key=lambda name: timings[name]))}."
     return Section("cost", title, text, charts=[Chart("cost", charts.cost(panels), described, f"{caption}.", numbers)])
 
 

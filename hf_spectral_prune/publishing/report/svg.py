@@ -70,7 +70,7 @@ def to_svg(figure: Figure, name: str, text: str) -> str:
 
     Args:
         name: of letters, digits and hyphens; it keeps this figure's ids apart from those of others on the page.
-        text: what the picture shows, for those who do not see it.
+        text: what the plot shows, for those who do not see it.
     """
     import matplotlib as mpl
 
@@ -82,7 +82,7 @@ def to_svg(figure: Figure, name: str, text: str) -> str:
     root = ET.fromstring(out.getvalue())
     for parent in root.iter():
         for child in list(parent):
-            # The style rule would hold for the whole page, and the metadata is a licence notice about the picture's format.
+            # The style rule would hold for the whole page, and the metadata is a licence notice about the plot's format.
             if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
                 parent.remove(child)
     _own_ids(root, name)

@@ -1,4 +1,4 @@
-"""The picture of an ablation: rank correlation of every criterion with the truth, layer by layer and their mean."""
+"""The plot of an ablation: rank correlation of every criterion with the truth, layer by layer and their mean."""
 
 from __future__ import annotations
 

@@ -328,7 +328,7 @@ def panels(result: AblationResult) -> list[Panel]:
             values = [result.agreement_with(truth)[part.group.key][label].spearman for part in parts]
             series.append(Series(label, values, summary.mean, summary.interval))
         size = max(len(part.units) for part in parts)
-        name = f"{_KINDS.get(kind, kind)}, {size} a layer"
+        name = f"{_KINDS.get(kind, kind)}, {size} per layer"
         found.append(Panel(name, _TRUTHS[truth], [part.group.layer for part in parts], series, chances, ceilings))
     return found
 

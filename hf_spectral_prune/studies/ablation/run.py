@@ -37,7 +37,7 @@ def ablate(
     *,
     report: Callable[[str], None] = logger.info,
 ) -> AblationResult:
-    """Measures the exact loss increase of removing single units, and how well every criterion's scores foretell it.
+    """Measures the exact loss increase of removing single units, and how well every criterion's scores predict it.
 
     Scores and damages are kept in `output_dir` as they come, so that a killed run continues; more criteria, layers or units
     may be asked for later and only those are added. The model stays as it is.

@@ -1,4 +1,4 @@
-"""Comparison of criteria: what to compare, the run that continues cell by cell, and its table, files and picture."""
+"""Comparison of criteria: what to compare, the run that continues cell by cell, and its table, files and plot."""
 
 from .arguments import Cell, ComparisonArguments, comparison_cells
 from .folder import FOLDER

@@ -1,4 +1,4 @@
-"""The picture of a comparison: quality against parameters, a line a criterion, a panel for every repair and recovery."""
+"""The plot of a comparison: quality against parameters, one line per criterion, one panel per compensation and recovery."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw(panels: Mapping[str, Sequence[Record]], dense: Record, metric: str, pat
 
 
 def comparison_figure(panels: Mapping[str, Sequence[Record]], dense: Record, metric: str) -> Figure:
-    """The cells' figures against their parameters, a panel for every repair and recovery, as a matplotlib Figure.
+    """The cells' figures against their parameters, one panel per compensation and recovery, as a matplotlib Figure.
 
     A line joins a criterion's means over the seeds; where there are several seeds, a bar reaches from the lowest to the
     highest. Figures that are not finite, and failed cells, are left out.

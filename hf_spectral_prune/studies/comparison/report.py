@@ -58,7 +58,7 @@ def _page(whole: Mapping[str, Any]) -> Page:
     notes = dict.fromkeys(note for cell in comparison.cells for note in cell.get("notes") or ())
     return Page(
         title=f"{model['name']}: {len(labels)} {'criterion' if len(labels) == 1 else 'criteria'} compared",
-        lead=f"Held-out {metric} of a `{model['class']}` after pruning, the same parameters gone and the same data for all.",
+        lead=f"Held-out {metric} of a `{model['class']}` after pruning, with equal parameter counts and the same data for all.",
         tiles=[
             ("Dense model", dense, f"held-out {metric}"),
             ("Parameters", number(model["parameters"]), f"in {model['dtype']}"),
@@ -79,7 +79,7 @@ def _percent(cell: Record) -> str:
 
 
 def _block(comparison: Comparison, name: str, cells: Sequence[Record], index: int) -> Section:
-    """One repair and recovery: a line a criterion, and its numbers."""
+    """One compensation and recovery: one line per criterion, and its numbers."""
     metric, dense = comparison.metric, comparison.dense
     found, sizes = figures(cells, metric), parameter_range(cells)
     labels, reductions = list(dict.fromkeys(cell["label"] for cell in cells)), sorted({reduction for _, reduction in found})
@@ -93,14 +93,14 @@ def _block(comparison: Comparison, name: str, cells: Sequence[Record], index: in
     title = name[0].upper() + name[1:]
     text = []
     if any(len(values) > 1 for values in found.values()):
-        text.append("± is the standard deviation over the seeds, whose number stands in brackets.")
+        text.append("± is the standard deviation over the seeds; their number is in brackets.")
     table = Table(head, rows)
     if not any(math.isfinite(value) for values in found.values() for value in values):
-        return Section(f"block-{index}", title, [*text, "No cell of it has a figure to draw."], tables=[table])
+        return Section(f"block-{index}", title, [*text, "None of these cells has a figure to draw."], tables=[table])
     with mpl.rc_context(STYLE):
         drawn = comparison_figure({title: cells}, dense, metric)
     described = f"Held-out {metric} against parameters for {', '.join(labels)}; the star is the dense model."
-    caption = "A line joins a criterion's means; a bar reaches over its seeds. The star is the dense model."
+    caption = "Each line joins the means of one criterion; the bars span its seeds. The star is the dense model."
     return Section(f"block-{index}", title, text, charts=[Chart(f"chart-{index}", drawn, described, caption)], tables=[table])
 
 

@@ -1,4 +1,4 @@
-"""What a comparison gives: its cells, the check of their sizes, the table, JSON, CSV and picture."""
+"""What a comparison gives: its cells, the check of their sizes, the table, JSON, CSV and plot."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Comparison:
         return [cell for cell in self.cells if cell["error"] is not None]
 
     def blocks(self) -> dict[str, list[Record]]:
-        """Cells by repair and recovery, in words."""
+        """Cells by compensation and recovery, in words."""
         found: dict[str, list[Record]] = {}
         for cell in self.cells:
             found.setdefault(block_name(cell), []).append(cell)
@@ -54,8 +54,8 @@ class Comparison:
 
 
 def block_name(cell: Record) -> str:
-    """A cell's repair and recovery in words."""
-    repair = "no repair" if cell["compensation"] == "none" else f"{cell['compensation'].replace('_', ' ')} repair"
+    """A cell's compensation and recovery in words."""
+    repair = "no compensation" if cell["compensation"] == "none" else f"{cell['compensation'].replace('_', ' ')} compensation"
     return f"{repair}, no recovery" if cell["recovery"] == "none" else f"{repair}, {cell['recovery']} recovery"
 
 
@@ -110,7 +110,7 @@ def check_equal_parameters(cells: Sequence[Record]) -> None:
 
 
 def table(comparison: Comparison) -> str:
-    """Criteria as rows and reductions as columns, a block for every repair and recovery; mean and spread over seeds."""
+    """Criteria as rows and reductions as columns, one block per compensation and recovery; mean and spread over seeds."""
     dense, metric = comparison.dense, comparison.metric
     head = f"Held-out {metric}: dense {number(dense['metrics'][metric])}, {dense['parameters']:,} parameters."
     parts = [head]
@@ -122,7 +122,7 @@ def table(comparison: Comparison) -> str:
     notes = dict.fromkeys(note for cell in comparison.cells for note in cell.get("notes", []))
     parts += ["", *notes] if notes else []
     if several:
-        parts += ["", "± is the standard deviation over the seeds, whose number stands in brackets."]
+        parts += ["", "± is the standard deviation over the seeds, whose number is in brackets."]
     return "\n".join(parts)
 
 

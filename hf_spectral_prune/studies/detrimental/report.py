@@ -49,8 +49,8 @@ def notes(found: Findings, width: int | None, tolerance: float) -> Iterator[str]
         )
     elif width % 8:
         yield (
-            f"Layer {found.best.layer} keeps {width} neurons, no multiple of 8: some kernels run slower on such a width, and "
-            "quantised GGUF wants multiples of 32. `round_to` would give one."
+            f"Layer {found.best.layer} keeps {width} neurons, which is not a multiple of 8: some kernels run slower on such a "
+            "width, and quantised GGUF needs multiples of 32. Set `round_to` to get one."
         )
     gaps = {layer: attribution.gap for layer, attribution in found.attributions.items() if attribution.gap > tolerance}
     if gaps:
@@ -91,7 +91,7 @@ def method_lines(found: Findings, held_out: Mapping[str, Any] | None) -> list[st
     ]
     if held_out is not None:
         lines.append(f"{_held_out_line(held_out)}.")
-    return [*lines, "No repair and no training after the cut."]
+    return [*lines, "No compensation and no training after the cut."]
 
 
 def _held_out_line(held_out: Mapping[str, Any]) -> str:

@@ -103,7 +103,7 @@ def model_regularizer(groups: Sequence[UnitGroup], signals: Signals, mask: Tenso
 
     Args:
         signals: as `unit_signals` collected them in one forward pass.
-        mask: (B, T) or (B, C, T), positions that count; None for all. Pictures have none.
+        mask: (B, T) or (B, C, T), positions that count; None for all. Images have none.
 
     Raises:
         ValueError: no gradient reaches any of the signals.

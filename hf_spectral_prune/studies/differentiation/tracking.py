@@ -112,11 +112,11 @@ class NDITrackingCallback(LoggingCallback):
     as silent ones.
 
     Args:
-        calibration_dataset: as for `SpectralPruningCallback`, or pictures as `build_images` takes them for models that read
+        calibration_dataset: as for `SpectralPruningCallback`, or images as `build_images` takes them for models that read
             those. It needs targets, since curvature is of the loss.
         interval_steps: optimizer steps between measurements.
         processing_class: tokenizer or image processor for raw data; the Trainer's by default.
-        num_samples: sequences or pictures that are taken from raw data (ready batches are all used). Each measurement costs
+        num_samples: sequences or images that are taken from raw data (ready batches are all used). Each measurement costs
             three forward passes over them, and two backward passes a probe on a few.
         units: kinds of unit; None for all the family has.
         criterion_args: options of the criterion `ndi`.

@@ -97,16 +97,14 @@ def test_recovery_is_told_by_the_figure_that_it_was_judged_by(folder):
     report["arguments"]["training_args"] = {"metric_for_best_model": "eval_accuracy"}
     report["recovery"]["metrics"] |= {"before_accuracy": 0.8125, "after_accuracy": 0.875}
     (folder / "pruning_report.json").write_text(json.dumps(report))
-    assert (
-        "; held-out accuracy 0.8125 before it, 0.875 after it. The recovered weights were kept." in write_card(folder).read_text()
-    )
+    assert "; held-out accuracy 0.8125 before, 0.875 after. The recovered weights were kept." in write_card(folder).read_text()
 
 
 @pytest.mark.parametrize(
     ("kept", "sentence"),
     [
-        ("recovered", "No repair: until the recovery, the remaining weights were those of the base model."),
-        ("unrecovered", "No repair: the remaining weights are those of the base model."),
+        ("recovered", "No compensation: until recovery, the remaining weights were those of the base model."),
+        ("unrecovered", "No compensation: the remaining weights are those of the base model."),
     ],
 )
 def test_weights_are_the_base_models_only_where_none_were_trained(kept, sentence, folder):
@@ -114,7 +112,7 @@ def test_weights_are_the_base_models_only_where_none_were_trained(kept, sentence
     change(folder, "recovery", "kept", to=kept)
     assert f"- {sentence}\n" in write_card(folder).read_text()
     change(folder, "recovery")
-    assert "- No repair: the remaining weights are those of the base model.\n" in write_card(folder).read_text()
+    assert "- No compensation: the remaining weights are those of the base model.\n" in write_card(folder).read_text()
 
 
 @pytest.mark.parametrize(
@@ -145,12 +143,12 @@ def of_magnitude(folder: Path) -> None:
 def test_data_that_no_score_came_from_are_not_said_to_have_judged_the_units(folder):
     of_magnitude(folder)
     text = write_card(folder).read_text()
-    assert "judged on" not in text and "fitted to" not in text
-    assert "drawn with seed 7; not read for the scores.\n" in text
+    assert "scored on" not in text and "fitted to" not in text
+    assert "drawn with seed 7; not used for the scores.\n" in text
     change(folder, "arguments", "compensation", to="bias")
-    assert "- The repair was fitted to `Salesforce/wikitext:train`; what" in write_card(folder).read_text()
+    assert "- The compensation was fitted to `Salesforce/wikitext:train`; what" in write_card(folder).read_text()
     change(folder, "arguments", "allocation", to="auto")
-    assert "- The widths and the repair were fitted to `Salesforce/wikitext:train`; what" in write_card(folder).read_text()
+    assert "- The widths and the compensation were fitted to `Salesforce/wikitext:train`; what" in write_card(folder).read_text()
     change(folder, "calibration")
     text = write_card(folder).read_text()
     assert "fitted to" not in text and "Calibration: none; the criterion reads weights only.\n" in text
@@ -159,10 +157,10 @@ def test_data_that_no_score_came_from_are_not_said_to_have_judged_the_units(fold
 @pytest.mark.parametrize(
     ("allocation", "samples", "share"),
     [
-        ("proportional", None, "Every layer gave the same share."),
-        ("auto", None, "a kind gave follows the measured loss of cutting it in all layers."),
-        ("loss_curves", 4, "a kind gave follows the measured loss of cutting it in all layers (4 sequences)."),
-        ("scores", None, "a kind gave follows its scores."),
+        ("proportional", None, "Every layer lost the same share."),
+        ("auto", None, "the share of a kind follows the measured loss of cutting it in all layers."),
+        ("loss_curves", 4, "the share of a kind follows the measured loss of cutting it in all layers (4 sequences)."),
+        ("scores", None, "the share of a kind follows its scores."),
     ],
 )
 def test_shares_of_a_uniform_layout_are_told_as_they_came_about(allocation, samples, share, folder):
@@ -172,7 +170,7 @@ def test_shares_of_a_uniform_layout_are_told_as_they_came_about(allocation, samp
     assert f" {share}\n" in write_card(folder).read_text()
     sizes = json.loads((folder / "pruning_report.json").read_text())["sizes"]
     change(folder, "sizes", to={key: size for key, size in sizes.items() if key.endswith("ffn")})
-    assert "parameters outside the embeddings. Every layer gave the same share.\n" in write_card(folder).read_text()
+    assert "parameters outside the embeddings. Every layer lost the same share.\n" in write_card(folder).read_text()
 
 
 def test_only_kinds_that_lost_units_are_said_to_be_cut(folder):
@@ -208,7 +206,7 @@ def test_what_was_not_measured_is_said_and_no_figure_invented(folder):
         "was not reloaded",
         "No training after the cut.",
         "a base model that the run did not name",
-        "licence was not at hand",
+        "licence was not known",
         "Calibration: none",
     ):
         assert sentence in text

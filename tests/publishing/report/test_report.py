@@ -166,7 +166,7 @@ def test_without_the_growth_of_memory_time_is_drawn_alone(folder):
     (folder / "pruning_report.json").write_text(json.dumps(report))
     write_report(folder)
     page = read(folder)
-    assert "Seconds by station." in page.text and "logged no curve" in page.text
+    assert "Seconds per step." in page.text and "logged no curve" in page.text
 
 
 # ---- what the page may hold
@@ -224,7 +224,7 @@ def test_a_stopping_rules_trials_are_not_taken_for_results(tmp_path):
     values = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert len(values) == 4  # masked 1, after 1, masked 2, after 2
     assert _losses(saved, log, 2) == ({1: values[1], 2: values[3]}, {1: values[0], 2: values[2]})
-    assert "its units masked" in read(out).words
+    assert "with its units masked" in read(out).words
 
 
 # ---- comparisons
@@ -275,7 +275,7 @@ def test_failed_cells_and_strange_labels_of_a_comparison_are_shown(compared, tmp
     write_comparison_report(tmp_path)
     page = read(tmp_path)
     assert page.tags["script"] == 0 and "failed" in page.words
-    assert len(page.images) == 1 and "No cell of it has a figure to draw." in page.text
+    assert len(page.images) == 1 and "None of these cells has a figure to draw." in page.text
 
 
 # ---- bad folders

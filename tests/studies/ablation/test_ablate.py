@@ -391,8 +391,8 @@ def test_command_writes_what_it_prints(folder, capsys):
     pytest.importorskip("matplotlib")
     assert main(flags(folder, top_share="0.5")) == 0
     out = capsys.readouterr().out
-    assert "6 of 24 a layer" in out
-    assert "4 of 4 a layer" in out
+    assert "6 of 24 per layer" in out
+    assert "4 of 4 per layer" in out
     result = read(folder)
     assert (folder / "out" / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert result["protocol"]["evaluation"]["num_sequences"] == 3

@@ -425,7 +425,7 @@ def test_recipe_gives_table_json_csv_and_plot(folder, capsys):
     words = flags(folder, criteria=None, reductions=None)
     assert main(["compare", str(recipe), *words]) == 0
     out = capsys.readouterr().out
-    assert "Least squares repair, no recovery" in out and "| narrow " in out
+    assert "Least squares compensation, no recovery" in out and "| narrow " in out
     whole = json.loads((folder / "out" / "comparison.json").read_text())
     assert len(whole["cells"]) == 2 * 2 * (1 + 1 + 2)
     assert whole["cells"][4]["criterion_args"]["num_neighbors"] == 3
