@@ -52,7 +52,7 @@ def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Crite
 def settle_compensation(
     model: PreTrainedModel, args: SpectralPruningArguments, calibration: CalibrationData | None
 ) -> SpectralPruningArguments:
-    """The options with the repair that `auto` stands for: `sequential`, but none for channels and without calibration data."""
+    """The options with what `auto` compensation stands for: `sequential`; none for channels and without calibration data."""
     if args.compensation != "auto":
         return args
     can = calibration is not None and not family_of(model.config).traced

@@ -1,4 +1,4 @@
-"""SpectralPruner: calibrate, score, plan, cut, again; then evaluate and save. Trainer's shape, one screen of road."""
+"""SpectralPruner: calibrate, score, plan, cut, again; then evaluate and save. Trainer's shape, on one screen."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class SpectralPruner:
         )
         self._event("on_init_end")
 
-    # ---- the road
+    # ---- the steps of a run
 
     def prune(self, resume_from_checkpoint: bool | str | Path | None = None) -> PruningOutput:
         """Removes units until the target is met: rounds of calibrate, score, plan, cut.
@@ -331,7 +331,7 @@ class SpectralPruner:
             self.saved_to, args.hub_model_id, token or args.hub_token, args.hub_private_repo or None, commit_message, overwrite
         )
 
-    # ---- stations
+    # ---- steps
 
     def _start(self) -> Run:
         run = rounds.start(self.model, self.args, calibration=self.calibration)

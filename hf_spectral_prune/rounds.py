@@ -35,7 +35,7 @@ class Run:
     """What the rounds of one run share: the original model's groups, the target, and the plan so far.
 
     Attributes:
-        damage: {group key: (n_units + 1,)} cost of removing the 0, 1, ... lowest-scored units, where widths hang on it. The
+        damage: {group key: (n_units + 1,)} cost of removing the 0, 1, ... lowest-scored units, where widths depend on it. The
             target has no part in it, so runs which differ in nothing else may share it.
         final_sizes: units of every group after the last round.
     """
@@ -64,7 +64,7 @@ def start(
     weights: str | None = None,
     calibration: CalibrationData | None = None,
 ) -> Run:
-    """Measures the original model and sets the target; gives the consumers their biases where the repair needs them.
+    """Measures the original model and sets the target; gives the consumers their biases where the compensation needs them.
 
     Args:
         weights: the fingerprint of the weights, where it is known or taken later; None takes it now.
@@ -158,7 +158,7 @@ def _measure_damage(
     calibration: CalibrationData | None,
     evidence: Evidence | None,
 ) -> dict[str, Tensor] | None:
-    """See `Run.damage`; None where widths do not hang on it."""
+    """See `Run.damage`; None where widths do not depend on it."""
     if args.allocation == "scores":
         return score_damage(scores)
     if args.allocation == "proportional" or (args.allocation == "auto" and not _can_measure(model, args, groups, calibration)):
@@ -167,7 +167,7 @@ def _measure_damage(
     if args.allocation == "fisher":
         return fisher_damage(model, groups, calibration.batches, progress=not args.disable_tqdm)
     batches = _first_sequences(model, calibration, args.num_allocation_samples)
-    # A sequential repair is measured as one of each layer alone: how it will fare hangs on all the cuts before.
+    # A sequential repair is measured as one of each layer alone: how it will fare depends on all the cuts before.
     repairs = args.compensation in ("least_squares", "sequential")
     repair = evidence.repair or None if evidence is not None and repairs else None
     by_kind = args.layout == "uniform"
@@ -254,7 +254,7 @@ def choose(
 def cut(
     model: PreTrainedModel, args: SpectralPruningArguments, plan: PruningPlan, evidence: Evidence, *, reused: bool = False
 ) -> Evidence | None:
-    """Cuts the model by a round's plan, with the repair asked for.
+    """Cuts the model by a round's plan, with the compensation asked for.
 
     Args:
         reused: whether the next round scores by the same evidence; what is left of it is then returned, else None.

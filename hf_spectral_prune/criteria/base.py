@@ -22,7 +22,7 @@ from . import plugins
 Scores = dict[str, Tensor]
 # {group key: {name: (n_units, ...)}}: the first dimension is always the units, so that a cut can select from it.
 Statistics = dict[str, dict[str, Tensor]]
-# {group key: {name: (m,)}}: a few numbers a group that a criterion came by, for the report; nothing reads them on the road.
+# {group key: {name: (m,)}}: a few numbers a group that a criterion came by, for the report; nothing in a run reads them.
 Diagnostics = dict[str, dict[str, Tensor]]
 
 

@@ -20,7 +20,7 @@ _PIECES_AT_ONCE = 8
 # Of text that is made or fetched as it is read, pieces are smaller: what is left of the last one was read in vain.
 _LAZY_PIECE_CHARACTERS = 2**13
 # A draw of blocks from up to this much text is made of all its blocks; of more text, only passages drawn at random are tokenised.
-# The limit does not hang on how many blocks are wanted, so that a larger draw (to recover on) has blocks of the same bounds.
+# The limit does not depend on how many blocks are wanted, so that a larger draw (to recover on) has blocks of the same bounds.
 _WHOLE_CHARACTERS = 2**24
 # A passage has about eight blocks, and eight times the blocks that are wanted are tokenised: about a passage for every block.
 _PASSAGE_CHARACTERS_PER_TOKEN = 32

@@ -133,7 +133,7 @@ def _measured(
 
 
 def _parts(model: PreTrainedModel, batch: Batch, names: list[str]) -> Iterable[Batch]:
-    """What of a batch is run at once, so that the figures do not hang on how rows were batched.
+    """What of a batch is run at once, so that the figures do not depend on how rows were batched.
 
     Rows of text to go on with are run alone, without padding. So are those of a loss that is a sum of means.
     """

@@ -1,4 +1,4 @@
-"""Gives any PyTorch network the face of a transformers model for image classification, so that it goes down the same road."""
+"""Gives any PyTorch network the face of a transformers model for image classification, so that it is pruned in the same way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHIPPED_FILE = "cria_channels.py"
 
 
 class TorchConfig(PreTrainedConfig):
-    """What the road asks of a config.
+    """What a pruning run asks of a config.
 
     Attributes:
         input_shape: shape of one input, e.g. [3, 32, 32] or [784].
@@ -98,7 +98,7 @@ def check_unwrapped(model: Any) -> None:
 
 
 def wrap(network: nn.Module, example: Tensor) -> TorchModelForImageClassification:
-    """A plain network as a model of the road.
+    """A plain network as a model that can be pruned.
 
     Args:
         example: one input (1, ...) as the network takes it; its shape is what tracing and counting use.

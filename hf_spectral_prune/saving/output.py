@@ -1,4 +1,4 @@
-"""What a pruning returns and reports, and what each of its stations cost."""
+"""What a pruning returns and reports, and what each of its steps cost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PruningOutput:
 
 @dataclass
 class StationCosts:
-    """Seconds and growth of the peak memory, station by station.
+    """Seconds and growth of the peak memory, step by step.
 
     Attributes:
         seconds: {station: seconds of all its turns}.

@@ -1,4 +1,4 @@
-"""What the plan of a run hangs on: its options, its data, the model's type, the code. A resumed run must have the same."""
+"""What the plan of a run depends on: its options, its data, the model's type, the code. A resumed run must have the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study's figures hang on: the model, the data and the options, told apart by digests."""
+"""What a study's figures depend on: the model, the data and the options, told apart by digests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def study_protocol(
     compute_metrics: Callable[..., Any] | None = None,
     train_dataset: Iterable[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """What the figures hang on beside the cells' options: the model and the data, with a digest of each.
+    """What the figures depend on beside the cells' options: the model and the data, with a digest of each.
 
     Args:
         train_dataset: rows that recoveries train on; None where there are none.

@@ -106,7 +106,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         self._due: dict[int | None, list[int]] = {}
         self._last_round = 0  # of those that were run
         self._model: weakref.ref[PreTrainedModel] | None = None  # of the run
-        self._options: dict[str, Any] = {}  # what the plan hangs on
+        self._options: dict[str, Any] = {}  # what the plan depends on
         self._made_ready: weakref.ref[PreTrainedModel] | None = None  # the model of `on_init_end`
 
     @property
@@ -203,7 +203,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
             },
         }
 
-    # ---- the road
+    # ---- the steps of a run
 
     def _rounds(
         self, step: int | None, model: PreTrainedModel, optimizer: Any, state: TrainerState, control: TrainerControl

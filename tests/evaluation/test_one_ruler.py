@@ -171,7 +171,7 @@ def test_a_classifier_gives_the_same_figures_everywhere(tokenizer, tmp_path):
 
 
 def test_several_means_are_weighed_row_by_row():
-    """A loss that is a sum of means over different things must not hang on how rows are batched."""
+    """A loss that is a sum of means over different things must not depend on how rows are batched."""
     model = tiny_encoder("bert", task="ForPreTraining")
     rows = []
     for index in range(4):

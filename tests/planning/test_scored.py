@@ -105,7 +105,7 @@ def test_the_spectrum_has_the_leading_generalised_eigenvalues_of_the_two_graphs(
     spectrum = found["layers.0.ffn"]["spectrum"]
     assert len(spectrum) == options.get("modes", 24)
     assert spectrum.tolist() == pytest.approx(expected[: len(spectrum)], rel=1e-6, abs=1e-9)
-    # Nobody who does not ask pays for it, and the scores do not hang on it.
+    # Nobody who does not ask pays for it, and the scores do not depend on it.
     assert torch.equal(score_units(model, groups, criterion, moments, progress=False)["layers.0.ffn"], scores["layers.0.ffn"])
 
 

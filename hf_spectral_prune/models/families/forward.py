@@ -49,7 +49,7 @@ def tensors_in(output: Any) -> list[Tensor]:
 
 
 def last_differentiable(network: nn.Module, example: Tensor) -> str:
-    """ " after `MODULE`" for the last module whose output still hangs on weights; "" where none does."""
+    """ " after `MODULE`" for the last module whose output still depends on weights; "" where none does."""
     last: list[str] = []
 
     def note(name: str, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Runs a comparison cell by cell, on the stations of a pruning run, and keeps every cell as soon as it is finished."""
+"""Runs a comparison cell by cell, with the steps of a pruning run, and keeps every cell as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _check(shared: Shared, cells: Sequence[Cell]) -> None:
             lora_targets(shared.model, recovery_arguments(args)[0].lora_target_modules)
         if args.target_reduction not in checked:
             checked.add(args.target_reduction)
-            # Whether the target can be reached does not hang on the scores: measuring loss curves for it would be work.
+            # Whether the target can be reached does not depend on the scores: measuring loss curves for it would be work.
             probe = args if args.allocation == "proportional" else replace(args, allocation="scores")
             try:
                 rounds.decide(shared.model, probe, rounds.start(shared.model, probe), zeros, 1)
