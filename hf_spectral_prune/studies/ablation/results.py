@@ -243,7 +243,7 @@ def table(result: AblationResult) -> str:
         counts = " or ".join(dict.fromkeys(str(num_lowest(len(part.units), share)) for part in parts))
         name = _KINDS.get(kind, kind)
         for truth, said in _TRUTHS.items():
-            lines += [f"{name[0].upper()}{name[1:]}, {sizes} a layer: rank correlation of score and {said} (Spearman)", ""]
+            lines += [f"{name[0].upper()}{name[1:]}, {sizes} per layer: rank correlation of score and {said} (Spearman)", ""]
             lines += [*_block(result, kind, "spearman", truth), ""]
         lines += [f"Share of the {counts} least damaging units among the {counts} lowest-scored", ""]
         lines += [*_block(result, kind, "overlap"), ""]
