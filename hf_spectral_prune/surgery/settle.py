@@ -96,29 +96,31 @@ def _change_class(model: PreTrainedModel, module: ModuleType, *, cria: bool) -> 
     _check_known(type(model), pairs)
     if not cria:
         pairs = {own: stock for stock, own in pairs.items()}
-    old = model.config
-    fields = old.to_dict()
-    own_fields = set() if cria else _field_names(type(old)) - _field_names(new_config_class)
-    if family_of(old).stock_heads == "any":
+    config: Any = model.config
+    fields = config.to_dict()
+    own_fields = set() if cria else _field_names(type(config)) - _field_names(new_config_class)
+    if family_of(config).stock_heads == "any":
         own_fields -= {"head_dim"}  # what a stock class that takes any head count builds its heads with
     for name in {"model_type", "auto_map", *own_fields}:
         fields.pop(name, None)
     new = new_config_class.from_dict(fields)
-    new._name_or_path = old._name_or_path
+    new._name_or_path = config._name_or_path
     # Private but essential: which attention the modules run is decided by the config they share.
-    new._attn_implementation = old._attn_implementation
+    new._attn_implementation = config._attn_implementation
     if cria:
         new.auto_map = auto_map(module)
         # A text model out of one that sees images too would be saved by that one's names, which its own class knows alone.
         vars(model).pop("_weight_conversions", None)
+    # In place, so that all who share the config see it: the modules, and a larger model that holds this one.
+    config.__class__ = new_config_class
+    vars(config).clear()
+    vars(config).update(vars(new))
     for part in model.modules():
         if type(part) in pairs:
             part.__class__ = pairs[type(part)]
             # transformers notes at an instance's birth what its class can record (hidden states): so build one, for free.
             with torch.device("meta"):
-                type(part)(new)
-        if part.__dict__.get("config") is old:
-            part.config = new
+                type(part)(config)
 
 
 def _field_names(config: Any) -> set[str]:
