@@ -32,7 +32,8 @@ def test_curves_of_a_language_model_are_measured_on_a_few_thousand_tokens():
 
 def test_curves_of_a_classifier_are_measured_on_hundreds_of_labels():
     model = tiny_encoder()
-    batches = [encoder_batch(model, rows=100, length=4, seed=seed) for seed in range(4)]
+    labels = {"labels": torch.zeros(100, dtype=torch.int64)}
+    batches = [encoder_batch(model, rows=100, length=4, seed=seed) | labels for seed in range(4)]
     assert sizes(model, batches) == [100, 100, 56]
     assert sizes(model, batches[:2]) == [100, 100]
 

@@ -58,8 +58,8 @@ class PruningPlan:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not all(_is_count(size) for size in (*self.sizes.values(), self.parameters_before, self.parameters_after)):
-            raise ValueError("The plan's sizes and parameters are not all whole numbers of at least 1. Make the plan again.")
+        if not all(_is_count(size) for size in self.sizes.values()):
+            raise ValueError("The plan's sizes are not all whole numbers of at least 1. Make the plan again.")
         for key, kept in self.kept.items():
             if not kept:
                 raise ValueError(
@@ -128,9 +128,12 @@ class PruningPlan:
             hints = get_type_hints(cls)
             for name in payload.keys() & hints.keys() - {"kept", "notes"}:
                 fitted(name, payload[name], hints[name])
-            return cls(**payload)
+            plan = cls(**payload)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"The plan lacks or misnames a field ({error}). Make the plan again.") from None
+        if not (_is_count(plan.parameters_before) and _is_count(plan.parameters_after)):
+            raise ValueError("The plan's parameters are not whole numbers of at least 1. Make the plan again.")
+        return plan
 
     def save(self, path: str | Path) -> None:
         """Writes the plan to a file, whole or not at all."""

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from conftest import VOCABULARY, tiny_encoder, tiny_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from hf_spectral_prune.cli.main import main
@@ -355,6 +356,7 @@ def test_model_whose_text_part_alone_could_be_pruned_is_told(folder, capsys):
     from transformers import Gemma3Config
 
     Gemma3Config().save_pretrained(folder / "gemma3")
+    save_file({"weight": torch.zeros(1)}, folder / "gemma3" / "model.safetensors")
     fails(capsys, ["prune", *flags(folder, model_name_or_path=folder / "gemma3")], "`gemma3`", "`gemma3_text`", "alone")
 
 
