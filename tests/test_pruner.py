@@ -320,6 +320,8 @@ def test_non_finite_activations_name_the_layer(batches):
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3] = torch.inf
     with pytest.raises(ValueError, match=r"layers\.1\.ffn"):
+        make_pruner(model, batches, units=["ffn"]).score()
+    with pytest.raises(ValueError, match="loss of the dense model is nan"):
         make_pruner(model, batches, units=["ffn"]).prune()
 
 
@@ -336,7 +338,7 @@ def test_non_finite_activations_name_the_layer(batches):
         ({"units": ["neurons"]}, "`ffn`"),
         ({"units": []}, "each kind once"),
         ({"layout": "mixed"}, "`per_layer`"),
-        ({"num_rounds": 0}, "at least 1"),
+        ({"num_rounds": 0}, "between 1 and 10,000"),
         ({"stock_class": "mistral", "layout": "per_layer"}, "uniform"),
     ],
     ids=lambda value: str(value)[:30],

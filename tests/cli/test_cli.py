@@ -394,7 +394,7 @@ def test_prune_recovers_on_text_that_is_not_held_out(method, folder, monkeypatch
 
     seen = []
     rows_of = recovery.training_rows
-    monkeypatch.setattr(recovery, "training_rows", lambda source: seen.append(rows_of(source)) or seen[-1])
+    monkeypatch.setattr(recovery, "training_rows", lambda *given: seen.append(rows_of(*given)) or seen[-1])
     training = '{"max_steps": 3, "learning_rate": 1e-3, "use_cpu": true}'
     assert main(["prune", *flags(folder, recovery=method, training_args=training)]) == 0
     report = json.loads((folder / "out" / "pruning_report.json").read_text())

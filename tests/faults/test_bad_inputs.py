@@ -106,5 +106,5 @@ def test_inputs_are_as_many_and_as_different_as_they_are_said_to_be(sources, tmp
 
 def test_table_in_the_documentation_is_that_of_the_inputs():
     counts = {family: sum(of == family for of, _ in INPUTS) for family in FAMILIES}
-    rows = [f"| {family} | {count} |" for family, count in counts.items()] + [f"| together | {len(INPUTS)} |"]
+    rows = [f"| {family} | {count} |" for family, count in counts.items()] + [f"| total | {len(INPUTS)} |"]
     assert "\n".join(rows) in PAGE.read_text(encoding="utf-8"), "\n".join(rows)

@@ -10,6 +10,7 @@ import pytest
 import recovering
 import torch
 from conftest import logits, random_batch, refused, tiny_model
+from datasets import IterableDataset
 from processes import run_in_two_processes
 from recovering import patterned_rows
 from transformers import TrainerCallback, TrainingArguments
@@ -263,7 +264,7 @@ def test_data_that_cannot_judge_is_told(tmp_path):
     with pytest.raises(ValueError, match="the data has no `labels`"):
         recover(model, RecoveryArguments(), training_args(tmp_path), rows, rows)
     with pytest.raises(ValueError, match="Pass `eval_dataset`"):
-        recover(tiny_model(), RecoveryArguments(), training_args(tmp_path), iter(rows))
+        recover(tiny_model(), RecoveryArguments(), training_args(tmp_path), IterableDataset.from_generator(lambda: iter(rows)))
 
 
 @pytest.fixture(scope="module")

@@ -398,9 +398,9 @@ def test_folders_without_their_parts_are_refused(tmp_path, capsys):
     save(tmp_path, tiny(), TOKENIZER)
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    refused(capsys, tmp_path, "model.safetensors", "no safetensors file")
+    refused(capsys, tmp_path, "model.safetensors", "no whole safetensors file")
     (tmp_path / "model.safetensors").unlink()
-    refused(capsys, tmp_path, "no `model.safetensors`")
+    refused(capsys, tmp_path, "no weights (`model.safetensors`")
 
 
 def test_values_that_no_number_is_or_f16_cannot_hold_are_refused(tmp_path, capsys):

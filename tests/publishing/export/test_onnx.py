@@ -202,7 +202,7 @@ def test_weights_that_are_none_are_refused(tmp_path, capsys):
     tiny_model().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_text("junk")
     assert main(["export", "onnx", str(tmp_path)]) == 2
-    assert "no safetensors file" in capsys.readouterr().err
+    assert "no whole safetensors file" in capsys.readouterr().err
 
 
 def test_outputs_that_differ_leave_nothing(tmp_path, monkeypatch, capsys):
@@ -232,6 +232,7 @@ def test_words_that_make_no_sense_are_refused(words, messages, tmp_path, capsys)
 def test_folder_that_is_no_model_is_refused(tmp_path, capsys):
     assert main(["export", "onnx", str(tmp_path)]) == 2
     assert "no `config.json`" in capsys.readouterr().err
+    tiny_model().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no_such_model"}))
     assert main(["export", "onnx", str(tmp_path)]) == 2
     assert "cannot be read" in capsys.readouterr().err
