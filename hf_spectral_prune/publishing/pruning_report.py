@@ -118,6 +118,11 @@ class PruningReport:
                 raise ValueError(
                     f"{place} has no figure `{path}`. Take the report that the run wrote, or prune and save the model again."
                 )
+        for name in ("parameters_before", "parameters_after"):
+            if entries[name] < 1:
+                raise ValueError(
+                    f"{place}: `{name}` is {entries[name]}; it must be at least 1. Take the report that the run wrote."
+                )
         return cls(**{entry.name: entries[entry.name] for entry in fields(cls) if entries.get(entry.name) is not None})
 
 

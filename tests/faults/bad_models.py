@@ -299,6 +299,9 @@ def _config_values() -> Iterator[Fault]:
                 *(
                     ()
                     if (field, value) == ("rope_parameters", {"rope_type": "default", "rope_theta": 0})
+                    # A width that a config may have: the weights' own check names them beside the config.
+                    else (CONFIG, "down_proj")
+                    if (field, value) == ("intermediate_size", 25)
                     else PLACES.get(field, (CONFIG,))
                 ),
                 # The class is then told by the names of the weights.
