@@ -62,6 +62,8 @@ def run(given: Path, out: Path, at: int = 0, how: signal.Signals = signal.SIGKIL
                 if changes == at:
                     os.kill(os.getpid(), how)
 
+        # As in a terminal: a shell starts what it runs in the background with Ctrl-C ignored, which a process inherits.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
         sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1)
         arguments = words(given, out)
