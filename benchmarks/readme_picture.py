@@ -1,4 +1,4 @@
-"""The picture on top of the README, from the folder that `cria demo` left: light and dark, two SVG files.
+"""An overview image for the README, from the folder that `cria demo` left: light and dark, two SVG files.
 
     python benchmarks/readme_picture.py cria-smollm2 --output docs/figures/overview
 
