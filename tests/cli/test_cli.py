@@ -68,7 +68,7 @@ def test_recipe_gives_the_values_and_flags_win(folder):
 def test_resume_from_the_latest_begins_anew_where_there_is_none(folder, capsys):
     """One command in a restart script."""
     assert main(["prune", *flags(folder, resume_from_checkpoint="latest", save_strategy="steps")]) == 0
-    assert "begins anew" in capsys.readouterr().err
+    assert "the run starts over" in capsys.readouterr().err
     assert (folder / "out" / "pruning_plan.json").is_file()
 
 

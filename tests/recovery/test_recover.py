@@ -126,6 +126,7 @@ def test_padding_never_enters_the_loss(side):
 
 
 def test_collator_pads_rows_of_different_length_and_keeps_given_labels(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)  # all tests of the session share it
     tokenizer.padding_side = "left"
     batch = causal_collator(tokenizer)([{"input_ids": [5, 6, 7]}, {"input_ids": [5, 6, 7, 8]}])
     # The 5 behind the padding would be predicted from it.
