@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
-from ..arguments import SpectralPruningArguments
 from ..studies.ablation import FOLDER, AblationArguments, AblationResult, ablate, chosen_groups, table
 from .arguments import RunArguments
 from .parsing import parse
@@ -16,7 +15,7 @@ from .parsing import parse
 def main(argv: Sequence[str]) -> None:
     """Measures the held-out loss of removing single units, and how well criteria predict it; an interrupted run continues."""
     from ..models.loading import load_tokenizer
-    from .inputs_text import check_named_files, load_text, load_text_model
+    from .inputs_text import check_named_files, load_held_out_text, load_text, load_text_model
 
     args, run = parse([AblationArguments, RunArguments], "ablate", main.__doc__ or "", argv)
     check_named_files(run)
@@ -28,15 +27,16 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("`resume_from_checkpoint` is not for ablations: one that lies in `output_dir` continues by itself.")
     FOLDER.check(args.output_dir)
     readers = [label for label, criterion in args.make_criteria().items() if criterion.needs_data]
-    if run.calibration == "dataset" and not (run.calibration_file or run.dataset_name) and run.eval_file:
-        if readers:
-            raise ValueError(f"There is nothing to calibrate on, and `{readers[0]}` needs it. Set `calibration_file`.")
-        run.calibration = "python_docs"  # not used: only the held-out side is read
+    calibrates = run.calibration != "dataset" or run.calibration_file or run.dataset_name
+    if not calibrates and run.eval_file and readers:
+        raise ValueError(f"There is nothing to calibrate on, and `{readers[0]}` needs it. Set `calibration_file`.")
     tokenizer = load_tokenizer(run)
     model = load_text_model(run)
     chosen_groups(model, args)
-    options = SpectralPruningArguments(seed=args.seed, disable_tqdm=args.disable_tqdm)
-    calibration, held_out = load_text(run, options, model, tokenizer)
+    if calibrates or not run.eval_file:
+        calibration, held_out = load_text(run, model, tokenizer, args.seed)
+    else:
+        calibration, held_out = None, load_held_out_text(run, model, tokenizer, args.seed)
     if held_out is None:
         raise ValueError(
             f"There is nothing to measure a `{type(model).__name__}` on. Set `eval_file` if the text is too short to hold any "

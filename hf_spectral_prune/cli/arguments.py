@@ -1,4 +1,4 @@
-"""RunArguments: which model and which data a command reads."""
+"""Which model and which data a command reads, each a slice of the options that is handed to those who need it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,48 @@ from typing import Any, Literal
 from ..arguments import ModelArguments, _field, _read_json
 
 
+def _of_networks(name: str) -> str:
+    return f"`{name}` is for plain PyTorch networks. Set `network_class` too, or leave it out."
+
+
 def _is_inner_folder(name: str) -> bool:
     """Whether it is a folder here, and not written like a path already."""
     return not name.startswith((".", "~")) and not Path(name).is_absolute() and Path(name).is_dir()
 
 
 @dataclass
-class RunArguments(ModelArguments):
-    """Which model and which text: what the command line needs beside `SpectralPruningArguments`.
+class NetworkArguments(ModelArguments):
+    """Which model to load: one of transformers, or a plain PyTorch network by its class.
+
+    Raises:
+        ValueError: a value that cannot work; says what to set instead.
+    """
+
+    network_class: str | None = _field(
+        None,
+        "Class of a plain PyTorch network, as `package.module:Class`; `model_name_or_path` is then a folder that its "
+        "`save_pretrained` wrote, or the file of a state dict (.safetensors, .pt, .pth, .th, .bin).",
+    )
+    network_args: dict[str, Any] | str | None = _field(
+        None, "Arguments to create this class with, as JSON, e.g. '{\"depth\": 56}'."
+    )
+
+    def __post_init__(self) -> None:
+        self.network_args = _read_json("network_args", self.network_args)
+        if self.network_class is None:
+            if self.network_args:
+                raise ValueError(_of_networks("network_args"))
+            return
+        module, _, network = self.network_class.partition(":")
+        if not (module and network):
+            raise ValueError(f"`network_class` is `{self.network_class}`. Write it like `package.module:Class`.")
+        if self.dtype not in ("auto", "float32"):
+            raise ValueError(f"`dtype` is `{self.dtype}`, and plain networks are pruned in float32. Leave it out.")
+
+
+@dataclass
+class DataArguments:
+    """Which data a command calibrates, measures and recovers on.
 
     Raises:
         ValueError: a value that cannot work; says what to set instead.
@@ -44,14 +78,6 @@ class RunArguments(ModelArguments):
     image_dir: str | None = _field(None, "Folder of images to calibrate on, with one subfolder per class (vision models).")
     image_column: str | None = _field(None, "Column of `dataset_name` that holds the images; by default its only image column.")
     eval_image_dir: str | None = _field(None, "Folder of images to measure on; by default some calibration images are held out.")
-    network_class: str | None = _field(
-        None,
-        "Class of a plain PyTorch network, as `package.module:Class`; `model_name_or_path` is then a folder that its "
-        "`save_pretrained` wrote, or the file of a state dict (.safetensors, .pt, .pth, .th, .bin).",
-    )
-    network_args: dict[str, Any] | str | None = _field(
-        None, "Arguments to create this class with, as JSON, e.g. '{\"depth\": 56}'."
-    )
     tensors_file: str | None = _field(
         None, "Inputs of a plain network to calibrate on: .npz or .safetensors with `pixel_values` (N, ...) and `labels` (N,)."
     )
@@ -86,7 +112,6 @@ class RunArguments(ModelArguments):
     metric: str = _field(
         "accuracy", "Metric of labelled texts: accuracy or f1; with `trust_remote_code` also the Hub name or path of a metric."
     )
-    resume_from_checkpoint: str | None = _field(None, "Checkpoint folder of an interrupted run to continue from, or `latest`.")
 
     def __post_init__(self) -> None:
         if self.dataset_name is not None and _is_inner_folder(self.dataset_name):
@@ -95,12 +120,10 @@ class RunArguments(ModelArguments):
         for name in ("num_calibration_samples", "num_recovery_samples", "calibration_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        self.network_args = _read_json("network_args", self.network_args)
-        self._check_network()
         if self.max_seq_length < 2:
             raise ValueError(f"`max_seq_length` is {self.max_seq_length}; it must be at least 2.")
         if self.num_eval_samples is None:
-            pictures = self.image_dir or self.eval_image_dir or self.image_column or self.network_class
+            pictures = self.image_dir or self.eval_image_dir or self.image_column or self.tensors_file
             self.num_eval_samples = 1000 if self.label_column or pictures else 16
         if self.num_eval_samples < 0:
             raise ValueError(f"`num_eval_samples` is {self.num_eval_samples}; it must not be negative.")
@@ -114,30 +137,6 @@ class RunArguments(ModelArguments):
         if self.label_column is not None and not tables:
             raise ValueError("`label_column` needs a table of texts. Set `calibration_file` or `dataset_name`.")
 
-    def _check_network(self) -> None:
-        if self.network_class is None:
-            for name in ("network_args", "tensors_file", "eval_tensors_file"):
-                if getattr(self, name):
-                    raise ValueError(f"`{name}` is for plain PyTorch networks. Set `network_class` too, or leave it out.")
-            return
-        module, _, network = self.network_class.partition(":")
-        if not (module and network):
-            raise ValueError(f"`network_class` is `{self.network_class}`. Write it like `package.module:Class`.")
-        if not self.tensors_file:
-            raise ValueError("A plain network is traced and calibrated with its inputs. Set `tensors_file`.")
-        if self.dtype not in ("auto", "float32"):
-            raise ValueError(f"`dtype` is `{self.dtype}`, and plain networks are pruned in float32. Leave it out.")
-        if self.calibration != "dataset":
-            raise ValueError(
-                f"`calibration` is `{self.calibration}`, and a plain network is calibrated with `tensors_file`. Leave it out."
-            )
-        others = ("calibration_file", "dataset_name", "image_dir", "eval_file", "eval_image_dir", "recovery_file")
-        for name in (*others, "label_column", "gguf_file"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"`{name}` is for models of transformers, and `network_class` names a plain network. Leave it out."
-                )
-
     def _check_eval_split(self) -> None:
         if not self.dataset_name:
             raise ValueError(
@@ -150,3 +149,35 @@ class RunArguments(ModelArguments):
                 f"`eval_split` and `dataset_split` are both `{self.eval_split}`, so the model would be measured on the text that "
                 "it is calibrated on. Name another split, or leave `eval_split` out."
             )
+
+
+@dataclass
+class RunArguments(DataArguments, NetworkArguments):
+    """The model and the data of one command: what the command line needs beside `SpectralPruningArguments`.
+
+    Raises:
+        ValueError: values that cannot work, alone or together; says what to set instead.
+    """
+
+    resume_from_checkpoint: str | None = _field(None, "Checkpoint folder of an interrupted run to continue from, or `latest`.")
+
+    def __post_init__(self) -> None:
+        NetworkArguments.__post_init__(self)
+        DataArguments.__post_init__(self)
+        if self.network_class is None:
+            for name in ("tensors_file", "eval_tensors_file"):
+                if getattr(self, name):
+                    raise ValueError(_of_networks(name))
+            return
+        if not self.tensors_file:
+            raise ValueError("A plain network is traced and calibrated with its inputs. Set `tensors_file`.")
+        if self.calibration != "dataset":
+            raise ValueError(
+                f"`calibration` is `{self.calibration}`, and a plain network is calibrated with `tensors_file`. Leave it out."
+            )
+        others = ("calibration_file", "dataset_name", "image_dir", "eval_file", "eval_image_dir", "recovery_file")
+        for name in (*others, "label_column", "gguf_file"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` is for models of transformers, and `network_class` names a plain network. Leave it out."
+                )

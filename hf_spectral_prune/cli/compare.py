@@ -28,27 +28,27 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("`resume_from_checkpoint` is not for comparisons: one that lies in `output_dir` continues by itself.")
     FOLDER.check(args.output_dir)
     comparison_cells(args)
-    metric = metric_of(run)
+    metric = metric_of(run, run.trust_remote_code)
     if metric is not None:
         metric.__qualname__ = run.metric  # by this the comparison tells it from other metrics when it continues
     tokenizer = load_tokenizer(run)
     model = load_text_model(run)
-    recovers = next((recovery for recovery in args.recoveries if recovery != "none"), "none")
-    pruning = args.pruning_arguments(recovery=recovers)
-    calibration, held_out = load_text(run, pruning, model, tokenizer)
+    seed = args.seeds[0]
+    calibration, held_out = load_text(run, model, tokenizer, seed)
     if held_out is None:
         raise ValueError(
             f"There is nothing to measure a `{type(model).__name__}` on. Causal language models are measured on held-out text "
             "(set `eval_file` if the text is too short to hold any back), classifiers of texts where `label_column` is set; for "
             "other tasks call `hf_spectral_prune.studies.comparison.compare` with labelled data."
         )
+    trains = any(recovery != "none" for recovery in args.recoveries)
     comparison = compare(
         model,
         args,
         calibration,
         held_out,
         tokenizer,
-        train_dataset=recovery_rows(run, pruning, model, tokenizer, calibration, held_out),
+        train_dataset=recovery_rows(run, model, tokenizer, calibration, held_out, seed) if trains else None,
         compute_metrics=metric,
         report=lambda line: tqdm.write(line, file=sys.stderr),
     )

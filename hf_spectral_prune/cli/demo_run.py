@@ -49,7 +49,7 @@ def run_demo(output_dir: str) -> None:
     run = RunArguments(model_name_or_path=str(folder), gguf_file=gguf_file, calibration="python_docs", num_calibration_samples=32)
     _say("Loading SmolLM2-135M-Instruct (de-quantising its GGUF file)")
     model, tokenizer = load_model(run), load_tokenizer(run)
-    calibration, held_out = load_text(run, args, model, tokenizer)
+    calibration, held_out = load_text(run, model, tokenizer, args.seed)
     _say("Pruning: spectral importance of FFN neurons and key/value groups, least-squares compensation, no training")
     pruner = SpectralPruner(model, args, calibration, held_out, tokenizer)
     output = pruner.prune()

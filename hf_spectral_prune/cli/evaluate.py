@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..arguments import SpectralPruningArguments
 from .arguments import RunArguments
 from .parsing import parse
+
+_SEED = 42  # that of `cria prune`, so that the same rows are held out
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,13 +26,13 @@ def main(argv: Sequence[str]) -> None:
     from .inputs_text import check_named_files, metric_of, names_eval
 
     check_named_files(run)
-    metric = metric_of(run)
-    model = load_model(run)
-    options, processing_class = SpectralPruningArguments(), load_processing_class(run)
+    metric = metric_of(run, run.trust_remote_code)
+    model = load_model(run, run.tensors_file)
+    processing_class = load_processing_class(run)
     if names_eval(run) or run.eval_image_dir is not None:
-        held_out = load_held_out(run, options, model, processing_class)
+        held_out = load_held_out(run, model, processing_class, _SEED)
     else:  # what `cria prune` holds out of its calibration source
-        _, held_out = load_data(run, options, model, processing_class)
+        _, held_out = load_data(run, model, processing_class, _SEED)
     if held_out is None:
         raise ValueError(
             "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file` "

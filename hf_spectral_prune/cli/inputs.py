@@ -23,23 +23,23 @@ from ..models.loading import load_model as load_transformer
 from ..models.loading import load_tokenizer, model_name
 from ..surgery import has_batch_norms
 from ..utils.words import first_line
-from .arguments import RunArguments
+from .arguments import DataArguments, NetworkArguments
 from .inputs_tensors import load_network, load_tensors, recovery_tensors
 from .inputs_text import load_held_out_text, load_text, recovery_rows
 
 
-def load_model(run: RunArguments) -> PreTrainedModel:
+def load_model(run: NetworkArguments, tensors_file: str | None) -> PreTrainedModel:
     """The model, or the plain network of `network_class`; see `loading.load_model` and `load_network`."""
-    return load_transformer(run) if run.network_class is None else load_network(run)
+    return load_transformer(run) if tensors_file is None else load_network(run, tensors_file)
 
 
-def load_processing_class(run: ModelArguments) -> Any:
+def load_processing_class(run: NetworkArguments) -> Any:
     """The model's tokenizer, or the image processor of one that reads images; None for a plain network.
 
     Raises:
         ValueError: the folder has none.
     """
-    if isinstance(run, RunArguments) and run.network_class is not None:
+    if run.network_class is not None:
         return None
     if run.gguf_file is not None or not _reads_pictures(run):
         return load_tokenizer(run)
@@ -59,61 +59,61 @@ def _reads_pictures(run: ModelArguments) -> bool:
 
 
 def load_data(
-    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, processing_class: Any
+    data_args: DataArguments, model: PreTrainedModel, processing_class: Any, seed: int, *, needed: bool = True
 ) -> tuple[CalibrationData | None, CalibrationData | None]:
     """Calibration and held-out data for a model of text (see `load_text`), of images, or a plain network (`load_tensors`).
 
     Without `eval_image_dir` and `eval_split`, images are held out of the calibration source at random, a fifth at most.
-    Images without labels cannot be evaluated on, so nothing is held out of them. Where no source is named and nothing in
-    `args` needs one, there is no calibration data.
+    Images without labels cannot be evaluated on, so nothing is held out of them.
+
+    Args:
+        needed: whether a source must be named, see `needs_data`; without one there is then no calibration data.
 
     Raises:
         ValueError: nothing to calibrate on is named, or it does not fit the model.
     """
-    if run.network_class is not None:
-        return load_tensors(run, args.seed)
-    if not _names_source(run) and not _needs_data(run, args, model):
-        return None, load_held_out(run, args, model, processing_class)
+    if data_args.tensors_file is not None:
+        return load_tensors(data_args, seed)
+    if not _names_source(data_args) and not needed:
+        return None, load_held_out(data_args, model, processing_class, seed)
     if not is_vision(model):
-        _check_text_only(run, model)
-        return load_text(run, args, model, processing_class)
-    source, others = _sources(run, args)
-    held_out = _held_out_images(others, run, args, model, processing_class)
+        _check_text_only(data_args, model)
+        return load_text(data_args, model, processing_class, seed)
+    source, others = _sources(data_args, seed)
+    held_out = _held_out_images(others, data_args, model, processing_class, seed)
     calibration = build_images(
         source,
         processing_class,
         model.config,
-        num_samples=run.num_calibration_samples,
-        name=_name(run),
-        **_image_options(run, args),
+        num_samples=data_args.num_calibration_samples,
+        name=_name(data_args),
+        **_image_options(data_args, seed),
     )
     return calibration, held_out
 
 
-def load_held_out(
-    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, processing_class: Any
-) -> CalibrationData | None:
+def load_held_out(data_args: DataArguments, model: PreTrainedModel, processing_class: Any, seed: int) -> CalibrationData | None:
     """Held-out data of `eval_file`, `eval_split` or `eval_image_dir` alone; None where none of them is named.
 
     Raises:
         ValueError, FileNotFoundError: they cannot be read, or do not fit the model.
     """
     if is_vision(model):
-        return _held_out_images(_eval_source(run), run, args, model, processing_class)
-    _check_text_only(run, model)
-    return load_held_out_text(run, args, model, processing_class)
+        return _held_out_images(_eval_source(data_args), data_args, model, processing_class, seed)
+    _check_text_only(data_args, model)
+    return load_held_out_text(data_args, model, processing_class, seed)
 
 
-def _check_text_only(run: RunArguments, model: PreTrainedModel) -> None:
-    if run.image_dir or run.eval_image_dir:
+def _check_text_only(data_args: DataArguments, model: PreTrainedModel) -> None:
+    if data_args.image_dir or data_args.eval_image_dir:
         raise ValueError(f"`image_dir` is for models that read images, and this is a {type(model).__name__}. Give text.")
 
 
-def _names_source(run: RunArguments) -> bool:
-    return run.calibration != "dataset" or bool(run.calibration_file or run.dataset_name or run.image_dir)
+def _names_source(data_args: DataArguments) -> bool:
+    return data_args.calibration != "dataset" or bool(data_args.calibration_file or data_args.dataset_name or data_args.image_dir)
 
 
-def _needs_data(run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel) -> bool:
+def needs_data(data_args: DataArguments, args: SpectralPruningArguments, model: PreTrainedModel) -> bool:
     """Whether anything in a run reads calibration data: also batch norms after a cut, and the size of the images for FLOPs."""
     return (
         make_criterion(args.criterion, args.criterion_options).needs_data
@@ -121,85 +121,89 @@ def _needs_data(run: RunArguments, args: SpectralPruningArguments, model: PreTra
         or args.allocation in ("loss_curves", "fisher")
         or args.target_scope == "flops"
         or has_batch_norms(model)
-        or (args.recovery != "none" and run.recovery_file is None)
+        or (args.recovery != "none" and data_args.recovery_file is None)
     )
 
 
 def _held_out_images(
-    source: Dataset | None, run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, processing_class: Any
+    source: Dataset | None, data_args: DataArguments, model: PreTrainedModel, processing_class: Any, seed: int
 ) -> CalibrationData | None:
-    if source is None or not run.num_eval_samples:
+    if source is None or not data_args.num_eval_samples:
         return None
-    number = min(run.num_eval_samples, len(source))
-    options = _image_options(run, args)
-    held_out = build_images(source, processing_class, model.config, num_samples=number, name=_eval_name(run), **options)
+    number = min(data_args.num_eval_samples, len(source))
+    options = _image_options(data_args, seed)
+    held_out = build_images(source, processing_class, model.config, num_samples=number, name=_eval_name(data_args), **options)
     return held_out if held_out.protocol["labels"] else None
 
 
-def _image_options(run: RunArguments, args: SpectralPruningArguments) -> dict[str, Any]:
+def _image_options(data_args: DataArguments, seed: int) -> dict[str, Any]:
     return {
-        "batch_size": run.calibration_batch_size,
-        "seed": args.seed,
-        "image_column": run.image_column,
-        "label_column": run.label_column,
+        "batch_size": data_args.calibration_batch_size,
+        "seed": seed,
+        "image_column": data_args.image_column,
+        "label_column": data_args.label_column,
     }
 
 
 def load_recovery_rows(
-    run: RunArguments, args: SpectralPruningArguments, model: Any, processing_class: Any, calibration: Any, held_out: Any
-) -> list[dict[str, Any]] | None:
-    """Rows to recover on, without those that are held out; None where no recovery is asked for."""
-    if args.recovery == "none" or not is_vision(model):
-        return recovery_rows(run, args, model, processing_class, calibration, held_out)
-    if run.network_class is not None:
-        return recovery_tensors(run, args.seed)
-    source, _ = _sources(run, args)
+    data_args: DataArguments, model: Any, processing_class: Any, calibration: Any, held_out: Any, seed: int
+) -> list[dict[str, Any]]:
+    """Rows to recover on, without those that are held out."""
+    if not is_vision(model):
+        return recovery_rows(data_args, model, processing_class, calibration, held_out, seed)
+    if data_args.tensors_file is not None:
+        return recovery_tensors(data_args, seed)
+    source, _ = _sources(data_args, seed)
     data = build_images(
         source,
         processing_class,
         model.config,
-        num_samples=run.num_recovery_samples,
-        seed=args.seed,
-        image_column=run.image_column,
-        label_column=run.label_column,
-        name=f"{_name(run)}, to recover on",
+        num_samples=data_args.num_recovery_samples,
+        seed=seed,
+        image_column=data_args.image_column,
+        label_column=data_args.label_column,
+        name=f"{_name(data_args)}, to recover on",
     )
     return training_rows(data)
 
 
-def _sources(run: RunArguments, args: SpectralPruningArguments) -> tuple[Dataset, Dataset | None]:
+def _sources(data_args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     """Images to calibrate on, and others to measure on."""
-    if run.image_dir:
-        source = load_images(run.image_dir)
-    elif run.dataset_name:
-        source = load_table(None, run.dataset_name, run.dataset_config_name, run.dataset_split)
+    if data_args.image_dir:
+        source = load_images(data_args.image_dir)
+    elif data_args.dataset_name:
+        source = load_table(None, data_args.dataset_name, data_args.dataset_config_name, data_args.dataset_split)
     else:
         raise ValueError("There are no images to calibrate on. Set `image_dir` or `dataset_name`.")
-    others = _eval_source(run)
+    others = _eval_source(data_args)
     if others is not None:
         return source, others
-    number = min(run.num_eval_samples or 0, len(source) // 5)
-    labelled = run.label_column is not None or {"label", "labels"} & set(source.column_names)
+    number = min(data_args.num_eval_samples or 0, len(source) // 5)
+    labelled = data_args.label_column is not None or {"label", "labels"} & set(source.column_names)
     if number == 0 or not labelled:
         return source, None
-    parts = source.train_test_split(test_size=number, seed=args.seed)
+    parts = source.train_test_split(test_size=number, seed=seed)
     return parts["train"], parts["test"]
 
 
-def _eval_source(run: RunArguments) -> Dataset | None:
+def _eval_source(data_args: DataArguments) -> Dataset | None:
     """Images that are named to measure on."""
-    if run.eval_image_dir:
-        return load_images(run.eval_image_dir, "eval_image_dir")
-    if run.eval_split is not None:
-        return load_table(None, run.dataset_name, run.dataset_config_name, run.eval_split)
+    if data_args.eval_image_dir:
+        return load_images(data_args.eval_image_dir, "eval_image_dir")
+    if data_args.eval_split is not None:
+        return load_table(None, data_args.dataset_name, data_args.dataset_config_name, data_args.eval_split)
     return None
 
 
-def _name(run: RunArguments) -> str:
-    return Path(run.image_dir).name if run.image_dir else f"{run.dataset_name}:{run.dataset_split}"
+def _name(data_args: DataArguments) -> str:
+    return Path(data_args.image_dir).name if data_args.image_dir else f"{data_args.dataset_name}:{data_args.dataset_split}"
 
 
-def _eval_name(run: RunArguments) -> str:
-    if run.eval_image_dir:
-        return Path(run.eval_image_dir).name
-    return f"{run.dataset_name}:{run.eval_split}" if run.eval_split is not None else f"{_name(run)}, held out"
+def _eval_name(data_args: DataArguments) -> str:
+    if data_args.eval_image_dir:
+        return Path(data_args.eval_image_dir).name
+    return (
+        f"{data_args.dataset_name}:{data_args.eval_split}"
+        if data_args.eval_split is not None
+        else f"{_name(data_args)}, held out"
+    )

@@ -23,13 +23,13 @@ from ..models.cria.channels import cria_class
 from ..models.loading import choose_device
 from ..models.torch_model import TorchModelForImageClassification, wrap
 from ..utils.words import shortened
-from .arguments import RunArguments
+from .arguments import DataArguments, NetworkArguments
 
 _WEIGHTS = "model.safetensors"
 _PICKLES = (".pt", ".pth", ".th", ".bin")
 
 
-def load_network(run: RunArguments) -> TorchModelForImageClassification:
+def load_network(run: NetworkArguments, tensors_file: str) -> TorchModelForImageClassification:
     """The network of `network_class`, with the weights in `model_name_or_path`, traced with the first of its tensors.
 
     Raises:
@@ -42,7 +42,7 @@ def load_network(run: RunArguments) -> TorchModelForImageClassification:
     path = Path(run.model_name_or_path)
     if not path.exists():
         raise FileNotFoundError(f"`model_name_or_path` `{path}` does not exist. Name a folder, or a file of a state dict.")
-    pixels, _ = read_tensors(str(run.tensors_file), "tensors_file")
+    pixels, _ = read_tensors(tensors_file, "tensors_file")
     assert isinstance(run.network_args, dict)
     read = _from_folder if path.is_dir() else _from_file
     network = read(network_class, path, run.network_args)
@@ -144,7 +144,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     return saved
 
 
-def load_tensors(run: RunArguments, seed: int) -> tuple[CalibrationData, CalibrationData | None]:
+def load_tensors(data_args: DataArguments, seed: int) -> tuple[CalibrationData, CalibrationData | None]:
     """Calibration and held-out data of a plain network.
 
     Without `eval_tensors_file`, labelled rows are held out of `tensors_file` at random, a fifth at most.
@@ -152,25 +152,27 @@ def load_tensors(run: RunArguments, seed: int) -> tuple[CalibrationData, Calibra
     Raises:
         ValueError, FileNotFoundError: see `read_tensors`.
     """
-    pixels, labels = read_tensors(str(run.tensors_file), "tensors_file")
-    name, wanted = Path(str(run.tensors_file)).name, run.num_eval_samples or 0
+    pixels, labels = read_tensors(str(data_args.tensors_file), "tensors_file")
+    name, wanted = Path(str(data_args.tensors_file)).name, data_args.num_eval_samples or 0
     others: tuple[Tensor, Tensor | None] | None = None
-    if run.eval_tensors_file and wanted:
-        others, eval_name = read_tensors(run.eval_tensors_file, "eval_tensors_file"), Path(run.eval_tensors_file).name
+    if data_args.eval_tensors_file and wanted:
+        others, eval_name = read_tensors(data_args.eval_tensors_file, "eval_tensors_file"), Path(data_args.eval_tensors_file).name
         if others[0].shape[1:] != pixels.shape[1:]:
             raise ValueError(
                 f"The inputs in `eval_tensors_file` have the shape {tuple(others[0].shape[1:])}, and those in `tensors_file` "
                 f"{tuple(pixels.shape[1:])}. Give one shape."
             )
         if others[1] is None:
-            raise ValueError(f"`eval_tensors_file` `{run.eval_tensors_file}` has no `labels`, so nothing can be measured on it.")
+            raise ValueError(
+                f"`eval_tensors_file` `{data_args.eval_tensors_file}` has no `labels`, so nothing can be measured on it."
+            )
     elif labels is not None and (held := min(wanted, len(pixels) // 5)):
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))
         rows, rest = order[:held].sort().values, order[held:].sort().values
         others, eval_name = (pixels[rows], labels[rows]), f"{name}, held out"
         pixels, labels = pixels[rest], labels[rest]
-    options: dict[str, Any] = {"batch_size": run.calibration_batch_size, "seed": seed}
-    number = run.num_calibration_samples
+    options: dict[str, Any] = {"batch_size": data_args.calibration_batch_size, "seed": seed}
+    number = data_args.num_calibration_samples
     calibration = build_images(_source(pixels, labels), num_samples=number, name=name, **options)
     if others is None:
         return calibration, None
@@ -178,9 +180,9 @@ def load_tensors(run: RunArguments, seed: int) -> tuple[CalibrationData, Calibra
     return calibration, build_images(_source(*others), num_samples=number, name=eval_name, **options)
 
 
-def recovery_tensors(run: RunArguments, seed: int) -> list[dict[str, Tensor]]:
+def recovery_tensors(data_args: DataArguments, seed: int) -> list[dict[str, Tensor]]:
     """Rows to recover on: those of `tensors_file` that are not held out, at most `num_recovery_samples`, drawn by the seed."""
-    data, _ = load_tensors(replace(run, num_calibration_samples=run.num_recovery_samples), seed)
+    data, _ = load_tensors(replace(data_args, num_calibration_samples=data_args.num_recovery_samples), seed)
     return [{name: value[row] for name, value in batch.items()} for batch in data for row in range(len(batch["pixel_values"]))]
 
 

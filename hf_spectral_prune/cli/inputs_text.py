@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import EvalPrediction, PreTrainedModel
 
-from ..arguments import SpectralPruningArguments
 from ..data.for_model import check_ids
 from ..data.generated import self_generated
 from ..data.items import described
@@ -23,23 +22,23 @@ from ..evaluation.metrics import load_metric, multi_label_figures, regression_fi
 from ..models.families import max_tokens
 from ..models.loading import load_model
 from ..models.losses import predicts_next_token
-from .arguments import RunArguments
+from .arguments import DataArguments, NetworkArguments
 
 # A file, or a data set with its configuration and split.
 Source = tuple[str | None, str | None, str | None, str]
 
 
-def check_named_files(run: RunArguments) -> None:
+def check_named_files(data_args: DataArguments) -> None:
     """Checks the files of text that options name, before a model is loaded.
 
     Raises:
         FileNotFoundError, ValueError: one is missing, or is no file of text; names the option.
     """
     for setting in ("calibration_file", "eval_file", "recovery_file"):
-        check_text_file(getattr(run, setting), setting)
+        check_text_file(getattr(data_args, setting), setting)
 
 
-def load_text_model(run: RunArguments) -> PreTrainedModel:
+def load_text_model(run: NetworkArguments) -> PreTrainedModel:
     """`load_model` for the commands that read models of text alone.
 
     Raises:
@@ -51,17 +50,17 @@ def load_text_model(run: RunArguments) -> PreTrainedModel:
 
 
 def load_text(
-    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any
+    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, seed: int
 ) -> tuple[CalibrationData, CalibrationData | None]:
     """Calibration and held-out evaluation data, whose token ids the model's embedding has; see `_load_text`."""
-    calibration, held_out = _load_text(run, args, model, tokenizer)
+    calibration, held_out = _load_text(data_args, model, tokenizer, seed)
     for data in filter(None, (calibration, held_out)):
         check_ids(model, data, tokenizer)
     return calibration, held_out
 
 
 def _load_text(
-    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any
+    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, seed: int
 ) -> tuple[CalibrationData, CalibrationData | None]:
     """Calibration and held-out evaluation data.
 
@@ -71,108 +70,110 @@ def _load_text(
     Raises:
         ValueError: nothing to calibrate on is named, or the text is too short.
     """
-    if run.calibration == "dataset" and not run.calibration_file and not run.dataset_name:
+    if data_args.calibration == "dataset" and not data_args.calibration_file and not data_args.dataset_name:
         raise ValueError(
             "There is nothing to calibrate on. Set `calibration_file` or `dataset_name`, or `calibration` to `self` or "
             "`python_docs`."
         )
-    held_out = load_held_out_text(run, args, model, tokenizer)
-    shape = _shape(run, args, model)
-    if run.label_column is not None:
-        return _labelled_text(run, args, model, tokenizer, held_out)
-    num_eval = _num_eval(run, model)
-    if run.calibration == "self":
+    held_out = load_held_out_text(data_args, model, tokenizer, seed)
+    shape = _shape(data_args, model, seed)
+    if data_args.label_column is not None:
+        return _labelled_text(data_args, model, tokenizer, held_out, seed)
+    num_eval = _num_eval(data_args, model)
+    if data_args.calibration == "self":
         generated = self_generated(
             model,
             tokenizer,
-            num_samples=run.num_calibration_samples,
-            max_seq_length=run.max_seq_length,
-            batch_size=run.calibration_batch_size,
-            seed=args.seed,
+            num_samples=data_args.num_calibration_samples,
+            max_seq_length=data_args.max_seq_length,
+            batch_size=data_args.calibration_batch_size,
+            seed=seed,
         )
         return generated, held_out
-    if run.calibration == "python_docs":
+    if data_args.calibration == "python_docs":
         texts, others = default_texts()
         name = "python_docs (pydoc_data.topics)"
         if held_out is None and num_eval:
             held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=f"{name}, held-out topics", **shape)
-        calibration = build_calibration(texts, tokenizer, num_samples=run.num_calibration_samples, name=name, **shape)
+        calibration = build_calibration(texts, tokenizer, num_samples=data_args.num_calibration_samples, name=name, **shape)
         return calibration, held_out
-    source = _texts(run, _calibration_source(run), tokenizer)
-    name = _source_name(run)
+    source = _texts(data_args, _calibration_source(data_args), tokenizer)
+    name = _source_name(data_args)
     extra = num_eval if held_out is None else 0
-    shape |= {"packing": run.packing, "text_column": run.text_column}
-    both = build_calibration(source, tokenizer, num_samples=run.num_calibration_samples + extra, name=name, **shape)
-    return (both, held_out) if extra == 0 else _hold_out(both, run.num_calibration_samples, extra)
+    shape |= {"packing": data_args.packing, "text_column": data_args.text_column}
+    both = build_calibration(source, tokenizer, num_samples=data_args.num_calibration_samples + extra, name=name, **shape)
+    return (both, held_out) if extra == 0 else _hold_out(both, data_args.num_calibration_samples, extra)
 
 
-def load_held_out_text(
-    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any
-) -> CalibrationData | None:
+def load_held_out_text(data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, seed: int) -> CalibrationData | None:
     """Evaluation data of `eval_file` or `eval_split`; None where neither is named or there is nothing to measure.
 
     Raises:
         ValueError, FileNotFoundError: they cannot be read, or the text is too short.
     """
-    number = _num_eval(run, model)
-    if not names_eval(run) or not number:
+    number = _num_eval(data_args, model)
+    if not names_eval(data_args) or not number:
         return None
-    shape = _shape(run, args, model)
-    if run.label_column is not None:
-        source: Any = _labelled_rows(run, model, tokenizer, _eval_source(run))
+    shape = _shape(data_args, model, seed)
+    if data_args.label_column is not None:
+        source: Any = _labelled_rows(data_args, model, tokenizer, _eval_source(data_args))
     else:
-        source = _texts(run, _eval_source(run), tokenizer)
-        shape |= {"text_column": run.text_column, "shuffle": False}
-    data = build_calibration(source, tokenizer, num_samples=number, name=_eval_name(run), **shape)
+        source = _texts(data_args, _eval_source(data_args), tokenizer)
+        shape |= {"text_column": data_args.text_column, "shuffle": False}
+    data = build_calibration(source, tokenizer, num_samples=number, name=_eval_name(data_args), **shape)
     check_ids(model, data, tokenizer)
     return data
 
 
-def _shape(run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel) -> dict[str, Any]:
+def _shape(data_args: DataArguments, model: PreTrainedModel, seed: int) -> dict[str, Any]:
     return {
-        "max_seq_length": run.max_seq_length,
-        "batch_size": run.calibration_batch_size,
-        "seed": args.seed,
+        "max_seq_length": data_args.max_seq_length,
+        "batch_size": data_args.calibration_batch_size,
+        "seed": seed,
         "max_position_embeddings": max_tokens(model.config),
     }
 
 
-def _num_eval(run: RunArguments, model: PreTrainedModel) -> int:
+def _num_eval(data_args: DataArguments, model: PreTrainedModel) -> int:
     # Perplexity is for causal language models.
-    return (run.num_eval_samples or 0) if run.label_column is not None or predicts_next_token(model) else 0
+    return (data_args.num_eval_samples or 0) if data_args.label_column is not None or predicts_next_token(model) else 0
 
 
 def _labelled_text(
-    run: RunArguments, args: SpectralPruningArguments, model: PreTrainedModel, tokenizer: Any, held_out: CalibrationData | None
+    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, held_out: CalibrationData | None, seed: int
 ) -> tuple[CalibrationData, CalibrationData | None]:
-    rows = _labelled_rows(run, model, tokenizer)
-    shape = _shape(run, args, model)
-    num_eval = run.num_eval_samples or 0
+    rows = _labelled_rows(data_args, model, tokenizer)
+    shape = _shape(data_args, model, seed)
+    num_eval = data_args.num_eval_samples or 0
     if held_out is None and num_eval:
-        rows, others = _split_rows(rows, num_eval, args.seed)
-        held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=f"{_source_name(run)}, rows held out", **shape)
-    wanted = run.num_calibration_samples
-    return build_calibration(rows, tokenizer, num_samples=wanted, name=_source_name(run), **shape), held_out
+        rows, others = _split_rows(rows, num_eval, seed)
+        held_out = build_calibration(
+            others, tokenizer, num_samples=num_eval, name=f"{_source_name(data_args)}, rows held out", **shape
+        )
+    wanted = data_args.num_calibration_samples
+    return build_calibration(rows, tokenizer, num_samples=wanted, name=_source_name(data_args), **shape), held_out
 
 
-def _labelled_rows(run: RunArguments, model: PreTrainedModel, tokenizer: Any, source: Source | None = None) -> LabelledRows:
+def _labelled_rows(
+    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, source: Source | None = None
+) -> LabelledRows:
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ValueError(
             f"`label_column` is for models that classify texts, and this is a {type(model).__name__}. Leave it out, or load a "
             "checkpoint with a sequence classification head."
         )
     names = ("calibration_file", "dataset_name", "dataset_config_name", "dataset_split")
-    named = dict(zip(names, source or _calibration_source(run), strict=True)) | {"streaming": run.streaming}
+    named = dict(zip(names, source or _calibration_source(data_args), strict=True)) | {"streaming": data_args.streaming}
     return load_labelled(
         named,
         model.config,
         tokenizer,
-        label_column=str(run.label_column),
-        text_column=run.text_column,
-        text_pair_column=run.text_pair_column,
-        max_seq_length=run.max_seq_length,
+        label_column=str(data_args.label_column),
+        text_column=data_args.text_column,
+        text_pair_column=data_args.text_pair_column,
+        max_seq_length=data_args.max_seq_length,
         # The same number whatever the rows are for, so that what is held out is always the same.
-        most_rows=run.num_calibration_samples + run.num_recovery_samples + 5 * (run.num_eval_samples or 0),
+        most_rows=data_args.num_calibration_samples + data_args.num_recovery_samples + 5 * (data_args.num_eval_samples or 0),
     )
 
 
@@ -185,39 +186,45 @@ def _split_rows(rows: LabelledRows, number: int, seed: int) -> tuple[LabelledRow
     return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
 
 
-def names_eval(run: RunArguments) -> bool:
+def names_eval(data_args: DataArguments) -> bool:
     """Whether a file or split of its own is named to measure on."""
-    return run.eval_file is not None or run.eval_split is not None
+    return data_args.eval_file is not None or data_args.eval_split is not None
 
 
-def _calibration_source(run: RunArguments) -> Source:
-    return run.calibration_file, run.dataset_name, run.dataset_config_name, run.dataset_split
+def _calibration_source(data_args: DataArguments) -> Source:
+    return data_args.calibration_file, data_args.dataset_name, data_args.dataset_config_name, data_args.dataset_split
 
 
-def _texts(run: RunArguments, source: Source, tokenizer: Any, tell: bool = True) -> Any:
+def _texts(data_args: DataArguments, source: Source, tokenizer: Any, tell: bool = True) -> Any:
     """The texts of a file or data set; says on screen which column they are read from."""
-    texts = load_texts(*source, run.text_column, run.streaming)
-    words = described(texts, tokenizer, run.text_column) if tell else None
+    texts = load_texts(*source, data_args.text_column, data_args.streaming)
+    words = described(texts, tokenizer, data_args.text_column) if tell else None
     if words is not None:
         print(f"{source[0] or source[1]}: {words}", file=sys.stderr)
     return texts
 
 
-def _eval_source(run: RunArguments) -> Source:
-    if run.eval_file is not None:
-        return run.eval_file, None, None, "train"
-    return None, run.dataset_name, run.dataset_config_name, str(run.eval_split)
+def _eval_source(data_args: DataArguments) -> Source:
+    if data_args.eval_file is not None:
+        return data_args.eval_file, None, None, "train"
+    return None, data_args.dataset_name, data_args.dataset_config_name, str(data_args.eval_split)
 
 
-def _eval_name(run: RunArguments) -> str:
-    return Path(run.eval_file).name if run.eval_file is not None else f"{run.dataset_name}:{run.eval_split}"
+def _eval_name(data_args: DataArguments) -> str:
+    return (
+        Path(data_args.eval_file).name if data_args.eval_file is not None else f"{data_args.dataset_name}:{data_args.eval_split}"
+    )
 
 
-def _source_name(run: RunArguments) -> str:
-    return Path(run.calibration_file).name if run.calibration_file else f"{run.dataset_name}:{run.dataset_split}"
+def _source_name(data_args: DataArguments) -> str:
+    return (
+        Path(data_args.calibration_file).name
+        if data_args.calibration_file
+        else f"{data_args.dataset_name}:{data_args.dataset_split}"
+    )
 
 
-def metric_of(run: RunArguments) -> Callable[[EvalPrediction], dict[str, float]] | None:
+def metric_of(data_args: DataArguments, trust_remote_code: bool = False) -> Callable[[EvalPrediction], dict[str, float]] | None:
     """`compute_metrics` for labelled texts by the name in `metric`; None where texts have no labels.
 
     F1 is the mean over the classes where there are more than two. A regression gets its squared error and correlation instead
@@ -226,58 +233,61 @@ def metric_of(run: RunArguments) -> Callable[[EvalPrediction], dict[str, float]]
     Raises:
         ValueError: there is no such metric.
     """
-    if run.label_column is None:
+    if data_args.label_column is None:
         return None
-    module = load_metric(run.metric, trust_remote_code=run.trust_remote_code)
+    module = load_metric(data_args.metric, trust_remote_code=trust_remote_code)
 
     def compute(found: EvalPrediction) -> dict[str, float]:
         logits: Any = found.predictions  # (N, num_labels), or (N, 1) for a regression
         references: Any = found.label_ids
-        if references.ndim == 2 and run.metric in ("accuracy", "f1"):  # several labels a row
+        if references.ndim == 2 and data_args.metric in ("accuracy", "f1"):  # several labels a row
             return multi_label_figures(logits, references)
-        if logits.shape[-1] == 1 and run.metric in ("accuracy", "f1"):  # those of classes would round the values
+        if logits.shape[-1] == 1 and data_args.metric in ("accuracy", "f1"):  # those of classes would round the values
             return regression_figures(logits[:, 0], references)
         if logits.shape[-1] == 1:
             return module.compute(predictions=logits[:, 0], references=references)
-        average = {"average": "macro"} if run.metric == "f1" and logits.shape[-1] > 2 else {}
+        average = {"average": "macro"} if data_args.metric == "f1" and logits.shape[-1] > 2 else {}
         return module.compute(predictions=logits.argmax(-1), references=references, **average)
 
     return compute
 
 
 def recovery_rows(
-    run: RunArguments, args: SpectralPruningArguments, model: Any, tokenizer: Any, calibration: Any, held_out: Any
-) -> list[dict[str, Any]] | None:
-    """Sequences to recover on, without those that are held out; None where no recovery is asked for."""
-    if args.recovery == "none":
-        return None
-    if run.label_column is not None:
-        other = None if run.recovery_file is None else (run.recovery_file, None, None, "train")
-        labelled = _labelled_rows(run, model, tokenizer, other)
-        if other is None and not names_eval(run) and run.num_eval_samples:
-            labelled, _ = _split_rows(labelled, run.num_eval_samples, args.seed)  # the same split as for calibration
-        order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(args.seed)).tolist()
-        drawn = (labelled[index] for index in order[: run.num_recovery_samples])
+    data_args: DataArguments, model: Any, tokenizer: Any, calibration: Any, held_out: Any, seed: int
+) -> list[dict[str, Any]]:
+    """Sequences to recover on, without those that are held out."""
+    if data_args.label_column is not None:
+        other = None if data_args.recovery_file is None else (data_args.recovery_file, None, None, "train")
+        labelled = _labelled_rows(data_args, model, tokenizer, other)
+        if other is None and not names_eval(data_args) and data_args.num_eval_samples:
+            labelled, _ = _split_rows(labelled, data_args.num_eval_samples, seed)  # the same split as for calibration
+        order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed)).tolist()
+        drawn = (labelled[index] for index in order[: data_args.num_recovery_samples])
         return [row for row in drawn if row["input_ids"]]  # an empty text has no tokens where none are special
-    if run.recovery_file is not None:
-        source, name = _texts(run, (run.recovery_file, None, None, "train"), tokenizer), Path(run.recovery_file).name
-    elif run.calibration == "python_docs":
+    if data_args.recovery_file is not None:
+        source, name = (
+            _texts(data_args, (data_args.recovery_file, None, None, "train"), tokenizer),
+            Path(data_args.recovery_file).name,
+        )
+    elif data_args.calibration == "python_docs":
         source, name = default_texts()[0], "python_docs"
-    elif run.calibration == "self":
+    elif data_args.calibration == "self":
         source, name = None, "self"
     else:
-        source = _texts(run, _calibration_source(run), tokenizer, tell=False)  # it was told when it was read to calibrate on
-        name = run.calibration_file or str(run.dataset_name)
+        source = _texts(
+            data_args, _calibration_source(data_args), tokenizer, tell=False
+        )  # it was told when it was read to calibrate on
+        name = data_args.calibration_file or str(data_args.dataset_name)
     data = calibration
     if source is not None:
         data = build_calibration(
             source,
             tokenizer,
-            num_samples=run.num_recovery_samples,
-            max_seq_length=run.max_seq_length,
-            packing=run.packing,
-            seed=args.seed,
-            text_column=run.text_column,
+            num_samples=data_args.num_recovery_samples,
+            max_seq_length=data_args.max_seq_length,
+            packing=data_args.packing,
+            seed=seed,
+            text_column=data_args.text_column,
             max_position_embeddings=max_tokens(model.config),
             name=f"{name}, to recover on",
         )

@@ -46,28 +46,32 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     from ..pruner import SpectralPruner
     from ..publishing.card.tables import before_after_table
     from ..saving import checkpoint
-    from .inputs import load_data, load_model, load_processing_class, load_recovery_rows
+    from .inputs import load_data, load_model, load_processing_class, load_recovery_rows, needs_data
     from .inputs_text import metric_of
 
-    metric = metric_of(run)
+    metric = metric_of(run, run.trust_remote_code)
     resume: str | Path | None = run.resume_from_checkpoint
     if resume == "latest":
         resume = checkpoint.latest(str(args.output_dir))
         if resume is None:
             print(f"`{args.output_dir}` has no checkpoint to continue from: the run starts over.", file=sys.stderr)
     processing_class = load_processing_class(run)
-    model = load_model(run)
+    model = load_model(run, run.tensors_file)
     SpectralPruner.check_model(model, args)
-    calibration, held_out = load_data(run, args, model, processing_class)
+    needed = needs_data(run, args, model)
+    calibration, held_out = load_data(run, model, processing_class, args.seed, needed=needed)
+    train = None
+    if args.recovery != "none":
+        train = load_recovery_rows(run, model, processing_class, calibration, held_out, args.seed)
     pruner = SpectralPruner(
         model,
         args,
         calibration,
         held_out,
         processing_class,
-        train_dataset=load_recovery_rows(run, args, model, processing_class, calibration, held_out),
+        train_dataset=train,
         compute_metrics=metric,
-        teacher=load_model(run) if args.recovery == "distill" else None,
+        teacher=load_model(run, run.tensors_file) if args.recovery == "distill" else None,
     )
     pruner.prune(resume_from_checkpoint=resume)
     pruner.save_model()

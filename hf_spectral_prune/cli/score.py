@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..arguments import SpectralPruningArguments
@@ -16,14 +17,14 @@ def main(argv: Sequence[str]) -> None:
     args, run = parse([SpectralPruningArguments, RunArguments], "score", main.__doc__ or "", argv)
     from ..pruner import SpectralPruner
     from ..utils.files import write_text
-    from .inputs import load_data, load_model, load_processing_class
+    from .inputs import load_data, load_model, load_processing_class, needs_data
     from .inputs_text import check_named_files
 
     check_named_files(run)
-    model = load_model(run)
+    model = load_model(run, run.tensors_file)
     SpectralPruner.check_model(model, args)
-    run.num_eval_samples = 0
-    calibration, _ = load_data(run, args, model, load_processing_class(run))
+    needed = needs_data(run, args, model)
+    calibration, _ = load_data(replace(run, num_eval_samples=0), model, load_processing_class(run), args.seed, needed=needed)
     pruner = SpectralPruner(model, args, calibration)
     scores = {key: value.tolist() for key, value in pruner.score().items()}
     text = json.dumps(

@@ -431,8 +431,8 @@ def test_rows_to_recover_on_leave_out_what_is_held_out(large, packing, folder, m
         num_eval_samples=16,
     )
     args, model, tokenizer = SpectralPruningArguments(recovery="full"), tiny_model(), load_tokenizer(run)
-    calibration, held_out = load_text(run, args, model, tokenizer)
-    rows = recovery_rows(run, args, model, tokenizer, calibration, held_out)
+    calibration, held_out = load_text(run, model, tokenizer, args.seed)
+    rows = recovery_rows(run, model, tokenizer, calibration, held_out, args.seed)
 
     def tokens(ids, mask):
         return tuple(ids[mask.bool()].tolist())
