@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
 # A round scores and cuts: more than this is a slip of the finger, and would fill the memory before the first.
 _MOST_ROUNDS = 10_000
@@ -57,6 +58,40 @@ def _read_json(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
     return dict(value or {})  # type: ignore[arg-type]
 
 
+# Named sets of options.
+PRESETS: dict[str, dict[str, Any]] = {
+    # arXiv:2605.18860: dominant modes, scores anew after every cut, no update of the weights in between, one training at the end.
+    # A tenth of the modes: a fixed number does not carry over from one width to another.
+    "paper": {
+        "criterion": "spectral",
+        "criterion_args": {"modes": 0.1},
+        "num_rounds": 10,
+        "recalibrate_every": 1,
+        "compensation": "none",
+        "recovery": "full",
+    },
+    # A first look in a minute: little text, equal shares (nothing is measured), no repair but the cheap one.
+    "fast": {
+        "allocation": "proportional",
+        "compensation": "least_squares",
+        "num_calibration_samples": 16,
+        "max_seq_length": 256,
+        "self_check": False,
+    },
+}
+
+
+def preset_options(name: str) -> dict[str, Any]:
+    """A copy of the options of a preset.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"`preset` is `{name}`; choose from {', '.join(f'`{known}`' for known in PRESETS)}.")
+    return copy.deepcopy(PRESETS[name])
+
+
 @dataclass
 class SpectralPruningArguments:
     """Options of a pruning run. `cria prune --help` prints each with its default.
@@ -77,8 +112,10 @@ class SpectralPruningArguments:
         "What the fraction is counted over: all parameters (tied weights once), those outside the embeddings, those of the "
         "`units`, or the FLOPs of one image (vision models).",
     )
-    units: list[str] = _field(
-        ["ffn", "heads"], "Kinds of unit to remove: `ffn` neurons and `heads` (key/value groups), or `channels`."
+    units: list[str] | None = _field(
+        None,
+        "Kinds of unit to remove: `ffn` neurons and `heads` (key/value groups), or `channels`; by default all that the model's "
+        "family has.",
     )
     layout: Literal["uniform", "per_layer"] = _field(
         "uniform",
@@ -132,6 +169,9 @@ class SpectralPruningArguments:
     stock_class: Literal["auto", "mistral"] = _field(
         "auto", "Class of a uniform result: the model's own, or `mistral` (any head count; only for Llama without biases)."
     )
+    num_calibration_samples: int = _field(128, "Number of calibration sequences or images.")
+    max_seq_length: int = _field(512, "Length of a sequence in tokens, for calibration and evaluation.")
+    calibration_batch_size: int = _field(8, "Number of sequences or images per batch.")
     max_moment_gib: float | None = _field(
         None,
         "Memory limit in GiB for calibration moments; by default half of the free memory of the model's device. If they need "
@@ -196,11 +236,14 @@ class SpectralPruningArguments:
             "min_ffn_units",
             "min_kv_groups",
             "min_channels",
+            "num_calibration_samples",
+            "calibration_batch_size",
             "logging_steps",
+            "eval_steps",
+            "save_steps",
         ):
             self._check_range(name, 1)
-        for name in ("eval_steps", "save_steps"):
-            self._check_range(name, 1)
+        self._check_range("max_seq_length", 2)
         if self.num_allocation_samples is not None:
             self._check_range("num_allocation_samples", 1)
         self._check_range("num_rounds", 1, _MOST_ROUNDS)
@@ -213,7 +256,10 @@ class SpectralPruningArguments:
             self._check_choice(name)
         for name in ("logging_strategy", "eval_strategy", "save_strategy"):
             self._check_choice(name, " A step is a round, so `steps` takes the place of `epoch`.")
-        if not self.units or len(set(self.units)) != len(self.units):
+        units: Any = self.units
+        if isinstance(units, str):
+            self.units = units.replace(",", " ").split()
+        if self.units is not None and (not self.units or len(set(self.units)) != len(self.units)):
             raise ValueError(f"`units` is {self.units}; give each kind once, e.g. `ffn heads`.")
         if self.stock_class == "mistral" and self.layout == "per_layer":
             raise ValueError('`stock_class="mistral"` is for uniform results. Use `layout="uniform"` or leave it out.')
@@ -228,6 +274,15 @@ class SpectralPruningArguments:
             raise ValueError(f"`push_to_hub` is set, but `{name}` is not. Set it too.")
         if self.save_strategy != "no" and self.output_dir is None:
             raise ValueError('`save_strategy="steps"` needs a folder for its checkpoints. Set `output_dir`.')
+
+    @classmethod
+    def from_preset(cls, name: str, **options: Any) -> Self:
+        """The options of a preset (see `PRESETS`); those that are given win. `--preset NAME` does it on the command line.
+
+        Raises:
+            ValueError: no such preset; or see the class.
+        """
+        return cls(**preset_options(name) | options)
 
     @property
     def repairs(self) -> bool:

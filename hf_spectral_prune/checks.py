@@ -49,14 +49,17 @@ def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Crite
     return make_criterion(args.criterion, args.criterion_options)
 
 
-def settle_compensation(
+def settle_options(
     model: PreTrainedModel, args: SpectralPruningArguments, calibration: CalibrationData | None
 ) -> SpectralPruningArguments:
-    """The options with what `auto` compensation stands for: `sequential`; none for channels and without calibration data."""
+    """The options with what is left open in them: all kinds of `units` that the family has, and what `auto` compensation stands
+    for (`sequential`; none for channels and without calibration data)."""
+    family = family_of(model.config)
+    units: list[str] = [*family.unit_kinds] if args.units is None else args.units
     if args.compensation != "auto":
-        return args
-    can = calibration is not None and not family_of(model.config).traced
-    return replace(args, compensation="sequential" if can else "none")
+        return replace(args, units=units)
+    can = calibration is not None and not family.traced
+    return replace(args, units=units, compensation="sequential" if can else "none")
 
 
 def check_result_class(model: PreTrainedModel, args: SpectralPruningArguments) -> None:

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from . import rounds
 from .arguments import SpectralPruningArguments
-from .checks import check_data, check_loss, check_model, check_output, check_push, check_recovery, settle_compensation
+from .checks import check_data, check_loss, check_model, check_output, check_push, check_recovery, settle_options
 from .criteria import Diagnostics, Scores
 from .criteria.calibrate import Evidence, calibrate
 from .data.for_model import read_data, wrap_for
@@ -104,12 +104,12 @@ class SpectralPruner:
         self.model = without_quantisation_marks(model)
         self.base_model = getattr(model.config, "_name_or_path", "") or None
         self.criterion = check_model(model, self.args)
+        self.data_collator = data_collator
         self.calibration = self._data(calibration_dataset, "calibration_dataset")
-        self.args = settle_compensation(self.model, self.args, self.calibration)
+        self.args = settle_options(self.model, self.args, self.calibration)
         check_data(model, self.args, self.criterion, self.calibration)
         self.eval_data = self._data(eval_dataset, "eval_dataset")
-        self.train_dataset, self.data_collator = train_dataset, data_collator
-        self.compute_metrics, self.teacher = compute_metrics, teacher
+        self.train_dataset, self.compute_metrics, self.teacher = train_dataset, compute_metrics, teacher
         check_recovery(self.model, self.args, train_dataset, teacher)
         if self.args.stop_metric is not None and self.eval_data is None:
             raise ValueError(f"`stop_metric` `{self.args.stop_metric}` needs data to measure it on. Pass `eval_dataset`.")
@@ -463,4 +463,4 @@ class SpectralPruner:
     def _data(self, source: Any, name: str) -> CalibrationData | None:
         if source is None:
             return None
-        return read_data(source, self.processing_class, self.model, self.args.seed, name)
+        return read_data(source, self.processing_class, self.model, self.args, name, self.data_collator)

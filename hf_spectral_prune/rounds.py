@@ -89,8 +89,8 @@ def _limits(model: PreTrainedModel, args: SpectralPruningArguments) -> Limits:
     config = model.config
     if family_of(config).traced:
         return Limits(args.round_to, _min_units(args))
-    free = args.layout == "per_layer" or args.stock_class == "mistral" or "heads" not in args.units
-    heads = next((group for group in unit_groups(model) if group.kind == "heads"), None)
+    free = args.layout == "per_layer" or args.stock_class == "mistral"
+    heads = next((group for group in unit_groups(model, args.units) if group.kind == "heads"), None)
     if free or heads is None or config.is_heterogeneous:
         return Limits(args.round_to, _min_units(args))
     per_group = config.num_attention_heads // heads.size

@@ -15,6 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from hf_spectral_prune import SpectralPruningArguments
 from hf_spectral_prune.cli.arguments import RunArguments
 from hf_spectral_prune.cli.parsing import parse
+from hf_spectral_prune.cli.prune import PresetArguments
 from hf_spectral_prune.criteria import known_criteria
 from hf_spectral_prune.recovery.recover import recovery_arguments
 from hf_spectral_prune.utils.option_types import fitted
@@ -100,7 +101,32 @@ def test_a_token_is_never_shown():
         fitted("hub_token", 123456, str)
 
 
+def test_a_preset_is_a_set_of_options_over_which_others_win():
+    paper = SpectralPruningArguments.from_preset("paper", num_rounds=3)
+    assert (paper.num_rounds, paper.criterion_options, paper.compensation) == (3, {"modes": 0.1}, "none")
+    paper.criterion_args["modes"] = 0.5
+    assert SpectralPruningArguments.from_preset("paper").criterion_options == {"modes": 0.1}
+    with pytest.raises(ValueError, match="`preset` is `papers`; choose from `paper`, `fast`"):
+        SpectralPruningArguments.from_preset("papers")
+
+
+@pytest.mark.parametrize("units", ["ffn heads", "ffn,heads", ["ffn", "heads"]])
+def test_units_are_a_list_or_one_text(units):
+    assert SpectralPruningArguments(units=units).units == ["ffn", "heads"]
+
+
 # ---- recipes
+
+
+def test_flags_win_over_the_recipe_and_that_over_the_preset(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("preset: paper\nunits: [ffn]\nnum_rounds: 4\nmax_seq_length: 64\n")
+    words = [str(tmp_path / "recipe.yaml"), "--recovery", "none"]
+    args, run, _ = parse([SpectralPruningArguments, RunArguments, PresetArguments], "prune", "", words)
+    assert (args.num_rounds, args.recovery, args.compensation, args.units) == (4, "none", "none", ["ffn"])
+    assert args.criterion_options == {"modes": 0.1}
+    assert args.max_seq_length == run.max_seq_length == 64  # one option of both
+    args, _, _ = parse([SpectralPruningArguments, RunArguments, PresetArguments], "prune", "", ["--preset", "paper"])
+    assert (args.num_rounds, args.recovery) == (10, "full")
 
 
 def recipe(tmp_path, text: str) -> list[Any]:
@@ -131,7 +157,6 @@ def test_numbers_of_yaml_1_2_are_numbers(tmp_path):
         ("num_rounds: 2.5", "`num_rounds` is 2.5; it must be a whole number"),
         ("round_to: {a: 1}", "`round_to` is {'a': 1}; it must be a whole number"),
         ("units: ffn", "`units` is 'ffn'; it must be a list, like `[a, b]`"),
-        ("units: null", "`units` is None; it must be a list"),
         ("units: [3]", "`units` is [3]; it must be a list"),
         ("criterion: 3", "`criterion` is 3; it must be text"),
         ("layout: mixed", "`layout` is 'mixed'; it must be one of `uniform`, `per_layer`"),

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 
 from hf_spectral_prune.arguments import SpectralPruningArguments
 from hf_spectral_prune.cli.arguments import RunArguments
+from hf_spectral_prune.cli.prune import PresetArguments
 from hf_spectral_prune.criteria import CRITERIA
 
 README = ROOT / "README.md"
@@ -116,7 +117,8 @@ def test_options_in_the_table_exist():
     rows = [row for row in (ROOT / "docs" / "settings.md").read_text(encoding="utf-8").splitlines() if row.startswith("|")]
     flags = {flag for row in rows for flag in re.findall(r"`--(\w+)", row)}
     assert flags
-    assert flags <= {*SpectralPruningArguments.__dataclass_fields__, *RunArguments.__dataclass_fields__}
+    kinds = (SpectralPruningArguments, RunArguments, PresetArguments)
+    assert flags <= {name for kind in kinds for name in kind.__dataclass_fields__}
 
 
 def test_the_readme_is_short():

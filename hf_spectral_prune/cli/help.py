@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 FIRST = (
     "model_name_or_path",
     "output_dir",
+    "preset",
     "target_reduction",
     "target_scope",
     "units",
@@ -35,7 +36,7 @@ GROUPS = {
         *("num_eval_samples", "metric"),
     ),
     "What to remove": (
-        *("target_reduction", "target_scope", "units", "layout", "criterion", "criterion_args", "allocation"),
+        *("preset", "target_reduction", "target_scope", "units", "layout", "criterion", "criterion_args", "allocation"),
         *("num_allocation_samples", "num_rounds", "recalibrate_every", "round_to", "min_ffn_units", "min_kv_groups"),
         *("min_channels", "stock_class", "stop_metric", "stop_drop", "greater_is_better", "max_moment_gib", "seed"),
     ),

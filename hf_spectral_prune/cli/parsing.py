@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
+from ..arguments import preset_options
 from ..utils.files import read_within
 from ..utils.option_types import fitted
 from ..utils.words import did_you_mean
@@ -54,6 +55,10 @@ def _parser(types: Sequence[Any], command: str) -> tuple[argparse.ArgumentParser
 
     class Parser(HfArgumentParser):
         def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+            # An option that two of the dataclasses have is one flag.
+            known = next((flag for flag in flags if args[0] in flag.option_strings), None)
+            if known is not None:
+                return known
             flags.append(super().add_argument(*args, **kwargs))
             return flags[-1]
 
@@ -83,9 +88,11 @@ def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[s
     found, unknown = parser.parse_known_args(list(argv))
     _check_flags(unknown, command, hints)
     model, recipe = _named(found.words, command, takes_model=_MODEL in hints)
-    if recipe is not None:
-        parser.set_defaults(**_read_recipe(recipe, hints))
-        found, _ = parser.parse_known_args(list(argv))
+    written = {} if recipe is None else _read_recipe(recipe, hints)
+    preset = getattr(found, "preset", None) or written.get("preset")
+    # A flag wins over the recipe, and that over the preset.
+    parser.set_defaults(**({} if preset is None else preset_options(preset)) | written)
+    found, _ = parser.parse_known_args(list(argv))
     values = vars(found)
     if model is not None:
         if any(word.partition("=")[0] == f"--{_MODEL}" for word in argv) and values[_MODEL] != model:

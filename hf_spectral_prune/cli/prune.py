@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ..arguments import SpectralPruningArguments
 from .arguments import RunArguments
 from .parsing import parse
 
 
+@dataclass
+class PresetArguments:
+    """A named set of options."""
+
+    preset: Literal["paper", "fast"] | None = field(
+        default=None,
+        metadata={
+            "help": "Named set of options, over which flags and recipes win. `paper`: the published form of the spectral method "
+            "(dominant modes, 10 rounds, no compensation, one `full` recovery); `fast`: a first look on little text."
+        },
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """Prunes a model and saves it, with its plan and report."""
-    args, run = parse([SpectralPruningArguments, RunArguments], "prune", main.__doc__ or "", argv)
+    args, run, _ = parse([SpectralPruningArguments, RunArguments, PresetArguments], "prune", main.__doc__ or "", argv)
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
     from ..criteria import make_criterion

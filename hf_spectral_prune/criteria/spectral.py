@@ -31,7 +31,8 @@ class Spectral(Criterion):
     Options:
         num_neighbors: k of the nearest-neighbour graphs.
         weighting: edge weights, "inverse" (1/D2), "gaussian" or "binary".
-        modes: number of dominant modes; None takes all, in closed form `diag(B^-1 L_in B^-1)`.
+        modes: number of dominant modes, or their share of the group's channels if below 1 (0.1: a tenth); None takes all, in
+            closed form `diag(B^-1 L_in B^-1)`.
         shift: eps of B.
         input_form: "standardised" (correlation distances), "raw" or "centred".
         output_form: "raw" outputs, "contributions" (outputs weighted by the consumer, second moment * W^T W), "centred",
@@ -45,7 +46,7 @@ class Spectral(Criterion):
 
     num_neighbors: int = 15
     weighting: Literal["inverse", "gaussian", "binary"] = "inverse"
-    modes: int | None = None
+    modes: int | float | None = None
     shift: float = 1e-3
     input_form: Literal["standardised", "raw", "centred"] = "standardised"
     output_form: Literal["auto", "raw", "contributions", "centred", "standardised"] = "auto"
@@ -60,6 +61,8 @@ class Spectral(Criterion):
             raise ValueError(f"`num_neighbors` is {self.num_neighbors}; it must be at least 1.")
         if self.num_positions < 1:
             raise ValueError(f"`num_positions` is {self.num_positions}; it must be at least 1.")
+        if self.modes is not None and not (0 < self.modes < 1 or (self.modes >= 1 and self.modes % 1 == 0)):
+            raise ValueError(f"`modes` is {self.modes}; give a number of at least 1, or a share between 0 and 1.")
         if self.aggregate == "edge" and self.modes is None:
             raise ValueError('`aggregate="edge"` is defined on dominant modes. Set `modes`, e.g. 20.')
 
@@ -74,19 +77,26 @@ class Spectral(Criterion):
             return data.consumer.new_zeros(1).double()
         input_graph = knn_graph(self._distances(*data.before(), self.input_form), self.num_neighbors, self.weighting)
         output_graph = knn_graph(self._output_distances(data), self.num_neighbors, self.weighting)
-        self._note_spectrum(data, input_graph, output_graph)
+        modes = self._num_modes(input_graph.num_nodes)
+        self._note_spectrum(data, input_graph, output_graph, modes)
         if self.aggregate == "edge":
-            assert self.modes is not None
-            per_channel = edge_scores(input_graph, output_graph, modes=self.modes, shift=self.shift)
+            assert modes is not None
+            per_channel = edge_scores(input_graph, output_graph, modes=modes, shift=self.shift)
         else:
-            per_channel = participation(input_graph, output_graph, modes=self.modes, shift=self.shift, generator=data.generator)
+            per_channel = participation(input_graph, output_graph, modes=modes, shift=self.shift, generator=data.generator)
         return data.per_unit(per_channel)
 
-    def _note_spectrum(self, data: GroupData, input_graph: Graph, output_graph: Graph) -> None:
+    def _num_modes(self, num_nodes: int) -> int | None:
+        """`modes` as a number, for a graph of that many nodes."""
+        if self.modes is None:
+            return None
+        return int(self.modes) if self.modes >= 1 else max(1, round(self.modes * num_nodes))
+
+    def _note_spectrum(self, data: GroupData, input_graph: Graph, output_graph: Graph, modes: int | None) -> None:
         """Leaves the largest generalised eigenvalues, (at most 24,) and at most `modes`, as the diagnostic `spectrum`."""
         if data.diagnostics is None:
             return
-        number = min(NUM_SPECTRUM_VALUES, self.modes or NUM_SPECTRUM_VALUES)
+        number = min(NUM_SPECTRUM_VALUES, modes or NUM_SPECTRUM_VALUES)
         with suppress(ArpackError, LinAlgError):  # the scores do not depend on it: a spectrum that does not converge is left out
             data.diagnostics["spectrum"] = distortion_spectrum(input_graph, output_graph, number, self.shift).cpu()
 

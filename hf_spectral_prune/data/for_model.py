@@ -2,59 +2,127 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
-from torch import nn
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.trainer_utils import RemoveColumnsCollator
 
 from ..arguments import SpectralPruningArguments
 from ..models.families import max_tokens
 from ..models.families.groups import is_vision
 from ..models.packing import check_documents_apart
 from ..models.torch_model import TorchModelForImageClassification, check_rebuildable, importable, original_class, wrap
-from .images import build_images
-from .items import Stream, first_of, is_text, items_of
-from .texts import CalibrationData, build_calibration
+from .blocks import Choice
+from .images import build_images, is_batches
+from .items import Stream, first_of, is_row, is_text, items_of
+from .rows import training_rows
+from .texts import CalibrationData, build_calibration, unpadded_row, with_sizes
 
-# Length of a row of text in tokens, if the model takes as many.
-_SEQUENCE_LENGTH = 512
 # Sequences of raw text to evaluate on at most: half a million tokens, as many as WikiText-2 and the like have to test on.
 _MOST_EVAL_SEQUENCES = 1000
+Collator = Callable[[list[Any]], dict[str, Any]]
 
 
-def read_data(source: Any, processing_class: Any, model: PreTrainedModel, seed: int, name: str) -> CalibrationData:
-    """Data as users give it, in batches; `CalibrationData` stays as it is.
+def read_data(
+    source: Any,
+    processing_class: Any,
+    model: PreTrainedModel,
+    args: SpectralPruningArguments,
+    name: str,
+    data_collator: Collator | None = None,
+) -> CalibrationData:
+    """Data as users give it, in batches; `CalibrationData` and ready batches stay as they are.
 
     Args:
         source: as for `build_images` where the model reads images, else as for `build_calibration`.
+        args: says how many rows are a sample, how long they are, and how many make a batch.
         name: "eval_dataset" takes all images and tokenised rows, and the first 1,000 sequences of raw text or of a stream;
             "calibration_dataset" takes a sample.
+        data_collator: as for Trainer: makes the batches of rows; of raw text it gets the blocks.
 
     Raises:
         ValueError: see `build_images` and `build_calibration`; packed rows that the model does not keep apart; token ids beyond
-            its embedding.
+            its embedding; a collator that makes no batch of tensors.
     """
-    data = _batches(source, processing_class, model, seed, name)
+    if isinstance(source, Iterator) and not is_vision(model):
+        source = Stream(source)  # it can be read once only: what was looked at stays
+    if isinstance(source, CalibrationData):
+        data = source
+    elif data_collator is None or not _has_rows(source, model):
+        data = _batches(source, processing_class, model, args, name)
+    else:
+        data = _collated(source, processing_class, model, args, name, data_collator)
     check_ids(model, data, processing_class)
     check_documents_apart(model, data)
     return data
 
 
-def _batches(source: Any, processing_class: Any, model: PreTrainedModel, seed: int, name: str) -> CalibrationData:
-    if isinstance(source, CalibrationData):
-        return source
+def _batches(
+    source: Any, processing_class: Any, model: PreTrainedModel, args: SpectralPruningArguments, name: str
+) -> CalibrationData:
     measured = name == "eval_dataset"
+    options: dict[str, Any] = {"batch_size": args.calibration_batch_size, "seed": args.seed, "name": name}
     if is_vision(model):
-        pictures: dict[str, Any] = {"num_samples": None} if measured else {}
-        return build_images(source, processing_class, model.config, seed=seed, name=name, **pictures)
+        number = None if measured else args.num_calibration_samples
+        return build_images(source, processing_class, model.config, num_samples=number, **options)
     limit = max_tokens(model.config)
-    length = _SEQUENCE_LENGTH if limit is None else min(_SEQUENCE_LENGTH, limit)
-    options: dict[str, Any] = {"max_seq_length": length, "max_position_embeddings": limit, "seed": seed, "name": name}
+    length = args.max_seq_length if limit is None else min(args.max_seq_length, limit)
+    options |= {"max_seq_length": length, "max_position_embeddings": limit, "num_samples": args.num_calibration_samples}
     if measured:
         source = items_of(source)
         limited = isinstance(source, Stream) or is_text(first_of(source))
         options |= {"shuffle": False, "num_samples": _MOST_EVAL_SEQUENCES if limited else max(1, len(source))}
     return build_calibration(source, processing_class, **options)
+
+
+def _has_rows(source: Any, model: PreTrainedModel) -> bool:
+    """Whether it is rows or text, which a collator can make batches of, rather than ready batches or arrays."""
+    if is_vision(model):
+        return not isinstance(source, (Tensor, tuple)) and not is_batches(source) and isinstance(_first(source), Mapping)
+    first = _first(source)
+    return is_text(first) or is_row(first)
+
+
+def _first(source: Any) -> Any:
+    return first_of(items_of(source))
+
+
+def _collated(
+    source: Any,
+    processing_class: Any,
+    model: PreTrainedModel,
+    args: SpectralPruningArguments,
+    name: str,
+    data_collator: Collator,
+) -> CalibrationData:
+    """Batches that a collator makes of rows, without the columns that the model does not take, as Trainer gives them to it."""
+    items = items_of(source)
+    if not is_vision(model) and is_text(first_of(items)):
+        text = _batches(items, processing_class, model, args, name)
+        rows: list[Any] = [unpadded_row(row) for row in training_rows(text)]
+    elif isinstance(items, Stream):
+        rows = list(islice(items, _MOST_EVAL_SEQUENCES if name == "eval_dataset" else args.num_calibration_samples))
+    else:
+        items = source if isinstance(source, Dataset) else items  # with its transform
+        choice = Choice(args.num_calibration_samples, args.max_seq_length, True, args.seed)
+        indices = range(len(items)) if name == "eval_dataset" else choice.indices(len(items))
+        rows = [items[index] for index in indices]
+    taken = ["label", "label_ids", "labels", *inspect.signature(model.forward).parameters]
+    collate = RemoveColumnsCollator(data_collator, taken) if isinstance(source, (Dataset, IterableDataset)) else data_collator
+    size = args.calibration_batch_size
+    with torch.random.fork_rng(devices=[]):  # a collator that draws (masked words) draws the same each time
+        torch.manual_seed(args.seed)
+        made = [dict(collate(rows[at : at + size])) for at in range(0, len(rows), size)]
+    for batch in made:
+        if not batch or not all(isinstance(value, Tensor) for value in batch.values()):
+            raise ValueError("`data_collator` must make a dict of tensors of the rows of `" + name + "`, as for Trainer.")
+    return with_sizes(made, {"source": name, "num_samples": len(rows), "seed": args.seed})
 
 
 def check_ids(model: PreTrainedModel, data: CalibrationData, tokenizer: Any = None) -> None:

@@ -68,7 +68,7 @@ def build_images(
             raise ValueError(f"`{setting}` is {value}, but must be at least 1.")
     if isinstance(source, IterableDataset):
         source = first_rows(source, num_samples or _MOST_STREAMED)
-    if _is_batches(source):
+    if is_batches(source):
         batches = [_as_batch(item) for item in source]
         settings: dict[str, Any] = dict.fromkeys(("num_samples", "shuffle", "seed"))
     else:
@@ -113,7 +113,7 @@ def load_images(folder: str | Path, setting: str = "image_dir") -> Dataset:
 # ---- sources
 
 
-def _is_batches(source: Any) -> bool:
+def is_batches(source: Any) -> bool:
     if isinstance(source, DataLoader):
         return True
     first = source[0] if isinstance(source, list) and source else None

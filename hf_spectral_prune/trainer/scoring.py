@@ -145,9 +145,7 @@ class ScoreTrackingCallback(LoggingCallback):
         self._criterion = check_model(model, self.args)
         if self._calibration is None and self.calibration_dataset is not None:
             processing_class = self.processing_class or processing_class
-            self._calibration = read_data(
-                self.calibration_dataset, processing_class, model, self.args.seed, "calibration_dataset"
-            )
+            self._calibration = read_data(self.calibration_dataset, processing_class, model, self.args, "calibration_dataset")
         check_data(model, self.args, self._criterion, self._calibration)
 
     def _copy(self, model: PreTrainedModel) -> PreTrainedModel | None:

@@ -10,8 +10,9 @@ from hf_spectral_prune.cli import main
 from hf_spectral_prune.cli.arguments import RunArguments
 from hf_spectral_prune.cli.help import FIRST, GROUPS
 from hf_spectral_prune.cli.parsing import OTHER_NAMES, parse
+from hf_spectral_prune.cli.prune import PresetArguments
 
-FIELDS = {entry.name for cls in (SpectralPruningArguments, RunArguments) for entry in dataclasses.fields(cls)}
+FIELDS = {entry.name for cls in (SpectralPruningArguments, RunArguments, PresetArguments) for entry in dataclasses.fields(cls)}
 TYPES = [SpectralPruningArguments, RunArguments]
 
 

@@ -144,6 +144,14 @@ def test_spectral_is_finite_on_degenerate_layers(options):
         assert float(scores.min()) >= -1e-6 * max(float(scores.abs().max()), 1), key
 
 
+def test_modes_may_be_a_share_of_the_channels():
+    model, batches = tiny_model(), [random_batch(4, 16)]
+    shares, numbers = (scores_of(model, batches, "spectral", modes=modes) for modes in (0.25, 6))
+    # 24 neurons and 32 channels of value heads.
+    assert all(torch.equal(shares[key], numbers[key]) for key in shares if key.endswith("ffn"))
+    assert not torch.equal(shares["layers.0.heads"], numbers["layers.0.heads"])
+
+
 @pytest.mark.parametrize(("name", "options"), FORMS, ids=str)
 def test_every_criterion_is_finite_on_degenerate_layers(name, options):
     model = tiny_model(heads=(2, 1))
@@ -190,7 +198,9 @@ def test_statistics_that_are_missing_are_told():
         ("obs", {"iterative": "yes"}, "type bool"),
         ("obs", {"ridge": 0.0}, "above 0"),
         ("obs", {"ridge": "big"}, "type float"),
-        ("spectral", {"modes": "all"}, "type int or null"),
+        ("spectral", {"modes": "all"}, "type int or float or null"),
+        ("spectral", {"modes": 0}, "at least 1, or a share"),
+        ("spectral", {"modes": 2.5}, "at least 1, or a share"),
         ("spectral", {"num_neighbors": True}, "type int"),
         ("spectral", {"num_neighbors": 0}, "at least 1"),
         ("spectral", {"aggregate": "edge"}, "Set `modes`"),

@@ -69,7 +69,7 @@ def test_rows_of_a_stream_are_its_first_and_no_more_are_read():
 def test_an_evaluation_reads_a_thousand_rows_of_a_stream(tokenizer):
     for make in (ids, lambda index: {"text": words(index, 600)}):
         counted = Counted(make)
-        data = read_data(counted.stream, tokenizer, tiny_model(), 0, "eval_dataset")
+        data = read_data(counted.stream, tokenizer, tiny_model(), SpectralPruningArguments(), "eval_dataset")
         assert data.num_sequences == 1000 and counted.drawn < 1100
 
 

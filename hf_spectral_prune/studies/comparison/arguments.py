@@ -67,7 +67,6 @@ class ComparisonArguments(StudyArguments):
     )
 
     target_scope: Literal["all", "non_embedding", "prunable"] = _as_in_prune("target_scope")
-    units: list[str] = _as_in_prune("units")
     layout: Literal["uniform", "per_layer"] = _as_in_prune("layout")
     allocation: Literal["auto", "proportional", "scores", "loss_curves", "fisher"] = _as_in_prune("allocation")
     num_allocation_samples: int | None = _as_in_prune("num_allocation_samples")

@@ -118,7 +118,8 @@ def compare(
         raise ValueError("There is nothing to measure on. Pass `eval_dataset`.")
     cells = comparison_cells(args)
     FOLDER.check(args.output_dir)
-    read = partial(read_data, processing_class=processing_class, model=model, seed=args.seeds[0])
+    defaults = SpectralPruningArguments(seed=args.seeds[0])
+    read = partial(read_data, processing_class=processing_class, model=model, args=defaults, data_collator=data_collator)
     shared = Shared(
         without_quantisation_marks(model),
         None if calibration_dataset is None else read(calibration_dataset, name="calibration_dataset"),
