@@ -28,11 +28,13 @@ from .checks import check_data, check_loss, check_model, check_output, check_pus
 from .criteria import Diagnostics, Scores
 from .criteria.calibrate import Evidence, calibrate
 from .data.for_model import read_data, wrap_for
+from .data.labels import with_model_ids
 from .data.texts import CalibrationData
 from .evaluation.figures import held_out_figures, num_parameters
 from .models.families import network_of
 from .models.families.groups import is_vision
 from .models.loading import without_quantisation_marks
+from .models.losses import predicts_next_token
 from .models.torch_model import check_unwrapped
 from .planning import sizes_after_round, summarise
 from .planning.flops import layer_macs
@@ -109,7 +111,7 @@ class SpectralPruner:
         self.args = settle_options(self.model, self.args, self.calibration)
         check_data(model, self.args, self.criterion, self.calibration)
         self.eval_data = self._data(eval_dataset, "eval_dataset")
-        self.train_dataset, self.compute_metrics, self.teacher = train_dataset, compute_metrics, teacher
+        self.train_dataset, self.compute_metrics, self.teacher = self._named(train_dataset), compute_metrics, teacher
         check_recovery(self.model, self.args, train_dataset, teacher)
         if self.args.stop_metric is not None and self.eval_data is None:
             raise ValueError(f"`stop_metric` `{self.args.stop_metric}` needs data to measure it on. Pass `eval_dataset`.")
@@ -463,4 +465,8 @@ class SpectralPruner:
     def _data(self, source: Any, name: str) -> CalibrationData | None:
         if source is None:
             return None
-        return read_data(source, self.processing_class, self.model, self.args, name, self.data_collator)
+        return read_data(self._named(source), self.processing_class, self.model, self.args, name, self.data_collator)
+
+    def _named(self, source: Any) -> Any:
+        """Data whose labels have names, by the model's numbers for them; the text of a causal model has no labels to name."""
+        return source if predicts_next_token(self.model) else with_model_ids(source, self.model.config)

@@ -51,10 +51,18 @@ def messages_of(value: Any) -> list[dict[str, Any]]:
         if "role" not in message:
             role = str(message.pop("from", "user"))
             message = {"role": _ROLES.get(role.lower(), role), "content": message.pop("value", "")} | message
-        if isinstance(message.get("content"), (list, tuple)):
-            message["content"] = "".join(str(part.get("text") or "") for part in message["content"])
-        messages.append({"content": ""} | message)
+        message["content"] = _words(message.get("content", ""))
+        messages.append(message)
     return messages
+
+
+def _words(content: Any) -> str:
+    """The words of a message: a text, parts (texts, or dicts with `text`, as beside images) joined, or a value written out."""
+    if isinstance(content, (list, tuple)):
+        return "".join(map(_words, content))
+    if isinstance(content, Mapping):
+        return str(content.get("text") or "")
+    return str(content)
 
 
 def as_messages(value: Any, role: str) -> list[dict[str, Any]]:

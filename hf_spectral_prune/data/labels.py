@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig
 
 # Names that say nothing: those of a config that was given none, and plain numbers.
@@ -58,6 +58,34 @@ def class_names(table: Dataset, column: str) -> list[str] | None:
     feature = table.features[column]
     names = getattr(getattr(feature, "feature", feature), "names", None)
     return None if names is None else list(names)
+
+
+def with_model_ids(source: Any, config: PreTrainedConfig) -> Any:
+    """A table of tokenised rows with the model's ids in place of its own, where its labels have names; anything else as it is.
+
+    Raises:
+        ValueError: see `label_ids`.
+    """
+    features = source.features if isinstance(source, (Dataset, IterableDataset)) else None
+    for column in ("label", "labels"):  # what models and collators read
+        names = class_names(source, column) if column in (features or {}) else None
+        ids = None if names is None or config.num_labels == 1 else label_ids(names, config)
+        if ids is not None and ids != list(range(len(ids))):
+            source = _renumbered(source, column, ids)
+    return source
+
+
+def _renumbered(table: Any, column: str, ids: list[int]) -> Any:
+    def renumbered(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [renumbered(part) for part in value]
+        return value if value is None or value < 0 else ids[value]  # -100 is no class, nor is a hidden label (-1)
+
+    if isinstance(table, IterableDataset):
+        return table.map(lambda row: {column: renumbered(row[column])})
+    plain, kind = table.with_format(None), table.format
+    changed = plain.remove_columns(column).add_column(column, [renumbered(value) for value in plain[column]])
+    return changed.with_format(kind["type"], kind["columns"], kind["output_all_columns"], **kind["format_kwargs"])
 
 
 def read_labels(table: Dataset, label_column: str, config: PreTrainedConfig) -> list[Any]:

@@ -80,9 +80,9 @@ def _check_names(model: PreTrainedModel, missing: list[str], left_over: list[str
         )
     if prefix := _wrapper(missing, left_over):
         raise ValueError(
-            f"All weights in `{where}` are named `{prefix}...`, as a wrapper leaves them, so `{cls}` would get none of them "
-            f"({named(missing)} would be made up at random). Take `{prefix}` off the names in the weight files, or save the "
-            "model that is inside the wrapper."
+            f"`{prefix}` is in the names of {len(left_over):,} weights in `{where}`, as a wrapper leaves them, so `{cls}` would "
+            f"get none of those ({named(missing)} would be made up at random). Take `{prefix}` out of the names in the weight "
+            "files, or save the model that is inside the wrapper."
         )
     if missing:
         layers = _absent_layers(missing, model)
@@ -107,16 +107,20 @@ def named(names: Iterable[str]) -> str:
 
 
 def _wrapper(missing: list[str], left_over: list[str]) -> str | None:
-    """What stands before the right name in every name that is left over; None where that does not explain them all."""
+    """What a wrapper has put into every name that is left over, at its front or anywhere in it; None where that does not explain
+    them all."""
     expected = set(missing)
-    prefixes = set()
-    for name in left_over:
-        places = [place + 1 for place, character in enumerate(name) if character == "."]
-        found = next((name[:place] for place in places if name[place:] in expected), None)
-        if found is None:
-            return None
-        prefixes.add(found)
-    return prefixes.pop() if len(prefixes) == 1 else None
+    parts = left_over[0].split(".") if left_over else []
+    runs = (parts[start:end] for start in range(len(parts)) for end in range(start + 1, len(parts)))
+    for piece in dict.fromkeys(".".join(run) + "." for run in runs):
+        if all(_without(name, piece) in expected for name in left_over):
+            return piece
+    return None
+
+
+def _without(name: str, piece: str) -> str:
+    """A name without all that a wrapper has put between its dots, or before the first."""
+    return f".{name}".replace(f".{piece}", ".")[1:]
 
 
 def _absent_layers(missing: list[str], model: PreTrainedModel) -> str:

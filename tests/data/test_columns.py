@@ -94,6 +94,8 @@ def test_columns_that_say_too_little_are_asked_for(row):
         [{"prompt": "w5 w6", "completion": "w7"}],
         [{"prompt": [user("w5 w6")], "chosen": [assistant("w7")], "rejected": [assistant("w9")]}],
         [{"messages": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in CHAT]}],
+        [{"messages": [{**turn, "content": [turn["content"]]} for turn in CHAT]}],
+        [{"messages": [{**turn, "content": {"text": turn["content"]}} for turn in CHAT]}],
         [CHAT],
     ],
 )

@@ -13,8 +13,9 @@ import torch
 from conftest import VOCABULARY, random_batch, refused, tiny_encoder
 from datasets import ClassLabel, Dataset, Features, List, Value
 
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.data.images import build_images
-from hf_spectral_prune.data.labels import label_ids, read_labels
+from hf_spectral_prune.data.labels import label_ids, read_labels, with_model_ids
 from hf_spectral_prune.data.texts import collate_rows, tokenised_row, unpadded_row
 from hf_spectral_prune.evaluation.metrics import multi_label_figures
 
@@ -145,3 +146,36 @@ def test_the_command_line_prunes_and_measures_a_multi_label_model(toxic_folder, 
     assert main(["prune", *common, *options]) == 0, capsys.readouterr().err
     report = json.loads((toxic_folder / "out" / "pruning_report.json").read_text())
     assert "after_f1" in json.dumps(report)
+
+
+@pytest.mark.parametrize("kind", ["table", "torch", "drawn", "stream"])
+def test_tokenised_rows_in_python_mean_what_their_names_say(kind):
+    """A classifier that is right on every row by name says so, and its recovery is trained on the same labels."""
+    model = tiny_encoder("bert", num_labels=3, id2label=dict(enumerate(NLI.label2id)), label2id=NLI.label2id)
+    batch = random_batch(24, 12)
+    right = model(**batch).logits.argmax(-1).tolist()
+    names = [MNLI.index(NLI.id2label[number].lower()) for number in right]
+    assert names != right
+    features = Features({"input_ids": List(Value("int64")), "label": ClassLabel(names=MNLI)})
+    data: Any = Dataset.from_dict({"input_ids": batch["input_ids"].tolist(), "label": names}, features=features)
+    if kind == "torch":
+        data = data.with_format("torch")
+    if kind == "drawn":
+        data = data.shuffle(seed=1)
+    if kind == "stream":
+        data = data.to_iterable_dataset()
+    arguments = SpectralPruningArguments(target_reduction=0.2, criterion="magnitude", compensation="none", disable_tqdm=True)
+    pruner = SpectralPruner(model, arguments, eval_dataset=data, train_dataset=data)
+    assert pruner.evaluate()["eval_accuracy"] == 1
+    rows = {tuple(map(int, row["input_ids"])): int(row["label"]) for row in pruner.train_dataset}
+    assert [rows[tuple(ids)] for ids in batch["input_ids"].tolist()] == right
+
+
+def test_tokenised_rows_with_other_names_are_refused_and_padding_stays():
+    model = tiny_encoder("bert", num_labels=3, id2label=dict(enumerate(NLI.label2id)), label2id=NLI.label2id)
+    rows = Dataset.from_dict({"input_ids": [[5, 6]], "labels": [0]})
+    odd = rows.cast_column("labels", ClassLabel(names=["yes", "maybe", "no"]))
+    arguments = SpectralPruningArguments(target_reduction=0.2, criterion="magnitude", compensation="none", disable_tqdm=True)
+    refused(lambda: SpectralPruner(model, arguments, eval_dataset=odd), "`yes`, `maybe`, `no`")
+    tags = Dataset.from_dict({"input_ids": [[5, 6, 7]], "labels": [[-100, 0, 2]]}).cast_column("labels", List(ClassLabel(names=MNLI)))
+    assert with_model_ids(tags, NLI)["labels"][0] == [-100, 2, 0]

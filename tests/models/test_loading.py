@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,18 @@ def test_no_encoder_raises_a_false_alarm(family, task, tmp_path):
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model.", "student.backbone."])
 def test_names_with_the_prefix_of_a_wrapper_are_told_with_the_prefix(prefix, tmp_path):
     folder = saved(tiny_model(), tmp_path / "m", lambda name: prefix + name)
-    refused(lambda: load(folder), f"`{prefix}...`", f"Take `{prefix}` off", "more would be made up at random")
+    refused(lambda: load(folder), f"`{prefix}` is in the names", f"Take `{prefix}` out", "more would be made up at random")
+
+
+@pytest.mark.parametrize("piece", ["_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+def test_names_with_a_wrapper_around_each_layer_are_told_with_what_it_put_in(piece, tmp_path):
+    folder = saved(tiny_model(), tmp_path / "m", lambda name: re.sub(r"(layers\.\d+\.|^)", rf"\1{piece}", name))
+    refused(lambda: load(folder), f"`{piece}` is in the names of", f"Take `{piece}` out", "more would be made up at random")
+
+
+def test_a_wrapper_around_one_layer_is_told_with_the_number_of_its_weights(tmp_path):
+    folder = saved(tiny_model(), tmp_path / "m", lambda name: name.replace("layers.1.", "layers.1._orig_mod."))
+    refused(lambda: load(folder), "`_orig_mod.` is in the names of 9 weights", "`model.layers.1.input_layernorm.weight`")
 
 
 @pytest.mark.parametrize("lost", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"])
