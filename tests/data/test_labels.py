@@ -177,5 +177,7 @@ def test_tokenised_rows_with_other_names_are_refused_and_padding_stays():
     odd = rows.cast_column("labels", ClassLabel(names=["yes", "maybe", "no"]))
     arguments = SpectralPruningArguments(target_reduction=0.2, criterion="magnitude", compensation="none", disable_tqdm=True)
     refused(lambda: SpectralPruner(model, arguments, eval_dataset=odd), "`yes`, `maybe`, `no`")
-    tags = Dataset.from_dict({"input_ids": [[5, 6, 7]], "labels": [[-100, 0, 2]]}).cast_column("labels", List(ClassLabel(names=MNLI)))
+    tags = Dataset.from_dict({"input_ids": [[5, 6, 7]], "labels": [[-100, 0, 2]]}).cast_column(
+        "labels", List(ClassLabel(names=MNLI))
+    )
     assert with_model_ids(tags, NLI)["labels"][0] == [-100, 2, 0]
