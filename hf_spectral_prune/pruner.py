@@ -31,6 +31,7 @@ from .data.for_model import read_data, wrap_for
 from .data.labels import with_model_ids
 from .data.texts import CalibrationData
 from .evaluation.figures import held_out_figures, num_parameters
+from .models.distributed import is_first_process, join_processes, of_first_process
 from .models.families import network_of
 from .models.families.groups import is_vision
 from .models.loading import without_quantisation_marks
@@ -57,6 +58,9 @@ logger = logging.get_logger(__name__)
 
 class SpectralPruner:
     """Prunes a Hugging Face model by structured importance, with Trainer's conventions.
+
+    Started on several processes by `accelerate launch` or `torchrun`, all of them make a pruner of the same model and data: each
+    runs its share of the batches, and the first one saves and pushes. They end with the plan and weights of a single process.
 
     Args:
         model: the model to prune; it is changed in place. A plain PyTorch network that turns one tensor into logits is wrapped
@@ -98,7 +102,10 @@ class SpectralPruner:
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         teacher: PreTrainedModel | str | Path | None = None,
     ) -> None:
+        join_processes()
         self.args = args or SpectralPruningArguments()
+        if not is_first_process():
+            self.args = replace(self.args, disable_tqdm=True)
         self.processing_class = processing_class
         check_unwrapped(model)
         if not isinstance(model, PreTrainedModel):
@@ -115,7 +122,7 @@ class SpectralPruner:
         check_recovery(self.model, self.args, train_dataset, teacher)
         if self.args.stop_metric is not None and self.eval_data is None:
             raise ValueError(f"`stop_metric` `{self.args.stop_metric}` needs data to measure it on. Pass `eval_dataset`.")
-        check_push(self.model, self.args)
+        of_first_process(lambda: check_push(self.model, self.args))
         self.saved_to: Path | None = None
         self._place = ExitStack()  # keeps the place of the result from the start of `prune()` to its saving
         self._replaced: frozenset[str] | None = None  # what may go from there when it comes
@@ -129,6 +136,8 @@ class SpectralPruner:
             logging_steps=self.args.logging_steps,
             eval_steps=self.args.eval_steps,
             save_steps=self.args.save_steps,
+            is_local_process_zero=is_first_process(),
+            is_world_process_zero=is_first_process(),
         )
         self.control = TrainerControl()
         reporting = get_reporting_integration_callbacks("none" if self.args.report_to == ["none"] else self.args.report_to)
@@ -153,13 +162,16 @@ class SpectralPruner:
                 out of reach, an activation is not finite, ... (the message says what to change).
         """
         with ExitStack() as place:
-            if self.args.output_dir is not None:
-                place.enter_context(reserved(self.args.output_dir))
-                check_output(self.model, self.args, self.base_model)
-                self._replaced = names_in(self.args.output_dir, kept=[recovery_arguments(self.args)[1]["output_dir"]])
+            of_first_process(lambda: self._reserve(place))
             output = self._prune(resume_from_checkpoint)
             self._place = place.pop_all()  # until it is saved
         return output
+
+    def _reserve(self, place: ExitStack) -> None:
+        if self.args.output_dir is not None:
+            place.enter_context(reserved(self.args.output_dir))
+            check_output(self.model, self.args, self.base_model)
+            self._replaced = names_in(self.args.output_dir, kept=[recovery_arguments(self.args)[1]["output_dir"]])
 
     def _prune(self, resume_from_checkpoint: bool | str | Path | None) -> PruningOutput:
         args = self.args
@@ -253,7 +265,8 @@ class SpectralPruner:
         if data is None:
             raise ValueError("`evaluate()` has no data. Pass `eval_dataset` to it or to SpectralPruner.")
         with self.costs.of("evaluation"):
-            figures = held_out_figures(self.model, data, self.compute_metrics, progress=not self.args.disable_tqdm)
+            progress = not self.args.disable_tqdm
+            figures = held_out_figures(self.model, data, self.compute_metrics, progress=progress, spread=True)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
         self._event("on_evaluate", metrics=metrics)
@@ -281,17 +294,19 @@ class SpectralPruner:
         if folder is None:
             raise ValueError("There is no folder to save to. Set `output_dir`.")
         with self._place:
-            save_folder(
-                folder,
-                self.model,
-                self.processing_class,
-                state=self.state,
-                output=self.output,
-                overwrite=self.args.overwrite_output_dir,
-                self_check=self.args.self_check,
-                card_name=self.args.hub_model_id,
-                source=self.base_model,
-                replaced=self._replaced if folder == self.args.output_dir else None,
+            of_first_process(
+                lambda: save_folder(
+                    folder,
+                    self.model,
+                    self.processing_class,
+                    state=self.state,
+                    output=self.output,
+                    overwrite=self.args.overwrite_output_dir,
+                    self_check=self.args.self_check,
+                    card_name=self.args.hub_model_id,
+                    source=self.base_model,
+                    replaced=self._replaced if folder == self.args.output_dir else None,
+                )
             )
         self.saved_to, self._replaced = Path(folder), None
 
@@ -309,7 +324,8 @@ class SpectralPruner:
         """
         if self.saved_to is None:
             raise ValueError("There is no saved folder to write a card for. Call `save_model()` first.")
-        return write_card(self.saved_to, self.args.hub_model_id, base_model)
+        folder = self.saved_to
+        return of_first_process(lambda: write_card(folder, self.args.hub_model_id, base_model))
 
     def push_to_hub(self, commit_message: str | None = None, token: str | None = None, *, overwrite: bool = False) -> str:
         """Pushes the saved folder to `hub_model_id` in one commit, saving it first if that was not done yet.
@@ -328,10 +344,9 @@ class SpectralPruner:
             self._save()
         assert self.saved_to is not None
         self._event("on_push_begin")
-        args = self.args
-        return hub.push_folder(
-            self.saved_to, args.hub_model_id, token or args.hub_token, args.hub_private_repo or None, commit_message, overwrite
-        )
+        args, folder = self.args, self.saved_to
+        token, private = token or args.hub_token, args.hub_private_repo or None
+        return of_first_process(lambda: hub.push_folder(folder, args.hub_model_id, token, private, commit_message, overwrite))
 
     # ---- steps
 
@@ -407,7 +422,8 @@ class SpectralPruner:
         due = round_index % self.args.recalibrate_every == 0 or round_index == self.args.num_rounds
         if self.control.should_save and due:
             repaired = self.model if self._changes_weights() else None
-            checkpoint.save(str(self.args.output_dir), run.plan, run.final_sizes, self.state, run.scores, repaired)
+            folder, plan, sizes = str(self.args.output_dir), run.plan, run.final_sizes
+            of_first_process(lambda: checkpoint.save(folder, plan, sizes, self.state, run.scores, repaired))
             self._event("on_save")
 
     def _settle(self) -> None:

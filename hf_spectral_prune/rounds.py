@@ -14,6 +14,7 @@ from .criteria import Criterion, Diagnostics, Scores, score_units
 from .criteria.calibrate import Evidence
 from .data.texts import CalibrationData
 from .evaluation.figures import num_parameters
+from .models.distributed import of_first_process
 from .models.families import UnitGroup, family_of, unit_groups
 from .models.losses import Batch, has_targets, num_targets, single_sequences
 from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
@@ -165,7 +166,8 @@ def _measure_damage(
         return None
     assert calibration is not None
     if args.allocation == "fisher":
-        return fisher_damage(model, groups, calibration.batches, progress=not args.disable_tqdm)
+        data = calibration.batches
+        return of_first_process(lambda: fisher_damage(model, groups, data, progress=not args.disable_tqdm))
     batches = _first_sequences(model, calibration, args.num_allocation_samples)
     # A sequential repair is measured as one of each layer alone: how it will fare depends on all the cuts before.
     repairs = args.compensation in ("least_squares", "sequential")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import psutil
@@ -9,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..models.distributed import agreed, works_together
 from ..models.families import UnitGroup
 from ..models.streams import Ascent
 from .moments import GroupMoments
@@ -86,13 +88,16 @@ def split_by_memory(
 
 
 def memory_limit(model: PreTrainedModel, max_gib: float | None) -> int:
-    """Bytes that moments may take: `max_gib`, or half of what is free now on the model's device."""
-    if max_gib is not None:
-        return int(max_gib * 2**30)
+    """Bytes that moments may take: `max_gib`, or half of what is free now on the model's device; on all processes the same."""
+    return int(max_gib * 2**30) if max_gib is not None else agreed(_free_share(model))
+
+
+def _free_share(model: PreTrainedModel) -> int:
     if model.device.type == "cuda":
         cached = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
         return int(_SHARE * (torch.cuda.mem_get_info(model.device)[0] + cached))
-    return int(_SHARE * psutil.virtual_memory().available)
+    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if works_together() else 1  # processes on this machine
+    return int(_SHARE * psutil.virtual_memory().available / sharers)
 
 
 def moments_within(

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("CRIA_TRACEBACK"):
             raise
         line, status = told(error)
-        print(f"cria {words[0]}: {line}", file=sys.stderr)
+        print(f"cria {words[0]}{_process()}: {line}", file=sys.stderr)
         return status
     return 0
 
@@ -108,13 +108,20 @@ def _terminated_in_order() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _process() -> str:
+    """Which of several processes speaks; the first one need not say."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" or os.environ.get("WORLD_SIZE", "1") == "1" else f" (process {rank})"
+
+
 def _check_alone(command: str) -> None:
-    """Tells of a launcher that started several processes, each of which would write the same files."""
+    """Tells of a launcher that started several processes, each of which would write the same files; `prune` shares its work."""
     size = os.environ.get("WORLD_SIZE", "1")
-    if size.isdigit() and int(size) > 1:
+    if size.isdigit() and int(size) > 1 and command != "prune":
         raise ValueError(
             f"`WORLD_SIZE` is {size}: a launcher started several processes, and `cria {command}` works in one. Start it without "
-            "`accelerate launch` or `torchrun`; to prune in a distributed training, use `SpectralPruningCallback`."
+            "`accelerate launch` or `torchrun`; `cria prune` can be started with them, and a Trainer that has a "
+            "`SpectralPruningCallback`."
         )
 
 

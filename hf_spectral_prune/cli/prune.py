@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,15 +33,22 @@ def main(argv: Sequence[str]) -> None:
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
     from ..criteria import make_criterion
+    from ..models.distributed import join_processes, of_first_process
     from ..saving.place import check_output_dir, reserved
     from .inputs_text import check_named_files
 
+    join_processes()
     make_criterion(args.criterion, args.criterion_options)  # a mistyped name is told before gigabytes are read
     check_named_files(run)
-    with reserved(args.output_dir):
-        read = [value for name, value in vars(run).items() if value and name.endswith(("_path", "_file", "_dir", "_name"))]
-        recipe = [word for word in argv if word.lower().endswith((".yaml", ".yml"))]
-        check_output_dir(args.output_dir, args.overwrite_output_dir, inputs=[*read, *recipe])
+    read = [value for name, value in vars(run).items() if value and name.endswith(("_path", "_file", "_dir", "_name"))]
+    recipe = [word for word in argv if word.lower().endswith((".yaml", ".yml"))]
+    with ExitStack() as place:
+
+        def reserve() -> None:
+            place.enter_context(reserved(str(args.output_dir)))
+            check_output_dir(str(args.output_dir), args.overwrite_output_dir, inputs=[*read, *recipe])
+
+        of_first_process(reserve)
         try:
             _prune(args, run)
         except KeyboardInterrupt as stopped:
@@ -58,6 +66,7 @@ def _way_on(args: SpectralPruningArguments) -> str:
 
 
 def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
+    from ..models.distributed import is_first_process, of_first_process
     from ..pruner import SpectralPruner
     from ..publishing.card.tables import before_after_table
     from ..saving import checkpoint
@@ -74,7 +83,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     model = load_model(run, run.tensors_file)
     SpectralPruner.check_model(model, args)
     needed = needs_data(run, args, model)
-    calibration, held_out = load_data(run, model, processing_class, args.seed, needed=needed)
+    calibration, held_out = of_first_process(lambda: load_data(run, model, processing_class, args.seed, needed=needed))
     train = None
     if args.recovery != "none":
         train = load_recovery_rows(run, model, processing_class, calibration, held_out, args.seed)
@@ -91,5 +100,6 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     pruner.prune(resume_from_checkpoint=resume)
     pruner.save_model()
     assert pruner.output is not None
-    print(before_after_table(pruner.output.report))
-    print(f"Saved to {args.output_dir}")
+    if is_first_process():
+        print(before_after_table(pruner.output.report))
+        print(f"Saved to {args.output_dir}")

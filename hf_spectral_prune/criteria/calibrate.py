@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..calibration import GroupMoments, collect_moments
 from ..calibration.parts import MomentsByPart, moments_within
 from ..calibration.signals import Side
 from ..data.texts import CalibrationData
+from ..models.distributed import by_itself, of_first_process, share
 from ..models.families import UnitGroup, family_of, unit_groups
 from ..models.losses import Batch
 from ..models.streams import Ascent
@@ -51,7 +53,12 @@ class Evidence:
 def calibrate(
     model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion, calibration: CalibrationData | None
 ) -> Evidence:
-    """Runs the calibration data through the model for all that scores and repair read; empty where they read nothing."""
+    """Runs the calibration data through the model for all that scores and repair read; empty where they read nothing.
+
+    Over several processes, which all have the same data, each runs its share of the batches and the sums are added up: they are
+    those of one process to the last bit, as long as float64 holds every sum of float32 products exactly. A criterion's own
+    statistics are gathered by the first process, and the moments that they may read by each of them from all batches.
+    """
     repairs = args.compensation in ("bias", "least_squares")
     batches = calibration.batches if calibration is not None and args.compensation == "sequential" else ()
     if not (criterion.needs_data or repairs):
@@ -65,14 +72,17 @@ def calibrate(
     repair = moments if criterion.signals == "activations" else {}
     if repairs and (criterion.signals == "loss" or isinstance(moments, MomentsByPart)):
         repair = _collect(model, args, criterion, calibration, "activations", ("after",))
-    statistics = collect_statistics(
-        model,
-        unit_groups(model, args.units),
-        criterion,
-        calibration.batches,
-        moments,
-        seed=args.seed,
-        progress=not args.disable_tqdm,
+    data = calibration.batches
+    statistics = of_first_process(
+        lambda: collect_statistics(
+            model,
+            unit_groups(model, args.units),
+            criterion,
+            data,
+            moments,
+            seed=args.seed,
+            progress=not args.disable_tqdm,
+        )
     )
     return Evidence(moments, statistics, repair, batches)
 
@@ -89,18 +99,20 @@ def _collect(
 
     # Gradients come from the end of the model, and a traced network has no list of layers: they take a pass a part.
     walks = signals == "activations" and not family_of(model.config).traced
-    ascent = Ascent(model, calibration.batches) if walks else None
+    batches = calibration.batches if criterion.needs_statistics else share(calibration.batches)
+    ascent = Ascent(model, batches) if walks else None
 
     def collect(part: Sequence[UnitGroup]) -> dict[str, GroupMoments]:
-        return collect_moments(
-            model,
-            part,
-            calibration.batches,
-            sides=sides,
-            signals=signals,
-            spatial=spatial,
-            ascent=ascent,
-            progress=progress,
-        )
+        with by_itself() if criterion.needs_statistics else nullcontext():
+            return collect_moments(
+                model,
+                part,
+                batches,
+                sides=sides,
+                signals=signals,
+                spatial=spatial,
+                ascent=ascent,
+                progress=progress,
+            )
 
     return moments_within(model, lambda: unit_groups(model, args.units), sides, collect, args.max_moment_gib, ascent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
 from ..models.cria.channels import MATRICES
+from ..models.distributed import gathered, share
 from ..models.families import Part, UnitGroup, parts, take
 from ..models.losses import Batch
 from .base import Criterion, Diagnostics, GroupData, Scores, Statistics
@@ -94,6 +95,8 @@ def score_units(
 ) -> Scores:
     """Scores all groups: {group key: (n_units,) float64 on the CPU}, higher = keep.
 
+    Over several processes each scores its share of the groups, unless the criterion compares groups with one another.
+
     Args:
         diagnostics: filled, where given, with what the criterion has to tell of each group beside its scores.
 
@@ -102,18 +105,29 @@ def score_units(
     """
     if criterion.needs_statistics and not statistics:
         raise ValueError(f"`{criterion.name}` reads statistics of its own. Gather them with `collect_statistics` and pass them.")
-    data = (
-        group_data(
-            model,
-            group,
-            moments[group.key] if moments else None,
-            seed,
-            (statistics or {}).get(group.key),
-            None if diagnostics is None else diagnostics.setdefault(group.key, {}),
-        )
-        for group in tqdm(groups, desc="Scoring", disable=not progress, leave=False)
-    )
-    scores = {key: score.double().cpu() for key, score in criterion.score_all(data).items()}
+    by_group = type(criterion).score_all is Criterion.score_all
+    own = {group.key for group in (share(groups) if by_group else groups)}
+
+    def data() -> Iterator[GroupData]:
+        for group in tqdm(groups, desc="Scoring", disable=not progress, leave=False):
+            if group.key in own:
+                yield group_data(
+                    model,
+                    group,
+                    moments[group.key] if moments else None,
+                    seed,
+                    (statistics or {}).get(group.key),
+                    None if diagnostics is None else diagnostics.setdefault(group.key, {}),
+                )
+            elif moments:
+                moments.get(group.key)  # moments that are not kept are summed over all processes when they are asked for
+
+    scores = {key: score.double().cpu() for key, score in criterion.score_all(data()).items()}
+    if by_group:
+        found_by_all = gathered(scores)
+        scores = {group.key: found_by_all[group.key] for group in groups}
+        if diagnostics is not None:
+            diagnostics.update(gathered(diagnostics))
     for key, score in scores.items():
         if not bool(torch.isfinite(score).all()):
             raise ValueError(f"`{criterion.name}` gave a score that is not finite in `{key}`. Check the model's weights.")

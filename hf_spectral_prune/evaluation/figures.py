@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.trainer_pt_utils import nested_numpify
 from transformers.utils.generic import find_labels
 
 from ..data.texts import Batch, CalibrationData
+from ..models.distributed import gathered, share
 from ..models.losses import loss_and_outputs, moved_to, num_targets, predicts_next_token, single_sequences, targets_of
 from ..models.packing import without_padding
 
@@ -30,26 +32,34 @@ def held_out_figures(
     data: CalibrationData | Iterable[Batch],
     compute_metrics: Metrics | None = None,
     progress: bool = True,
+    *,
+    spread: bool = False,
 ) -> dict[str, float]:
     """What a model is judged by wherever it is judged: before and after, by the stop rule, the recovery and the studies.
 
     `perplexity` of a causal language model; with `compute_metrics`, or for another task, `task_metrics`, which for a classifier
     of texts or images has its accuracy where nothing else is asked for.
 
+    Args:
+        spread: every process of a distributed run has called this with the same data, and measures its share of the batches. The
+            figures are those of one process.
+
     Raises:
         ValueError: see `perplexity` and `task_metrics`.
     """
     if compute_metrics is None and predicts_next_token(model):
-        return perplexity(model, data, progress=progress)
-    return task_metrics(model, data, compute_metrics or _default_metrics(model), progress=progress)
+        return perplexity(model, data, progress=progress, spread=spread)
+    return task_metrics(model, data, compute_metrics or _default_metrics(model), progress=progress, spread=spread)
 
 
-def perplexity(model: PreTrainedModel, data: CalibrationData | Iterable[Batch], progress: bool = True) -> dict[str, float]:
+def perplexity(
+    model: PreTrainedModel, data: CalibrationData | Iterable[Batch], progress: bool = True, *, spread: bool = False
+) -> dict[str, float]:
     """Perplexity of a causal language model over batches of `input_ids` and, where padded, `attention_mask` (B, T).
 
     Every row is run by itself, without its padding: so padding on either side changes nothing for any kind of position
     encoding, and the logits of one row are all that is ever in memory. What counts as a token is told by
-    `models.losses.next_token_targets`: labels of -100 do not.
+    `models.losses.next_token_targets`: labels of -100 do not. For `spread` see `held_out_figures`.
 
     Returns:
         `loss`: mean negative log-likelihood of a token given those before it, in nats, summed in float64;
@@ -59,7 +69,7 @@ def perplexity(model: PreTrainedModel, data: CalibrationData | Iterable[Batch], 
         ValueError: the model is not a causal language model, or there is no token to predict.
     """
     _check_causal(model)
-    total, count, _ = _measured(model, data, None, "Perplexity", progress)
+    total, count, _ = _measured(model, data, None, "Perplexity", progress, spread)
     if count == 0:
         raise ValueError(
             "There is no token to predict: no row of the evaluation data has two tokens with a label. Give longer text."
@@ -82,12 +92,15 @@ def task_metrics(
     data: CalibrationData | Iterable[Batch],
     compute_metrics: Metrics | None = None,
     progress: bool = True,
+    *,
+    spread: bool = False,
 ) -> dict[str, float]:
     """Loss of a model with a task head over batches with targets, and what `compute_metrics` makes of its predictions.
 
     Args:
         compute_metrics: as for Trainer: gets an `EvalPrediction` with the outputs and targets of all batches (-100 where
             padded), as arrays. What it gives beside single numbers is left out.
+        spread: see `held_out_figures`.
 
     Returns:
         `loss`: mean over targets; and the metrics by their names.
@@ -95,7 +108,7 @@ def task_metrics(
     Raises:
         ValueError: a batch lacks the targets of the model's task.
     """
-    total, count, predicted = _measured(model, data, compute_metrics, "Evaluating", progress)
+    total, count, predicted = _measured(model, data, compute_metrics, "Evaluating", progress, spread)
     if count == 0:
         raise ValueError("There is no target to evaluate on. Give batches with labels that are not -100.")
     figures = {"loss": total / count}
@@ -107,29 +120,48 @@ def task_metrics(
 
 
 def _measured(
-    model: PreTrainedModel, data: Iterable[Batch], compute_metrics: Any, title: str, progress: bool
+    model: PreTrainedModel, data: Iterable[Batch], compute_metrics: Any, title: str, progress: bool, spread: bool
 ) -> tuple[float, int, EvalPrediction]:
     """Summed loss, number of targets and, only where `compute_metrics` will ask for them, predictions and targets."""
-    total, count = 0.0, 0
-    predictions: list[Any] = []
-    labels: list[Any] = []
+    numbered: Iterable[tuple[int, Batch]] = share(tuple(enumerate(data))) if spread else enumerate(data)
+    length = len(data) if isinstance(data, Sized) else None
+    found: dict[int, _Found] = {}
     names = find_labels(type(model))
     was_training = model.training
     model.eval()
     try:
-        for batch in tqdm(data, desc=title, disable=not progress, leave=False):
+        for index, batch in tqdm(numbered, desc=title, total=length, disable=not progress, leave=False):
+            of_batch = found[index] = _Found()
             for part in _parts(model, moved_to(model, batch), names):
                 with torch.inference_mode():
                     loss, outputs = loss_and_outputs(model, part)
-                total, count = total + float(loss), count + num_targets(model, part)
+                of_batch.losses.append(float(loss))
+                of_batch.targets += num_targets(model, part)
                 if compute_metrics is not None:
                     logits = tuple(value for name, value in outputs.items() if name.endswith("logits"))
-                    predictions.append(nested_numpify(logits[0] if len(logits) == 1 else logits))
+                    of_batch.predictions.append(nested_numpify(logits[0] if len(logits) == 1 else logits))
                     given = tuple(part[name] for name in names if name in part)
-                    labels.append(nested_numpify(given[0] if len(given) == 1 else given))
+                    of_batch.labels.append(nested_numpify(given[0] if len(given) == 1 else given))
     finally:
         model.train(was_training)
-    return total, count, EvalPrediction(_joined(predictions), _joined(labels))
+    if spread:
+        found = gathered(found)
+    ordered = [found[index] for index in sorted(found)]
+    # `fsum` is exact, so that the loss does not hang on who has measured what.
+    total = math.fsum(loss for batch in ordered for loss in batch.losses)
+    predictions = [values for batch in ordered for values in batch.predictions]
+    labels = [values for batch in ordered for values in batch.labels]
+    return total, sum(batch.targets for batch in ordered), EvalPrediction(_joined(predictions), _joined(labels))
+
+
+@dataclass
+class _Found:
+    """What was measured on a batch, part by part."""
+
+    losses: list[float] = field(default_factory=list)
+    targets: int = 0
+    predictions: list[Any] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
 
 
 def _parts(model: PreTrainedModel, batch: Batch, names: list[str]) -> Iterable[Batch]:

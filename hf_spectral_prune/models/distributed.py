@@ -1,10 +1,13 @@
-"""Training over several processes: sharded weights (FSDP2), whole copies of such models, decisions of the first process."""
+"""Several processes: joining them, shares of their work, sharded weights (FSDP2), and decisions of the first process."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,17 +20,76 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 from transformers import PreTrainedModel
 
+from ..utils.environment import accelerator
 from .families import family_of
 
 T = TypeVar("T")
+K = TypeVar("K")
 
-# Set while the first process works on something that the others wait for.
+# How long processes wait for one another. The launcher ends them all when one has failed, so this only must be long enough for
+# what the first does alone, such as saving a large model.
+_PATIENCE = timedelta(days=1)
+# Set while a process works on something without the others.
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def works_together() -> bool:
     """Whether several processes do the same now, each on its part of the data, so that their sums belong together."""
     return torch.distributed.is_available() and torch.distributed.is_initialized() and not _alone.get()
+
+
+def join_processes() -> None:
+    """Joins the processes that `accelerate launch` or `torchrun` started; does nothing in a single process.
+
+    Raises:
+        ValueError: `WORLD_SIZE` is set without the other variables of a launcher, so the processes cannot find each other.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdigit() or int(size) < 2 or torch.distributed.is_initialized():
+        return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ValueError(
+            f"`WORLD_SIZE` is {size}, but `{missing[0]}` is not set, so this process cannot find the others. Start all of them "
+            "with `accelerate launch` or `torchrun`, or unset `WORLD_SIZE`."
+        )
+    PartialState(cpu=accelerator() is None, timeout=_PATIENCE)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that saves and prints; a single one is."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """While open, this process does the whole of everything by itself: nothing is shared or summed."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's share of what all processes have alike: every n-th, so that the shares are of like size."""
+    if not works_together():
+        return items
+    return items[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
+
+
+def gathered(own: Mapping[K, T]) -> dict[K, T]:
+    """What each process has found, {name: value}, in one dict that all of them get."""
+    if not works_together():
+        return dict(own)
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, dict(own))
+    return {name: value for part in found for name, value in part.items()}
+
+
+def agreed(number: int) -> int:
+    """The smallest of the processes' numbers, where all must take the same."""
+    return min(gathered({torch.distributed.get_rank(): number}).values()) if works_together() else number
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -103,18 +165,20 @@ def whole_copy(model: PreTrainedModel) -> PreTrainedModel | None:
 def of_first_process(make: Callable[[], T]) -> T:
     """What `make` gives on the first process, the only one that calls it, on all of them. It must not wait for the others.
 
+    A single process, or one that works by itself, calls it.
+
     Raises:
         RuntimeError: on the other processes, where `make` raised something on the first: none waits for one that has stopped.
     """
+    if not works_together():
+        return make()
     value, failure = None, None
     if PartialState().is_main_process:
-        token = _alone.set(True)
         try:
-            value = make()
+            with by_itself():
+                value = make()
         except Exception as error:
             failure = error
-        finally:
-            _alone.reset(token)
     value, message = broadcast_object_list([value, None if failure is None else str(failure)])
     if failure is not None:
         raise failure

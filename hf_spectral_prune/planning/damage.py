@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
 from ..calibration.collect import stream_signals
-from ..models.distributed import all_reduce
+from ..calibration.parts import MomentsByPart
+from ..models.distributed import all_reduce, gathered, share
 from ..models.families import UnitGroup, layers_of
 from ..models.losses import Batch, loss_of, moved_to, num_targets
 from ..models.suffix import starting_at
@@ -122,6 +123,8 @@ def loss_curves(
     change in steps of such a distance. Beyond the last one the last slope goes on. A measured decrease counts as zero, since a
     sample's gain is not a promise.
 
+    Over several processes each measures its share of the cuts.
+
     Args:
         by_kind: all groups of a kind, which then have one size, lose an equal number of units at once: what a uniform layout
             removes. They share the loss evenly, so that over a kind the curves add up to what was measured. A run of the whole
@@ -137,18 +140,35 @@ def loss_curves(
         together.setdefault(group.kind if by_kind else group.key, []).append(group)
     first_layers = {name: min(group.layer for group in members) for name, members in together.items()}
     suffix_loss = SuffixLoss(model, batches, set(first_layers.values()) if by_kind else None)
-    curves: dict[str, Tensor] = {}
-    for name, members in tqdm(together.items(), desc="Measuring", disable=not progress, leave=False):
-        size = members[0].size
-        orders = {group.key: torch.argsort(scores[group.key], stable=True) for group in members}
-        points = [(0, 0.0)]
-        for count in sorted({min(max(round(size * fraction), 1), size - 1) for fraction in fractions} - {0}):
+
+    def losses(name: str, counts: Iterable[int]) -> dict[tuple[str, int], float]:
+        orders = {group.key: torch.argsort(scores[group.key], stable=True) for group in together[name]}
+        found = {}
+        for count in counts:
             kept = {key: order[count:].sort().values for key, order in orders.items()}
             with nullcontext() if repair is None else refitted(model, kept, repair, ridge):
-                added = suffix_loss(first_layers[name], kept) - suffix_loss.clean
-            points.append((count, max(added, points[-1][1])))
+                found[name, count] = suffix_loss(first_layers[name], kept)
+        return found
+
+    cuts = [(name, count) for name, members in together.items() for count in _counts(members[0].size, fractions)]
+    # Moments that are not kept are summed over all processes, which then must ask for the same ones.
+    own = set(cuts if isinstance(repair, MomentsByPart) else share(cuts))
+    measured: dict[tuple[str, int], float] = {}
+    for name in tqdm(together, desc="Measuring", disable=not progress, leave=False):
+        measured |= losses(name, [count for cut, count in cuts if cut == name and (cut, count) in own])
+    measured = gathered(measured)
+    curves: dict[str, Tensor] = {}
+    for name, members in together.items():
+        points = [(0, 0.0)]
+        for count in _counts(members[0].size, fractions):
+            points.append((count, max(measured[name, count] - suffix_loss.clean, points[-1][1])))
         curves |= {group.key: _interpolate(points, group.size) / len(members) for group in members}
     return curves
+
+
+def _counts(size: int, fractions: Sequence[float]) -> list[int]:
+    """Numbers of units that are removed to measure: the fractions of a group, and neither none nor all of it."""
+    return sorted({min(max(round(size * fraction), 1), size - 1) for fraction in fractions} - {0})
 
 
 def _interpolate(points: list[tuple[int, float]], size: int) -> Tensor:

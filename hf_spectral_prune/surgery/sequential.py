@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration import Moments
-from ..models.distributed import works_together
+from ..models.distributed import share, works_together
 from ..models.families import UnitGroup, family_of, layers_of, module_of, unit_groups
 from ..models.losses import Batch, num_rows
 from ..models.streams import Place, Streams
@@ -90,7 +90,8 @@ def cut_sequentially(
     it has one, is refitted with them. The ridge is chosen for each consumer by the error on rows kept back, one of
     eight; where no correction helps there, it stays as it is. The correction itself is then of all rows.
 
-    Memory: the moments of one consumer, twice, and at most four streams (rows, T, hidden size).
+    Memory: the moments of one consumer, twice, and at most four streams (rows, T, hidden size). Over several processes each runs
+    its share of the batches, which all of them give alike, and the moments are summed.
 
     Args:
         kept: {group key: indices}; groups without an entry stay whole.
@@ -105,8 +106,8 @@ def cut_sequentially(
         by_layer.setdefault(group.layer, []).append(group)
     was_training = model.training
     model.eval()
-    streams = Streams(model, batches)
-    held_out = _held_out(batches)
+    streams = Streams(model, share(batches))
+    held_out = share(_held_out(batches))
     chosen = {}
     try:
         for layer in tqdm(sorted(by_layer), desc="Compensating", disable=not progress, leave=False):

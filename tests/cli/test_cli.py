@@ -454,5 +454,5 @@ def test_recovery_that_cannot_work_is_one_line(folder, capsys):
 
 def test_several_processes_are_refused(folder, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    fails(capsys, ["prune", *flags(folder)], "`WORLD_SIZE` is 2", "`accelerate launch`")
+    fails(capsys, ["score", *flags(folder)], "`WORLD_SIZE` is 2", "`cria score` works in one", "`accelerate launch`")
     assert not (folder / "out").exists()
