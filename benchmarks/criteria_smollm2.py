@@ -51,7 +51,7 @@ def load(folder: Path | None) -> tuple[PreTrainedModel, object]:
 
 
 def wikipedia(file: Path, tokenizer: object) -> CalibrationData:
-    """The first blocks of 512 tokens, without the lines that mark articles."""
+    """Blocks of 512 tokens drawn at random, without the lines that mark articles."""
     (text,) = load_texts(file)
     lines = [line for line in text.splitlines() if not line.startswith(("<doc ", "</doc>"))]
     return build_calibration(
@@ -60,7 +60,6 @@ def wikipedia(file: Path, tokenizer: object) -> CalibrationData:
         num_samples=CALIBRATION_BLOCKS,
         max_seq_length=512,
         batch_size=4,
-        shuffle=False,
         name=f"{file.name}, without <doc> lines",
     )
 

@@ -64,10 +64,12 @@ def find_model() -> tuple[PreTrainedModel, object]:
 
 
 def wikitext(folder: Path, name: str, blocks: int, tokenizer: object) -> CalibrationData:
-    """The first blocks of 512 tokens of one split."""
+    """Blocks of 512 tokens of one split: the first ones of `test`, which are measured on, else drawn at random."""
     (text,) = load_texts(folder / f"{name}.txt.gz")
     text = text.replace(" <unk> ", " unk ")
-    return build_calibration([text], tokenizer, num_samples=blocks, max_seq_length=512, batch_size=4, shuffle=False, name=name)
+    return build_calibration(
+        [text], tokenizer, num_samples=blocks, max_seq_length=512, batch_size=4, shuffle=name != "test", name=name
+    )
 
 
 class Cells:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.utils import logging
 
 from .arguments import SpectralPruningArguments
 from .criteria import Criterion, make_criterion
@@ -29,6 +30,11 @@ from .surgery import check_compensation, check_mistral, fingerprint
 from .surgery.settle import check_class
 from .utils.files import SMALL_FILES, check_room, num_bytes
 from .utils.words import first_line, in_a_line
+
+logger = logging.get_logger(__name__)
+
+# Fewer texts than this are told: they may be chapters of one book.
+_FEW_TEXTS = 8
 
 
 def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Criterion:
@@ -85,9 +91,22 @@ def check_data(
     for what, needed in needs.items():
         if needed and calibration is None:
             raise ValueError(f"There is no calibration data, and {what} needs it. Pass `calibration_dataset`.")
+    if calibration is not None:
+        _warn_of_few_texts(calibration)
     if calibration is not None and (criterion.needs_loss or measured):
         for batch in calibration.batches:
             check_targets(model, batch, ', or use `allocation="scores"` and a criterion with `signals="activations"`')
+
+
+def _warn_of_few_texts(calibration: CalibrationData) -> None:
+    """Tells of calibration text that may be a single document: what a cut keeps of a model is what that text asks for."""
+    number = calibration.protocol.get("num_texts")
+    if number is not None and number < _FEW_TEXTS:
+        what = "is one text" if number == 1 else f"has {number} texts"
+        logger.warning_once(
+            f"The calibration source `{calibration.protocol['source']}` {what}. If that is one document or few, the model will "
+            "suffer on text of other kinds: a table with a row per document, or a mix of sources, keeps more of it."
+        )
 
 
 def check_loss(model: PreTrainedModel, figures: Mapping[str, float], data: CalibrationData | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..arguments import ModelArguments, _field, _read_json
 
@@ -56,10 +56,11 @@ class DataArguments:
         ValueError: a value that cannot work; says what to set instead.
     """
 
-    calibration: Literal["dataset", "self", "python_docs"] = _field(
+    calibration: str = _field(
         "dataset",
-        "Calibration text: `dataset` (a file or data set named below), `self` (sampled from the model itself), or `python_docs` "
-        "(the manual that comes with Python).",
+        "Calibration text: `dataset` (a file or data set named below), `self` (sampled from the model itself), `python_docs` "
+        "(the manual that comes with Python), `c4` or `wiki` (C4 and WikiText-103 from the Hub, streamed); or several sources, "
+        "files and data sets too, with their shares of the rows: `c4:0.5,notes.jsonl:0.3,self:0.2`.",
     )
     calibration_file: str | None = _field(
         None, "Text file to calibrate on: .txt, .jsonl, .json, .csv or .parquet; text formats may be gzipped."

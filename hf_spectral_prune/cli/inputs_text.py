@@ -14,6 +14,7 @@ from ..data.for_model import check_ids
 from ..data.generated import self_generated
 from ..data.items import described
 from ..data.labelled import LabelledRows, load_labelled
+from ..data.mixtures import KNOWN_TEXTS, mixed, mixture_of, rows_by_weight
 from ..data.named_files import check_text_file
 from ..data.rows import training_rows
 from ..data.sources import default_texts, load_texts
@@ -32,10 +33,13 @@ def check_named_files(data_args: DataArguments) -> None:
     """Checks the files of text that options name, before a model is loaded.
 
     Raises:
-        FileNotFoundError, ValueError: one is missing, or is no file of text; names the option.
+        FileNotFoundError, ValueError: one is missing, or is no file of text; names the option. Or see `mixture_of`.
     """
     for setting in ("calibration_file", "eval_file", "recovery_file"):
         check_text_file(getattr(data_args, setting), setting)
+    for source in mixture_of(data_args.calibration):
+        if Path(source).is_file():
+            check_text_file(source, "calibration")
 
 
 def load_text_model(run: NetworkArguments) -> PreTrainedModel:
@@ -70,39 +74,67 @@ def _load_text(
     Raises:
         ValueError: nothing to calibrate on is named, or the text is too short.
     """
-    if data_args.calibration == "dataset" and not data_args.calibration_file and not data_args.dataset_name:
+    weights = mixture_of(data_args.calibration)
+    if "dataset" in weights and not data_args.calibration_file and not data_args.dataset_name:
         raise ValueError(
             "There is nothing to calibrate on. Set `calibration_file` or `dataset_name`, or `calibration` to `self` or "
             "`python_docs`."
         )
     held_out = load_held_out_text(data_args, model, tokenizer, seed)
-    shape = _shape(data_args, model, seed)
+    if data_args.label_column is not None and len(weights) > 1:
+        raise ValueError("`label_column` is for one table, and `calibration` names several sources. Give the table alone.")
     if data_args.label_column is not None:
         return _labelled_text(data_args, model, tokenizer, held_out, seed)
-    num_eval = _num_eval(data_args, model)
-    if data_args.calibration == "self":
-        generated = self_generated(
-            model,
-            tokenizer,
-            num_samples=data_args.num_calibration_samples,
-            max_seq_length=data_args.max_seq_length,
-            batch_size=data_args.calibration_batch_size,
-            seed=seed,
-        )
-        return generated, held_out
-    if data_args.calibration == "python_docs":
+    extra = 0 if held_out is not None else _num_eval(data_args, model)
+    numbers = rows_by_weight(weights, data_args.num_calibration_samples)
+    measured = {name: weight for name, weight in weights.items() if name != "self"}
+    extras = {name: max(1, round(extra * weight / sum(measured.values()))) for name, weight in measured.items() if extra}
+    parts = {
+        name: _part(data_args, model, tokenizer, seed, name, number, extras.get(name, 0)) for name, number in numbers.items()
+    }
+    # Reports are published: they name files without their folders, where that tells them apart.
+    short = {name: Path(name).name if Path(name).is_file() else name for name in parts}
+    parts = {short[name] if list(short.values()).count(short[name]) == 1 else name: part for name, part in parts.items()}
+    others = {name: kept for name, (_, kept) in parts.items() if kept is not None}
+    calibration = _joined(data_args, tokenizer, seed, {name: part for name, (part, _) in parts.items()})
+    return calibration, _joined(data_args, tokenizer, seed, others) if others else held_out
+
+
+def _joined(data_args: DataArguments, tokenizer: Any, seed: int, parts: dict[str, CalibrationData]) -> CalibrationData:
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return mixed(parts, tokenizer, batch_size=data_args.calibration_batch_size, seed=seed)
+
+
+def _part(
+    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, seed: int, part: str, number: int, extra: int
+) -> tuple[CalibrationData, CalibrationData | None]:
+    """`number` rows of one source of calibration text, and at most `extra` others of it to measure on."""
+    shape = _shape(data_args, model, seed)
+    if part == "self":
+        del shape["max_position_embeddings"]
+        return self_generated(model, tokenizer, num_samples=number, **shape), None
+    if part == "python_docs":
         texts, others = default_texts()
         name = "python_docs (pydoc_data.topics)"
-        if held_out is None and num_eval:
-            held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=f"{name}, held-out topics", **shape)
-        calibration = build_calibration(texts, tokenizer, num_samples=data_args.num_calibration_samples, name=name, **shape)
-        return calibration, held_out
-    source = _texts(data_args, _calibration_source(data_args), tokenizer)
-    name = _source_name(data_args)
-    extra = num_eval if held_out is None else 0
+        held_out = None
+        if extra:
+            held_out = build_calibration(others, tokenizer, num_samples=extra, name=f"{name}, held-out topics", **shape)
+        return build_calibration(texts, tokenizer, num_samples=number, name=name, **shape), held_out
+    source, streaming = _source_of(data_args, part)
     shape |= {"packing": data_args.packing, "text_column": data_args.text_column}
-    both = build_calibration(source, tokenizer, num_samples=data_args.num_calibration_samples + extra, name=name, **shape)
-    return (both, held_out) if extra == 0 else _hold_out(both, data_args.num_calibration_samples, extra)
+    texts = _texts(data_args, source, tokenizer, streaming=streaming)
+    both = build_calibration(texts, tokenizer, num_samples=number + extra, name=_source_name(source), **shape)
+    return (both, None) if extra == 0 else _hold_out(both, number, extra)
+
+
+def _source_of(data_args: DataArguments, part: str) -> tuple[Source, bool]:
+    """What a source of a mixture is read from, and whether as a stream."""
+    if part == "dataset":
+        return _calibration_source(data_args), data_args.streaming
+    if part in KNOWN_TEXTS:
+        return (None, *KNOWN_TEXTS[part], "train"), True
+    return ((part, None, None, "train") if Path(part).is_file() else (None, part, None, "train")), data_args.streaming
 
 
 def load_held_out_text(data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, seed: int) -> CalibrationData | None:
@@ -116,7 +148,7 @@ def load_held_out_text(data_args: DataArguments, model: PreTrainedModel, tokeniz
         return None
     shape = _shape(data_args, model, seed)
     if data_args.label_column is not None:
-        source: Any = _labelled_rows(data_args, model, tokenizer, _eval_source(data_args))
+        source: Any = _labelled_rows(data_args, model, tokenizer, seed, _eval_source(data_args))
     else:
         source = _texts(data_args, _eval_source(data_args), tokenizer)
         shape |= {"text_column": data_args.text_column, "shuffle": False}
@@ -142,20 +174,24 @@ def _num_eval(data_args: DataArguments, model: PreTrainedModel) -> int:
 def _labelled_text(
     data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, held_out: CalibrationData | None, seed: int
 ) -> tuple[CalibrationData, CalibrationData | None]:
-    rows = _labelled_rows(data_args, model, tokenizer)
+    rows, source = _labelled_rows(data_args, model, tokenizer, seed), _source_name(_calibration_source(data_args))
     shape = _shape(data_args, model, seed)
     num_eval = data_args.num_eval_samples or 0
     if held_out is None and num_eval:
         rows, others = _split_rows(rows, num_eval, seed)
         held_out = build_calibration(
-            others, tokenizer, num_samples=num_eval, name=f"{_source_name(data_args)}, rows held out", **shape
+            others,
+            tokenizer,
+            num_samples=num_eval,
+            name=f"{source}, rows held out",
+            **shape,
         )
     wanted = data_args.num_calibration_samples
-    return build_calibration(rows, tokenizer, num_samples=wanted, name=_source_name(data_args), **shape), held_out
+    return build_calibration(rows, tokenizer, num_samples=wanted, name=source, **shape), held_out
 
 
 def _labelled_rows(
-    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, source: Source | None = None
+    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, seed: int, source: Source | None = None
 ) -> LabelledRows:
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ValueError(
@@ -173,6 +209,7 @@ def _labelled_rows(
         text_pair_column=data_args.text_pair_column,
         max_seq_length=data_args.max_seq_length,
         # The same number whatever the rows are for, so that what is held out is always the same.
+        seed=seed,
         most_rows=data_args.num_calibration_samples + data_args.num_recovery_samples + 5 * (data_args.num_eval_samples or 0),
     )
 
@@ -195,9 +232,9 @@ def _calibration_source(data_args: DataArguments) -> Source:
     return data_args.calibration_file, data_args.dataset_name, data_args.dataset_config_name, data_args.dataset_split
 
 
-def _texts(data_args: DataArguments, source: Source, tokenizer: Any, tell: bool = True) -> Any:
+def _texts(data_args: DataArguments, source: Source, tokenizer: Any, tell: bool = True, streaming: bool | None = None) -> Any:
     """The texts of a file or data set; says on screen which column they are read from."""
-    texts = load_texts(*source, data_args.text_column, data_args.streaming)
+    texts = load_texts(*source, data_args.text_column, data_args.streaming if streaming is None else streaming)
     words = described(texts, tokenizer, data_args.text_column) if tell else None
     if words is not None:
         print(f"{source[0] or source[1]}: {words}", file=sys.stderr)
@@ -216,12 +253,9 @@ def _eval_name(data_args: DataArguments) -> str:
     )
 
 
-def _source_name(data_args: DataArguments) -> str:
-    return (
-        Path(data_args.calibration_file).name
-        if data_args.calibration_file
-        else f"{data_args.dataset_name}:{data_args.dataset_split}"
-    )
+def _source_name(source: Source) -> str:
+    file, dataset, _, split = source
+    return Path(file).name if file else f"{dataset}:{split}"
 
 
 def metric_of(data_args: DataArguments, trust_remote_code: bool = False) -> Callable[[EvalPrediction], dict[str, float]] | None:
@@ -258,43 +292,52 @@ def recovery_rows(
     """Sequences to recover on, without those that are held out."""
     if data_args.label_column is not None:
         other = None if data_args.recovery_file is None else (data_args.recovery_file, None, None, "train")
-        labelled = _labelled_rows(data_args, model, tokenizer, other)
+        labelled = _labelled_rows(data_args, model, tokenizer, seed, other)
         if other is None and not names_eval(data_args) and data_args.num_eval_samples:
             labelled, _ = _split_rows(labelled, data_args.num_eval_samples, seed)  # the same split as for calibration
         order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed)).tolist()
         drawn = (labelled[index] for index in order[: data_args.num_recovery_samples])
         return [row for row in drawn if row["input_ids"]]  # an empty text has no tokens where none are special
-    if data_args.recovery_file is not None:
-        source, name = (
-            _texts(data_args, (data_args.recovery_file, None, None, "train"), tokenizer),
-            Path(data_args.recovery_file).name,
-        )
-    elif data_args.calibration == "python_docs":
-        source, name = default_texts()[0], "python_docs"
-    elif data_args.calibration == "self":
-        source, name = None, "self"
-    else:
-        source = _texts(
-            data_args, _calibration_source(data_args), tokenizer, tell=False
-        )  # it was told when it was read to calibrate on
-        name = data_args.calibration_file or str(data_args.dataset_name)
-    data = calibration
-    if source is not None:
-        data = build_calibration(
+    parts = _texts_to_recover_on(data_args, tokenizer)
+    weights = {name: weight for name, (_, weight) in parts.items()}
+    numbers = rows_by_weight(weights, data_args.num_recovery_samples) if parts else {}
+    found = [
+        build_calibration(
             source,
             tokenizer,
-            num_samples=data_args.num_recovery_samples,
-            max_seq_length=data_args.max_seq_length,
+            num_samples=numbers[name],
             packing=data_args.packing,
-            seed=seed,
             text_column=data_args.text_column,
-            max_position_embeddings=max_tokens(model.config),
             name=f"{name}, to recover on",
+            **_shape(data_args, model, seed),
         )
+        for name, (source, _) in parts.items()
+    ]
     # Without padding, whose width is another in every batch.
-    rows, others = ([unpadded_row(row) for row in training_rows(one)] if one else [] for one in (data, held_out))
+    rows = [unpadded_row(row) for data in found or [calibration] for row in training_rows(data)]
+    others = [unpadded_row(row) for row in training_rows(held_out)] if held_out is not None else []
     hidden = {tuple(row["input_ids"].tolist()) for row in others}
     return [row for row in rows if tuple(row["input_ids"].tolist()) not in hidden]
+
+
+def _texts_to_recover_on(data_args: DataArguments, tokenizer: Any) -> dict[str, tuple[Any, float]]:
+    """{name: (source, weight)}; none where the model's own text is all there is, which is used as it was written."""
+    if data_args.recovery_file is not None:
+        return {
+            Path(data_args.recovery_file).name: (
+                _texts(data_args, (data_args.recovery_file, None, None, "train"), tokenizer),
+                1.0,
+            )
+        }
+    parts: dict[str, tuple[Any, float]] = {}
+    for part, weight in mixture_of(data_args.calibration).items():
+        if part == "python_docs":
+            parts[part] = default_texts()[0], weight
+        elif part != "self":
+            source, streaming = _source_of(data_args, part)
+            # It was told when it was read to calibrate on.
+            parts[_source_name(source)] = _texts(data_args, source, tokenizer, tell=False, streaming=streaming), weight
+    return parts
 
 
 def _hold_out(data: CalibrationData, wanted: int, extra: int) -> tuple[CalibrationData, CalibrationData | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.compute
 import torch
@@ -27,8 +27,28 @@ _PASSAGE_CHARACTERS_PER_TOKEN = 32
 _SPARE_BLOCKS = 8
 # A row is tokenised from this many characters a token at first, and from more where they do not fill it.
 _ROW_CHARACTERS_PER_TOKEN = 16
+# Rows of a stream are drawn from the first of it: this many times as many as are wanted.
+_SPARE_ROWS = 8
 # Tokens beyond a row's end, so that a word cut in two does not show in it.
 _ROW_MARGIN = 16
+
+
+Item = TypeVar("Item")
+
+
+def drawn(items: Iterable[Item], number: int, seed: int) -> list[Item]:
+    """`number` items at random from the first eight times as many, in their order; no others are read or kept.
+
+    Reservoir sampling: Vitter, "Random Sampling with a Reservoir", 1985, algorithm R.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept: list[tuple[int, Item]] = []
+    for index, item in enumerate(islice(items, _SPARE_ROWS * number)):
+        if index < number:
+            kept.append((index, item))
+        elif (place := int(torch.randint(index + 1, (), generator=generator))) < number:
+            kept[place] = (index, item)
+    return [item for _, item in sorted(kept, key=lambda entry: entry[0])]
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,10 @@ class Choice:
         if not self.shuffle or available <= self.num_samples:
             return list(range(min(available, self.num_samples)))
         return sorted(self.order(available)[: self.num_samples])
+
+    def of_stream(self, items: Iterable[Item]) -> list[Item]:
+        """The items to take of an iterable without a length, in their order: drawn at random (`drawn`), or the first ones."""
+        return drawn(items, self.num_samples, self.seed) if self.shuffle else list(islice(items, self.num_samples))
 
     def order(self, available: int) -> list[int]:
         """All places in an order that the seed draws; without `shuffle` as they are."""
@@ -103,19 +127,20 @@ class Texts:
 
 
 def blocks(texts: Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, choice: Choice) -> list[dict[str, Tensor]]:
-    """Full blocks `input_ids` (T,) of the joined texts: drawn at random, or the first ones of a stream.
+    """Full blocks `input_ids` (T,) of the joined texts: drawn at random, or the first ones.
 
     Raises:
         ValueError: there is less text than one block.
     """
     length = choice.max_seq_length
+    if texts.is_stream:
+        return _blocks_of_stream(texts, tokenizer, joiner, choice)
     needed = choice.num_samples * length
     chosen = choice.indices
-    if texts.is_stream or texts.rendered or not choice.shuffle:
+    if texts.rendered or not choice.shuffle:
         # Chats are drawn one by one, because they would have to be made to be counted.
-        drawn = (texts.part(at, at + 1)[0] for at in choice.order(len(texts))) if not texts.is_stream else texts
-        lazy = texts.is_stream or texts.rendered
-        stream = _tokenise_stream(drawn, tokenizer, joiner, needed, lazy)
+        ordered = (texts.part(at, at + 1)[0] for at in choice.order(len(texts)))
+        stream = _tokenise_stream(ordered, tokenizer, joiner, needed, lazy=texts.rendered)
         chosen = Choice(choice.num_samples, length, shuffle=False, seed=0).indices
     elif int((lengths := texts.lengths()).sum()) <= _WHOLE_CHARACTERS:
         stream = _tokenise_stream(texts, tokenizer, joiner, None)
@@ -129,6 +154,17 @@ def blocks(texts: Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, choice
             "Give more text or lower `max_seq_length`."
         )
     return [{"input_ids": stream[index * length : (index + 1) * length]} for index in chosen(available)]
+
+
+def _blocks_of_stream(texts: Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, choice: Choice) -> list[dict[str, Tensor]]:
+    every = block_stream(texts, tokenizer, joiner, choice.max_seq_length)
+    found = choice.of_stream(tqdm(every, desc="Tokenising", unit=" blocks", delay=1, leave=False))
+    if not found:
+        raise ValueError(
+            f"`max_seq_length` is {choice.max_seq_length} but the streamed text has fewer tokens than that. Give more text or "
+            "lower `max_seq_length`."
+        )
+    return found
 
 
 def block_stream(texts: Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, length: int) -> Iterator[dict[str, Tensor]]:
@@ -145,7 +181,7 @@ def block_stream(texts: Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, 
 def text_rows(texts: Texts, tokenizer: PreTrainedTokenizerBase, choice: Choice) -> Iterator[dict[str, Any]]:
     """A row for each text that is not blank, cut at `max_seq_length` tokens, with the tokenizer's special tokens."""
     if texts.is_stream:
-        chosen: Iterable[str] = islice((text for text in texts if not _is_blank(text)), choice.num_samples)
+        chosen: Iterable[str] = choice.of_stream(text for text in texts if not _is_blank(text))
     elif texts.rendered:
         made = (texts.part(index, index + 1)[0] for index in choice.order(len(texts)))
         chosen = islice((text for text in made if not _is_blank(text)), choice.num_samples)

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..utils.words import first_line
 from .labels import folded, label_ids
-from .sources import first_rows
+from .sources import some_rows
 from .texts import Batch, CalibrationData, with_sizes
 
 logger = logging.get_logger(__name__)
@@ -55,6 +55,7 @@ def build_images(
         config: the model's; what it says of channels, sizes and labels is checked.
         num_samples: how many images; None takes all.
         shuffle: True takes them at random by `seed`, without replacement and in their order; False takes the first ones.
+            Of a stream they are drawn from the first eight times as many, and with `num_samples=None` the first 1,000 are taken.
         image_column: of a `Dataset`; by default its only image column.
         label_column: of a `Dataset`; by default `label` or `labels` if it has one.
         name: what the protocol calls the source.
@@ -67,7 +68,7 @@ def build_images(
         if value is not None and value < 1:
             raise ValueError(f"`{setting}` is {value}, but must be at least 1.")
     if isinstance(source, IterableDataset):
-        source = first_rows(source, num_samples or _MOST_STREAMED)
+        source = some_rows(source, num_samples or _MOST_STREAMED, shuffle and num_samples is not None, seed)
     if is_batches(source):
         batches = [_as_batch(item) for item in source]
         settings: dict[str, Any] = dict.fromkeys(("num_samples", "shuffle", "seed"))

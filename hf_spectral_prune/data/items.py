@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
@@ -25,6 +26,14 @@ class Stream:
     def __init__(self, source: Iterable[Any]) -> None:
         self.source, self._items = source, iter(source)
         self.first = next(self._items, None)
+
+    def shuffled(self, seed: int) -> Stream:
+        """The same with the shards of an `IterableDataset` in a random order; texts that follow each other still do."""
+        if not isinstance(self.source, IterableDataset):
+            return self
+        # Later versions of `datasets` would mix the rows of several shards.
+        has_inputs = "max_buffer_input_shards" in inspect.signature(self.source.shuffle).parameters
+        return Stream(self.source.shuffle(seed=seed, buffer_size=1, **({"max_buffer_input_shards": 1} if has_inputs else {})))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(()) if self.first is None else chain([self.first], self._items)

@@ -12,7 +12,7 @@ from .blocks import tokenise
 from .columns import CHAT, text_columns
 from .items import table_kinds
 from .labels import read_labels
-from .sources import first_rows, load_table
+from .sources import load_table, some_rows
 
 
 class LabelledRows(Sequence[dict[str, Any]]):
@@ -48,6 +48,7 @@ def load_labelled(
     text_pair_column: str | None = None,
     max_seq_length: int = 512,
     most_rows: int = 10_000,
+    seed: int = 42,
 ) -> LabelledRows:
     """Reads a table of labelled texts (or pairs of texts) into rows for the model.
 
@@ -55,12 +56,12 @@ def load_labelled(
         source: arguments of `load_table`: a file, or a data set.
         config: of the model; its `label2id` reads labels that have names.
         label_column: see `read_labels`.
-        most_rows: of a stream, as many are read.
+        most_rows: of a stream, as many are drawn, from the first eight times as many.
 
     Raises:
         ValueError: a column that is not there, or a label that is missing or that the model does not have (names the row).
     """
-    table = first_rows(load_table(**source), most_rows)
+    table = some_rows(load_table(**source), most_rows, seed=seed)
     labels = read_labels(table, label_column, config)
     if text_pair_column is not None and text_pair_column not in table.column_names:
         raise ValueError(

@@ -14,8 +14,9 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_f
 from datasets.exceptions import DatasetGenerationError
 
 from ..utils.words import shortened
+from .blocks import drawn
 from .columns import text_columns
-from .items import table_kinds
+from .items import Stream, table_kinds
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 # What pandas takes for a missing value in a column of any kind.
@@ -178,11 +179,11 @@ def _load_dataset(name: str, config_name: str | None, split: str, streaming: boo
         ) from None
 
 
-def first_rows(rows: Dataset | IterableDataset, number: int) -> Dataset:
-    """The first rows of a stream as a table, with no more read; a table stays as it is."""
+def some_rows(rows: Dataset | IterableDataset, number: int, shuffle: bool = True, seed: int = 42) -> Dataset:
+    """Rows of a stream as a table: drawn as `build_calibration` draws them, or the first ones; a table stays as it is."""
     if isinstance(rows, Dataset):
         return rows
-    table = Dataset.from_list(list(rows.take(number)))
+    table = Dataset.from_list(drawn(Stream(rows).shuffled(seed), number, seed) if shuffle else list(rows.take(number)))
     if len(table) == 0:
         raise ValueError("The streamed data set has no rows. Give one with text.")
     return table.cast(rows.features) if rows.features is not None else table

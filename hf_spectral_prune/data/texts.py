@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..models.losses import num_rows
 from ..models.packing import Batch, documents_apart, is_packed
+from ..utils.digests import data_digest
 from .blocks import Choice, Texts, blocks, text_rows
 from .items import Stream, first_of, is_row, is_text, items_of, texts_of
 
@@ -55,6 +57,12 @@ class CalibrationData:
         return sum(_count_tokens(batch) for batch in self.batches)
 
     @property
+    def digest(self) -> str:
+        """Hash of the rows without their padding: the same for the same rows, whatever the batches."""
+        rows = ({name: value[index] for name, value in batch.items()} for batch in self for index in range(num_rows(batch)))
+        return data_digest(map(unpadded_row, rows))
+
+    @property
     def num_sequences(self) -> int:
         """Rows of all batches together."""
         return sum(next(iter(batch.values())).shape[0] for batch in self.batches)
@@ -87,8 +95,7 @@ def build_calibration(
         source: a list of texts or of chats (lists of messages); a table with a column of text or of chats (a `datasets.Dataset`,
             a list of dicts); tokenised rows (a `Dataset` or list of dicts with one-dimensional `input_ids`), truncated and
             padded but not packed; or ready batches (a `DataLoader`, a list of dicts of tensors, or of `input_ids` tensors
-            (B, T)), which are all used, unchanged. Of a source without a length (an `IterableDataset`, a generator) the first
-            rows are taken, and no more are read than it takes. Chats are written by the tokenizer's chat template.
+            (B, T)), which are all used, unchanged. Chats are written by the tokenizer's chat template.
         processing_class: the tokenizer; needed for raw text only. Tokenised rows take their padding from it if given.
         packing: True joins all texts by `joiner` into one token stream without special tokens and cuts it into full
             blocks; the rest at the end is dropped. False gives each text that is not blank a row of its own, with the
@@ -97,7 +104,8 @@ def build_calibration(
         shuffle: True takes `num_samples` rows at random by `seed`, without replacement and in the order of the text;
             False takes the first ones, and then tokenises no more text than it needs. Of text with more than 16 million
             characters, packed blocks are drawn from passages drawn at random, and eight times what is needed is tokenised.
-            Chats are drawn one by one.
+            Chats are drawn one by one. Of a source without a length (an `IterableDataset`, whose shards are taken in random
+            order, or a generator) they are drawn from the first eight times as many rows, and no more are read.
         text_column: column of the text or of the chats; see `columns.text_reader` for what goes without it.
         max_position_embeddings: the model's limit; a longer `max_seq_length` is an error.
         name: what the protocol calls the source.
@@ -118,19 +126,20 @@ def build_calibration(
     if not raw and not is_row(first):
         return _ready(items, name, max_position_embeddings)
     check_positions(max_seq_length, max_position_embeddings)
-    shuffle = shuffle and not isinstance(items, Stream)  # a draw would read a stream to its end
+    if shuffle and isinstance(items, Stream):
+        items = items.shuffled(seed)
     choice = Choice(num_samples, max_seq_length, shuffle, seed)
     if raw:
         rows, joiner = _text_rows(texts_of(items, processing_class, text_column), processing_class, packing, joiner, choice)
     else:
-        found = islice(items, num_samples) if isinstance(items, Stream) else map(items.__getitem__, choice.indices(len(items)))
+        found = choice.of_stream(items) if isinstance(items, Stream) else map(items.__getitem__, choice.indices(len(items)))
         rows = [tokenised_row(row, max_seq_length) for row in found]
     rows = [row for row in rows if len(row["input_ids"])]
     if not rows:
         raise ValueError("The calibration source has no tokens at all. Give text that is not empty.")
     if len(rows) < num_samples:
         logger.warning(f"`{name}` gives {len(rows)} sequences, which is less than `num_samples` ({num_samples}): all are used.")
-    batches = [collate_rows(part, processing_class) for part in _parts(rows, batch_size)]
+    batches = batches_of(rows, batch_size, processing_class)
     protocol = {
         "source": name,
         "split": str(source.split) if isinstance(source, Dataset) and source.split is not None else None,
@@ -140,6 +149,7 @@ def build_calibration(
         "num_samples": num_samples,
         "shuffle": shuffle,
         "seed": seed if shuffle else None,
+        "num_texts": len(items) if raw and not isinstance(items, Stream) else None,
     }
     return with_sizes(batches, protocol)
 
@@ -212,6 +222,11 @@ def tokenised_row(row: Mapping[str, Any] | Tensor, length: int | None = None) ->
 def _is_per_token(value: Tensor, size: int) -> bool:
     """Tells labels of tokens from a label of the whole row, which may be a vector, one value a class."""
     return value.dim() == 1 and len(value) == size and not value.is_floating_point()
+
+
+def batches_of(rows: list[Batch], size: int, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Batch]:
+    """Rows as batches of `size` rows in their order, padded as `collate_rows` says."""
+    return [collate_rows(part, tokenizer) for part in _parts(rows, size)]
 
 
 def _parts(rows: list[Batch], size: int) -> Iterator[list[Batch]]:

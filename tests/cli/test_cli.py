@@ -72,6 +72,19 @@ def test_resume_from_the_latest_begins_anew_where_there_is_none(folder, capsys):
     assert (folder / "out" / "pruning_plan.json").is_file()
 
 
+def test_calibration_on_a_mix_of_sources(folder):
+    mix = f"{folder / 'text.txt'}:0.5,python_docs:0.25,self:0.25"
+    given = {"calibration_file": None, "calibration": mix, "recovery": "full", "num_recovery_samples": 12}
+    given["training_args"] = '{"max_steps": 1}'
+    assert main(["prune", *flags(folder, **given)]) == 0
+    report = json.loads((folder / "out" / "pruning_report.json").read_text())
+    parts = report["calibration"]["parts"]
+    assert {name: part["num_sequences"] for name, part in parts.items()} == {"text.txt": 4, "python_docs": 2, "self": 2}
+    assert report["calibration"]["num_sequences"] == 8 and len(report["calibration"]["digest"]) == 16
+    # Nothing is measured on what the model has written itself.
+    assert len(report["evaluation"]["parts"]) == 2 and report["evaluation"]["num_sequences"] >= 4
+
+
 def test_calibration_from_the_model_itself(folder):
     assert main(["prune", *flags(folder, calibration_file=None, calibration="self")]) == 0
     report = json.loads((folder / "out" / "pruning_report.json").read_text())

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.data.blocks import tokenise
+from hf_spectral_prune.data.blocks import drawn, tokenise
 from hf_spectral_prune.data.for_model import check_ids, read_data
 from hf_spectral_prune.data.sources import load_table, load_texts
 from hf_spectral_prune.data.texts import build_calibration
@@ -46,24 +46,59 @@ def ids(index: int) -> dict[str, Any]:
     return {"input_ids": [3 + (7 * index + place) % 90 for place in range(16)]}
 
 
+def rows_of(data: Any) -> list[list[int]]:
+    return [row for batch in data for row in batch["input_ids"].tolist()]
+
+
 @pytest.mark.parametrize("packing", [True, False])
-def test_texts_of_a_stream_are_its_first_and_no_more_are_read(packing, tokenizer):
+def test_texts_of_a_stream_are_drawn_from_the_first_eight_times_as_many(packing, tokenizer):
     counted = Counted(lambda index: {"id": str(index), "text": words(index)})
-    data = build_calibration(counted.stream, tokenizer, num_samples=8, max_seq_length=20, packing=packing)
+    options = {"max_seq_length": 20, "packing": packing}
+    data = build_calibration(counted.stream, tokenizer, num_samples=8, **options)
     assert data.num_sequences == 8 and counted.drawn < 200
-    assert data.protocol["shuffle"] is False and data.protocol["seed"] is None
-    first = [row for batch in data for row in batch["input_ids"].tolist()]
-    # A longer draw begins like a shorter one: rows to recover on leave out those that are held out.
-    more = build_calibration(counted.stream, tokenizer, num_samples=16, max_seq_length=20, packing=packing)
-    assert [row for batch in more for row in batch["input_ids"].tolist()][:8] == first
-    assert first[0] == [3 + place for place in range(20)]
+    assert data.protocol["shuffle"] is True and data.protocol["seed"] == 42
+    found = rows_of(data)
+    assert rows_of(build_calibration(counted.stream, tokenizer, num_samples=8, **options)) == found
+    assert rows_of(build_calibration(counted.stream, tokenizer, num_samples=8, seed=1, **options)) != found
+    # Drawn without replacement, in the order of the text, and not only from its beginning.
+    every = rows_of(build_calibration(counted.stream, tokenizer, num_samples=64, shuffle=False, **options))
+    places = [every.index(row) for row in found]
+    assert places == sorted(set(places)) and places[-1] > 16
+    assert every[0] == [3 + place for place in range(20)]
 
 
-def test_rows_of_a_stream_are_its_first_and_no_more_are_read():
+def test_rows_of_a_stream_are_drawn_and_the_first_on_request():
     counted = Counted(ids)
     data = build_calibration(counted.stream, num_samples=8)
-    assert data.num_sequences == 8 and counted.drawn < 12
-    assert data.batches[0]["input_ids"][0].tolist() == ids(0)["input_ids"]
+    assert data.num_sequences == 8 and counted.drawn < 70
+    assert rows_of(data) != [ids(index)["input_ids"] for index in range(8)]
+    counted.drawn = 0
+    data = build_calibration(counted.stream, num_samples=8, shuffle=False)
+    assert rows_of(data) == [ids(index)["input_ids"] for index in range(8)] and counted.drawn < 12
+
+
+def test_a_draw_takes_every_item_equally_often():
+    seen = torch.zeros(40)
+    for seed in range(400):
+        for item in drawn(iter(range(40)), 10, seed):
+            seen[item] += 1
+    assert float((seen - 100).abs().max()) < 40  # five standard deviations
+    assert drawn(iter(range(3)), 10, 0) == [0, 1, 2]
+
+
+def test_shards_of_a_stream_are_taken_in_random_order_one_at_a_time(tokenizer):
+    table = datasets.Dataset.from_list([{"text": words(index, 4)} for index in range(64)])
+    stream = table.to_iterable_dataset(num_shards=8)
+    starts = set()
+    for seed in range(6):
+        data = build_calibration(stream, tokenizer, num_samples=1, max_seq_length=32, seed=seed)
+        [row] = rows_of(data)
+        shard = next(
+            at for at in range(0, 64, 8) if row[:4] == rows_of(build_calibration([words(at, 4)], tokenizer, max_seq_length=4))[0]
+        )
+        assert row[4:8] == rows_of(build_calibration([words(shard + 1, 4)], tokenizer, max_seq_length=4))[0]
+        starts.add(shard)
+    assert len(starts) > 2
 
 
 def test_an_evaluation_reads_a_thousand_rows_of_a_stream(tokenizer):
@@ -74,15 +109,15 @@ def test_an_evaluation_reads_a_thousand_rows_of_a_stream(tokenizer):
 
 
 def test_a_generator_is_read_lazily(tokenizer):
-    drawn = []
+    read = []
 
     def texts() -> Iterator[str]:
         for index in range(ROWS):
-            drawn.append(index)
+            read.append(index)
             yield words(index)
 
     assert build_calibration(texts(), tokenizer, num_samples=4, max_seq_length=20).num_sequences == 4
-    assert len(drawn) < 200
+    assert len(read) < 200
     refused(lambda: build_calibration(iter([]), tokenizer), "source is empty")
 
 
@@ -113,7 +148,9 @@ def test_files_and_folders_stream(tmp_path: Path, monkeypatch, tokenizer):
         stream = load_texts(**source, streaming=True)
         assert isinstance(stream, IterableDataset)
         data = build_calibration(stream, tokenizer, num_samples=2, max_seq_length=20)
-        assert data.batches[0]["input_ids"][0].tolist() == [3 + place for place in range(20)]
+        assert set(map(tuple, rows_of(data))) <= {
+            tuple(row) for row in rows_of(build_calibration(stream, tokenizer, num_samples=100, max_seq_length=20))
+        }
     assert not list((tmp_path / "cache").rglob("*.arrow"))
     assert isinstance(load_table(tmp_path / "t.jsonl"), datasets.Dataset)
 

@@ -369,6 +369,7 @@ def test_protocol_is_json_and_states_what_was_done() -> None:
         "num_samples": 3,
         "shuffle": True,
         "seed": 7,
+        "num_texts": 2,
         "num_sequences": 3,
         "num_tokens": 12,
     }
