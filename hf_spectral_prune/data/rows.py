@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..models.losses import next_token_targets, num_rows, predicts_next_token
 from .blocks import block_stream
 from .items import Stream, is_text, items_of, texts_of
-from .texts import CalibrationData, collate_rows, tokenised_row
+from .texts import TARGET_MASKS, CalibrationData, collate_rows, tokenised_row
 
 # Share of the rows that is held out where no evaluation data is given, and the most rows that makes.
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 512
@@ -55,10 +55,15 @@ def training_rows(source: Any, processing_class: Any = None, length: int = 512) 
             )
         blocks = _BlockStream(source, processing_class, length)
         return blocks if isinstance(items, Stream) else _some(list(blocks), length)
-    if isinstance(source, Dataset) and "seq_lengths" in source.column_names:
-        # The Trainer takes away columns that no model reads, and with this one the ends of packed documents.
-        return source.map(lambda row: {"position_ids": tokenised_row(row)["position_ids"].tolist()}, remove_columns="seq_lengths")
+    if isinstance(source, Dataset) and (told := {"seq_lengths", *TARGET_MASKS} & set(source.column_names)):
+        # The Trainer takes away columns that no model reads, and with these the ends of packed documents and what is a target.
+        return source.map(_in_the_models_words, remove_columns=sorted(told))
     return source
+
+
+def _in_the_models_words(row: dict[str, Any]) -> dict[str, Any]:
+    inputs = tokenised_row(row)
+    return {name: inputs[name].tolist() for name in ("position_ids", "labels") if name in inputs}
 
 
 def _some(rows: list[Any], length: int) -> list[Any]:

@@ -23,6 +23,8 @@ logger = logging.get_logger(__name__)
 
 # Columns of a tokenised data set that go to the model, with the value that pads each; other columns are left behind.
 _PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "labels": -100}
+# How TRL says which tokens of a row are answers to learn, before its collator makes labels of them.
+TARGET_MASKS = ("completion_mask", "assistant_masks")
 
 
 @dataclass(frozen=True)
@@ -213,10 +215,19 @@ def tokenised_row(row: Mapping[str, Any] | Tensor, length: int | None = None) ->
     if tensors["input_ids"].dim() != 1:
         raise ValueError("A tokenised row has nested `input_ids`. Give one-dimensional rows, or batches as tensors (B, T).")
     size = len(tensors["input_ids"])
+    if "labels" not in tensors and (asked := [row[name] for name in TARGET_MASKS if row.get(name) is not None]):
+        tensors["labels"] = _answers(tensors["input_ids"], asked)
     # Values of a regression and vectors of several labels stay as they are.
     tensors = {key: value if key == "labels" and value.is_floating_point() else value.long() for key, value in tensors.items()}
     cut = {key: value[:length] if _is_per_token(value, size) else value for key, value in tensors.items()}
     return unpadded_row(cut) if _is_packed(cut) else cut
+
+
+def _answers(ids: Tensor, masks: list[Any]) -> Tensor:
+    """(T,) the ids where all masks are 1, and -100 elsewhere."""
+    if any(len(mask) != len(ids) for mask in masks):
+        raise ValueError(f"A tokenised row has {len(ids)} `input_ids` and a mask of another length. Give one value a token.")
+    return ids.masked_fill(~torch.stack([torch.as_tensor(mask).bool() for mask in masks]).all(dim=0), -100)
 
 
 def _is_per_token(value: Tensor, size: int) -> bool:

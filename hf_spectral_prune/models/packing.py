@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
+_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 def padding_mask(batch: Batch) -> Tensor | None:
@@ -41,7 +42,11 @@ def documents_apart(batch: Batch) -> list[Batch]:
 
     transformers tells documents apart by their position ids, and only where no mask is given. A packed batch with padding
     becomes one batch a row, since nothing else says there what is real; any other batch stays as it is.
+
+    Raises:
+        ValueError: the lengths that a batch gives its documents are not those of its row.
     """
+    batch = in_positions(batch)
     if not is_packed(batch):
         return [batch]
     mask = padding_mask(batch)
@@ -51,6 +56,26 @@ def documents_apart(batch: Batch) -> list[Batch]:
         return [without_padding(batch)]
     rows = ({name: value[index : index + 1] for name, value in batch.items()} for index in range(len(mask)))
     return [without_padding(row) for row in rows]
+
+
+def in_positions(batch: Batch) -> Batch:
+    """The batch with the bounds that a collator made for FlashAttention in `position_ids`, which every attention reads.
+
+    `cu_seq_lens_q` (D + 1,) are the places where the D documents of a row begin, and where the last one ends.
+    """
+    bounds = batch.get("cu_seq_lens_q")
+    if bounds is None or "input_ids" not in batch:
+        return batch
+    rest = {name: value for name, value in batch.items() if name not in _BOUNDS}
+    if "position_ids" in rest:
+        return rest
+    positions = torch.cat([torch.arange(length) for length in bounds.diff().tolist()])[None]
+    if positions.shape != batch["input_ids"].shape:
+        raise ValueError(
+            f"`cu_seq_lens_q` counts {positions.shape[1]} tokens, and `input_ids` has the shape "
+            f"{tuple(batch['input_ids'].shape)}. Give one row with the bounds of its documents."
+        )
+    return rest | {"position_ids": positions}
 
 
 def without_padding(row: Batch) -> Batch:

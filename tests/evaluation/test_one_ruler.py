@@ -211,6 +211,11 @@ def packed_batch(kind: str) -> CalibrationData:
     if kind == "collator":
         collate = DataCollatorWithFlattening(return_tensors="pt")
         return build_calibration([dict(collate([{"input_ids": ids} for ids in documents()]))])
+    if kind.startswith("bounds"):  # of a collator for FlashAttention
+        collate = DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True)
+        batch = dict(collate([{"input_ids": ids} for ids in documents()]))
+        assert batch["cu_seq_lens_q"].flatten().tolist() == [0, 6, 14, 24]
+        return build_calibration([batch if kind == "bounds" else {k: v for k, v in batch.items() if k != "position_ids"}])
     if kind == "masked batch":
         return build_calibration([{"input_ids": ids, "position_ids": positions, "attention_mask": torch.ones_like(ids)}])
     padded = {
@@ -222,7 +227,9 @@ def packed_batch(kind: str) -> CalibrationData:
     return CalibrationData((padded,), {})
 
 
-@pytest.mark.parametrize("kind", ["rows", "masked rows", "lengths", "collator", "masked batch", "padded batch"])
+@pytest.mark.parametrize(
+    "kind", ["rows", "masked rows", "lengths", "collator", "bounds", "bounds alone", "masked batch", "padded batch"]
+)
 def test_packed_documents_are_those_run_alone(kind):
     """Hidden states, loss, figures and moments."""
     model = tiny_model()
@@ -267,6 +274,30 @@ def test_packed_rows_are_trained_and_judged_document_by_document(tmp_path):
     for given in (datasets.Dataset.from_list(rows), datasets.Dataset.from_list(by_lengths)):
         metrics = recover(copy.deepcopy(model), RecoveryArguments(), args, given, given).metrics
         assert metrics["before_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("masks", [["completion_mask"], ["assistant_masks"], ["assistant_masks", "completion_mask"]])
+def test_masks_of_trl_say_what_counts_as_labels_do(masks, tmp_path):
+    """Data sets that SFTTrainer has made ready have masks in place of labels; the recovery is judged by them too."""
+    model, rows = tiny_model(), prompted_rows()
+    total, count = answers_alone(model, rows)
+    masked = []
+    for row in rows:
+        asked = [int(label != -100) for label in row["labels"]]
+        masked.append({"input_ids": row["input_ids"]} | dict.fromkeys(masks, asked))
+    args = SpectralPruningArguments(disable_tqdm=True, criterion="energy")
+    data = datasets.Dataset.from_list(masked)
+    assert SpectralPruner(model, args, data, data).evaluate()["eval_loss"] == pytest.approx(total / count, rel=1e-5)
+    training = TrainingArguments(output_dir=str(tmp_path / "out"), max_steps=1, **QUIET)
+    metrics = recover(copy.deepcopy(model), RecoveryArguments(), training, data, data).metrics
+    assert metrics["before_loss"] == pytest.approx(total / count, rel=1e-5)
+    odd = [{"input_ids": [5, 6, 7], masks[0]: [1]}]
+    refused(lambda: build_calibration(odd, num_samples=1), "mask of another length")
+
+
+def test_bounds_that_do_not_fit_their_row_are_refused():
+    batch = {"input_ids": torch.ones(1, 8, dtype=torch.int64), "cu_seq_lens_q": torch.tensor([0, 3, 6])}
+    refused(lambda: build_calibration([batch]), "`cu_seq_lens_q` counts 6 tokens", "(1, 8)")
 
 
 def test_packed_rows_of_unequal_length_are_batched_without_padding():
