@@ -130,18 +130,19 @@ class SpectralPruningArguments:
     criterion_args: dict[str, Any] | str | None = _field(
         None, "Options of the criterion as JSON, e.g. '{\"num_neighbors\": 30}'."
     )
-    allocation: Literal["auto", "proportional", "scores", "loss_curves", "fisher"] = _field(
+    allocation: Literal["auto", "proportional", "scores", "loss_curves", "fisher", "search"] = _field(
         "auto",
         "How much to remove from each group. `proportional`: equal shares. `scores`: rank the scores of all groups together "
         "(they must be comparable across layers, as loss-aware ones are). `loss_curves`: by the measured loss of cutting "
         "(`per_layer`: each group alone; `uniform`: one kind of unit in all layers). `fisher`: rank the units of all groups by "
-        "their Fisher information, whatever the criterion. `auto`: `loss_curves`; for `uniform`, equal shares if the "
-        "calibration data give no loss.",
+        "their Fisher information, whatever the criterion. `search`: by trials of the repaired model, which is to say what the "
+        "dense one says (`per_layer`: beginning with `fisher`; `uniform`: with equal shares). `auto`: `search` with the "
+        "sequential compensation, else `loss_curves`; for `uniform`, equal shares if the calibration data give no loss.",
     )
     num_allocation_samples: int | None = _field(
         None,
-        "Number of calibration sequences to measure loss curves on; by default as many as give 2,000 targets (4 of 512 tokens; "
-        "256 if a sequence has one label).",
+        "Number of calibration sequences to measure loss curves or to search on; by default as many as give 2,000 targets (4 of "
+        "512 tokens; 256 if a sequence has one label), and 8,000 for a search.",
     )
     num_rounds: int = _field(1, "Number of rounds of scoring, choosing and cutting; each removes an equal share.")
     recalibrate_every: int = _field(
@@ -267,8 +268,6 @@ class SpectralPruningArguments:
             raise ValueError(
                 '`allocation="proportional"` gives all layers one width. Use `layout="uniform"` or another allocation.'
             )
-        if self.allocation == "auto" and self.layout == "per_layer":
-            self.allocation = "loss_curves"
         if self.push_to_hub and not (self.hub_model_id and self.output_dir):
             name = "output_dir" if self.hub_model_id else "hub_model_id"
             raise ValueError(f"`push_to_hub` is set, but `{name}` is not. Set it too.")

@@ -20,6 +20,7 @@ from .models.families import check_unshared, family_of, unit_groups
 from .models.folder_files import read_config
 from .models.losses import Batch, check_targets, has_targets, loss_of, moved_to
 from .planning.reduction_target import check_scope
+from .planning.settled import settle_allocation
 from .publishing import hub
 from .recovery.distillation import check_teacher
 from .recovery.recover import lora_targets, recovery_arguments
@@ -58,14 +59,14 @@ def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Crite
 def settle_options(
     model: PreTrainedModel, args: SpectralPruningArguments, calibration: CalibrationData | None
 ) -> SpectralPruningArguments:
-    """The options with what is left open in them: all kinds of `units` that the family has, and what `auto` compensation stands
-    for (`sequential`; none for channels and without calibration data)."""
+    """The options with what is left open in them: all kinds of `units` that the family has, what `auto` compensation stands for
+    (`sequential`; none for channels and without calibration data), and what `auto` allocation does."""
     family = family_of(model.config)
     units: list[str] = [*family.unit_kinds] if args.units is None else args.units
-    if args.compensation != "auto":
-        return replace(args, units=units)
-    can = calibration is not None and not family.traced
-    return replace(args, units=units, compensation="sequential" if can else "none")
+    compensation = args.compensation
+    if compensation == "auto":
+        compensation = "sequential" if calibration is not None and not family.traced else "none"
+    return settle_allocation(model, replace(args, units=units, compensation=compensation), calibration)
 
 
 def check_result_class(model: PreTrainedModel, args: SpectralPruningArguments) -> None:
@@ -82,7 +83,8 @@ def check_data(
     model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion, calibration: CalibrationData | None
 ) -> None:
     """Tells of missing calibration data, and of missing targets where a loss is needed, before any work."""
-    measured = args.allocation in ("loss_curves", "fisher")
+    args = settle_allocation(model, args, calibration)
+    measured = args.allocation in ("loss_curves", "fisher", "search")
     needs = {
         f"the criterion `{args.criterion}`": criterion.needs_data,
         f"`compensation` `{args.compensation}`": args.repairs,
@@ -93,6 +95,11 @@ def check_data(
             raise ValueError(f"There is no calibration data, and {what} needs it. Pass `calibration_dataset`.")
     if calibration is not None:
         _warn_of_few_texts(calibration)
+    if args.allocation == "search" and args.compensation != "sequential":
+        raise ValueError(
+            f'`allocation="search"` tries models that are repaired sequentially, and `compensation` is `{args.compensation}`. '
+            'Use `compensation="sequential"`, or another allocation.'
+        )
     if calibration is not None and (criterion.needs_loss or measured):
         for batch in calibration.batches:
             check_targets(model, batch, ', or use `allocation="scores"` and a criterion with `signals="activations"`')

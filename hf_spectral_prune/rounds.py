@@ -16,19 +16,20 @@ from .data.texts import CalibrationData
 from .evaluation.figures import num_parameters
 from .models.distributed import of_first_process
 from .models.families import UnitGroup, family_of, unit_groups
-from .models.losses import Batch, has_targets, num_targets, single_sequences
+from .models.losses import Batch, num_targets, single_sequences
 from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
 from .planning.damage import fisher_damage, loss_curves, score_damage
 from .planning.reduction_target import Target, set_target
+from .planning.search import fisher_sizes, search_per_layer, search_uniform
+from .planning.settled import settle_allocation
 from .surgery import add_consumer_biases, apply_plan, fingerprint, stock_accepts_heads
 from .surgery.plan import PruningPlan
 from .utils.environment import library_versions
 
 # Loss curves are measured on as many rows as have this many targets (four blocks of 512 tokens), and on no more rows than that.
 _ALLOCATION_TARGETS, _MOST_ALLOCATION_SAMPLES = 2000, 256
-
-# Information says what a little change costs, not what emptying a layer does: each keeps this much of the mean share that stays.
-_LEAST_SHARE = 0.4
+# A search repairs on three quarters of its rows and judges by the rest.
+_SEARCH_TARGETS = 4 * _ALLOCATION_TARGETS
 
 
 @dataclass
@@ -145,9 +146,10 @@ def decide(
         ValueError: the target is out of reach, or less than the smallest step.
     """
     if run.final_sizes is None:
+        args = settle_allocation(model, args, calibration)
         if run.damage is None:
             run.damage = _measure_damage(model, args, run.groups, scores, calibration, evidence)
-        run.final_sizes = _allocate(model, args, run)
+        run.final_sizes = _allocate(model, args, run, scores, calibration)
     return choose(model, args, run, scores, share)
 
 
@@ -162,10 +164,10 @@ def _measure_damage(
     """See `Run.damage`; None where widths do not depend on it."""
     if args.allocation == "scores":
         return score_damage(scores)
-    if args.allocation == "proportional" or (args.allocation == "auto" and not _can_measure(model, args, groups, calibration)):
+    if args.allocation == "proportional" or (args.allocation == "search" and args.layout == "uniform"):
         return None
     assert calibration is not None
-    if args.allocation == "fisher":
+    if args.allocation in ("fisher", "search"):
         data = calibration.batches
         return of_first_process(lambda: fisher_damage(model, groups, data, progress=not args.disable_tqdm))
     batches = _first_sequences(model, calibration, args.num_allocation_samples)
@@ -179,25 +181,26 @@ def _measure_damage(
     return loss_curves(model, groups, scores, batches, by_kind=by_kind, repair=repair, ridge=args.ridge, progress=progress)
 
 
-def _can_measure(
-    model: PreTrainedModel, args: SpectralPruningArguments, groups: list[UnitGroup], calibration: CalibrationData | None
-) -> bool:
-    """Whether a uniform layout has something to weigh up, kinds of unit against each other, and a loss to do it by."""
-    if args.target_scope == "flops" or len({group.kind for group in groups}) < 2 or calibration is None:
-        return False
-    return all(has_targets(model, batch) for batch in calibration.batches)
-
-
-def _allocate(model: PreTrainedModel, args: SpectralPruningArguments, run: Run) -> Sizes:
-    """Sizes that the last round will leave, by `run.damage`; adds notes about head counts to `run`."""
+def _allocate(
+    model: PreTrainedModel, args: SpectralPruningArguments, run: Run, scores: Scores, calibration: CalibrationData | None
+) -> Sizes:
+    """Sizes that the last round will leave, by `run.damage` or a search; adds notes about head counts to `run`."""
     target, damage = run.target, run.damage
-    if args.layout == "per_layer":
+    if args.allocation == "search":
+        assert calibration is not None
+        rows = _first_sequences(model, calibration, args.num_allocation_samples, _SEARCH_TARGETS)
+        progress = not args.disable_tqdm
+        if damage is None:
+            sizes = of_first_process(lambda: search_uniform(model, target, run.limits, scores, rows, progress))
+        else:
+            curves = damage
+            sizes = of_first_process(lambda: search_per_layer(model, target, run.limits, curves, scores, rows, progress))
+    elif args.layout == "per_layer":
         assert damage is not None
-        limits = run.limits
         if args.allocation == "fisher":
-            share = (target.now - target.goal) / sum(group.size * group.parameters_per_unit for group in target.groups)
-            limits = replace(limits, least_share=_LEAST_SHARE * max(0, 1 - share))
-        sizes = per_layer_sizes(target.groups, target.now, target.goal, limits, damage, target.count)
+            sizes = fisher_sizes(target, run.limits, damage)
+        else:
+            sizes = per_layer_sizes(target.groups, target.now, target.goal, run.limits, damage, target.count)
     elif target.count is not None:
         sizes = share_sizes(target.groups, target.now, target.goal, run.limits, target.count)
     else:
@@ -213,14 +216,16 @@ def _allocate(model: PreTrainedModel, args: SpectralPruningArguments, run: Run) 
     return sizes
 
 
-def _first_sequences(model: PreTrainedModel, calibration: CalibrationData, number: int | None) -> list[Batch]:
+def _first_sequences(
+    model: PreTrainedModel, calibration: CalibrationData, number: int | None, least_targets: int = _ALLOCATION_TARGETS
+) -> list[Batch]:
     """The first rows, as many as asked for; without a number as many as give enough targets, within a bound."""
     batches: list[Batch] = []
     count = targets = 0
     for batch in calibration.batches:
         taken = 0
         for row in single_sequences([batch]):
-            enough = targets >= _ALLOCATION_TARGETS or count + taken == _MOST_ALLOCATION_SAMPLES
+            enough = targets >= least_targets or count + taken == _MOST_ALLOCATION_SAMPLES
             if enough if number is None else count + taken == number:
                 break
             taken, targets = taken + 1, targets + num_targets(model, row)

@@ -118,7 +118,8 @@ def needs_data(data_args: DataArguments, args: SpectralPruningArguments, model: 
     return (
         make_criterion(args.criterion, args.criterion_options).needs_data
         or args.repairs
-        or args.allocation in ("loss_curves", "fisher")
+        or args.allocation in ("loss_curves", "fisher", "search")
+        or (args.allocation == "auto" and args.layout == "per_layer")
         or args.target_scope == "flops"
         or has_batch_norms(model)
         or (args.recovery != "none" and data_args.recovery_file is None)

@@ -12,10 +12,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils.generic import find_labels
 
 from .families import layers_of
 from .losses import Batch, moved_to, num_rows, run_base
-from .suffix import next_input
+from .suffix import next_input, starting_at
 
 # Share of the device's free memory that the streams may take; beyond it they lie in main memory.
 _SHARE = 0.25
@@ -124,6 +125,20 @@ class Streams:
         """
         for index in range(len(self.batches)):
             yield self._through(self._pruned, index, layer, places, last)[1]
+
+    @torch.no_grad()
+    def outputs(self, index: int, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """{name: logits} of a batch's `rows` (bool), dense and pruned, once both streams are through the last layer."""
+        taken = {name: value[rows.to(value.device)] for name, value in self.batches[index].items()}
+        return self._logits(self._dense[index], rows, taken), self._logits(self._pruned[index], rows, taken)
+
+    def _logits(self, stream: Tensor | None, rows: Tensor, batch: Batch) -> dict[str, Tensor]:
+        assert stream is not None
+        given = stream[rows.repeat_interleave(len(stream) // len(rows)).to(stream.device)].to(self.model.device)
+        labels = find_labels(type(self.model))
+        inputs = {name: value for name, value in moved_to(self.model, batch).items() if name not in labels}
+        with starting_at(self.model, len(layers_of(self.model)), given):
+            return {name: value for name, value in self.model(**inputs).items() if name.endswith("logits")}
 
     def _through(
         self, stream: list[Tensor | None], index: int, layer: int, places: Mapping[str, Place], last: str | None = None

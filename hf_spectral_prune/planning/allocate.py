@@ -162,6 +162,32 @@ def uniform_sizes(groups: Sequence[UnitGroup], now: int, target: int, limits: Li
     return {group.key: best[1][group.kind] for group in groups}
 
 
+def uniform_options(groups: Sequence[UnitGroup], now: int, target: int, limits: Limits) -> list[Sizes]:
+    """What a uniform layout can leave at one parameter count: for every count of the coarser kinds, the fill by the finest.
+
+    Returns:
+        Sizes within one step of the finest kind above `target`, from most units of the coarser kinds to fewest.
+    """
+    kinds: dict[str, list[UnitGroup]] = {}
+    for group in groups:
+        kinds.setdefault(group.kind, []).append(group)
+    cost_per_unit = {kind: sum(group.parameters_per_unit for group in members) for kind, members in kinds.items()}
+    steps = {kind: limits.step(members[0]) * cost_per_unit[kind] for kind, members in kinds.items()}
+    finest = min(steps, key=lambda kind: steps[kind])
+    coarser = [kind for kind in kinds if kind != finest]
+    options = []
+    for counts in product(*(_uniform_choices(limits, kinds[kind][0]) for kind in coarser)):
+        chosen = dict(zip(coarser, counts, strict=True))
+        left = now - target - sum((kinds[kind][0].size - count) * cost_per_unit[kind] for kind, count in chosen.items())
+        fits = [
+            size for size in limits.choices(kinds[finest][0]) if (kinds[finest][0].size - size) * cost_per_unit[finest] <= left
+        ]
+        if fits and left - (kinds[finest][0].size - fits[-1]) * cost_per_unit[finest] < steps[finest]:
+            chosen[finest] = fits[-1]
+            options.append({group.key: chosen[group.kind] for group in groups})
+    return options
+
+
 def _uniform_choices(limits: Limits, group: UnitGroup) -> list[int]:
     """Allowed sizes that the stock config loads, largest first."""
     choices = limits.choices(group)

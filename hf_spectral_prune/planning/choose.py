@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,12 @@ from torch import Tensor
 from ..models.families import UnitGroup
 from ..surgery.plan import PruningPlan
 from .allocate import Count, Sizes, parameters_after
+
+
+def highest(scores: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
+    """{group key: indices, ascending} of the highest scores, as many as `sizes` says; ties keep the lower index."""
+    order = {key: torch.sort(scores[key], descending=True, stable=True).indices for key in sizes}
+    return {key: order[key][:count].sort().values for key, count in sizes.items()}
 
 
 def choose_units(
@@ -29,13 +36,9 @@ def choose_units(
         count: exact parameter count of a shape, where the groups' costs interact.
         fields: further attributes of the plan.
     """
-    kept = {}
-    for group in groups:
-        order = torch.sort(scores[group.key], descending=True, stable=True).indices
-        kept[group.key] = tuple(sorted(order[: sizes[group.key]].tolist()))
     return PruningPlan(
         sizes={group.key: group.size for group in groups},
-        kept=kept,
+        kept={key: tuple(index.tolist()) for key, index in highest(scores, sizes).items()},
         parameters_before=parameters_now,
         parameters_after=parameters_after(groups, sizes, parameters_now) if count is None else count(sizes),
         **fields,

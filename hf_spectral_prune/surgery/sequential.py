@@ -101,21 +101,15 @@ def cut_sequentially(
     Returns:
         {group key: the ridge}, infinite where the consumer stayed as it was.
     """
-    by_layer: dict[int, list[UnitGroup]] = {}
-    for group in sorted(unit_groups(model), key=lambda group: group.kind != "heads"):
-        by_layer.setdefault(group.layer, []).append(group)
+    layers = groups_by_layer(model)
     was_training = model.training
     model.eval()
     streams = Streams(model, share(batches))
-    held_out = share(_held_out(batches))
-    chosen = {}
+    rows = share(held_out(batches))
+    chosen: dict[str, float] = {}
     try:
-        for layer in tqdm(sorted(by_layer), desc="Compensating", disable=not progress, leave=False):
-            goals = _goals(model, by_layer[layer], streams)
-            for group in by_layer[layer]:
-                cut_group(model, group, kept.get(group.key, torch.arange(group.size)))
-                fits = _collect(model, group, streams, goals.pop(group.key), held_out)
-                chosen[group.key] = _refit(model, group, *fits, ridges)
+        for layer in tqdm(layers, desc="Compensating", disable=not progress, leave=False):
+            chosen |= cut_layer(model, layers[layer], kept, streams, rows, ridges)
             if layer < len(layers_of(model)) - 1:
                 streams.pruned_step(layer)
     finally:
@@ -123,10 +117,48 @@ def cut_sequentially(
     return chosen
 
 
-def _held_out(batches: Sequence[Batch]) -> list[Tensor]:
-    """(rows,) bool of every batch: which rows are kept back. One of few at least, but none of a single one."""
+def groups_by_layer(model: PreTrainedModel) -> dict[int, list[UnitGroup]]:
+    """{layer: its groups in the order in which the residual stream meets them}, from the first layer up."""
+    layers: dict[int, list[UnitGroup]] = {}
+    for group in sorted(unit_groups(model), key=lambda group: (group.layer, group.kind != "heads")):
+        layers.setdefault(group.layer, []).append(group)
+    return layers
+
+
+@torch.no_grad()
+def cut_layer(
+    model: PreTrainedModel,
+    groups: Sequence[UnitGroup],
+    kept: Mapping[str, Tensor],
+    streams: Streams,
+    rows: Sequence[Tensor],
+    ridges: Sequence[float] = RIDGES,
+) -> dict[str, float]:
+    """Takes the dense stream through one layer, then cuts and refits it; the step of `cut_sequentially`, whose words hold here.
+
+    Args:
+        groups: of that layer.
+        rows: see `held_out`.
+
+    Returns:
+        {group key: the ridge}.
+    """
+    goals = _goals(model, groups, streams)
+    chosen = {}
+    for group in groups:
+        cut_group(model, group, kept.get(group.key, torch.arange(group.size)))
+        fits = _collect(model, group, streams, goals.pop(group.key), rows)
+        chosen[group.key] = _refit(model, group, *fits, ridges)
+    return chosen
+
+
+def held_out(batches: Sequence[Batch], every: int = _HELD_OUT) -> list[Tensor]:
+    """(rows,) bool of every batch: the last of `every` so many rows is kept back.
+
+    One of few at least, but none of a single one.
+    """
     counts = [num_rows(batch) for batch in batches]
-    every = min(_HELD_OUT, sum(counts))
+    every = min(every, sum(counts))
     rows = torch.arange(sum(counts))
     return list(((rows % every == every - 1) & (every > 1)).split(counts))
 
@@ -166,7 +198,7 @@ def _goals(model: PreTrainedModel, groups: Sequence[UnitGroup], streams: Streams
 
 
 def _collect(
-    model: PreTrainedModel, group: UnitGroup, streams: Streams, goals: _Goals, held_out: Sequence[Tensor]
+    model: PreTrainedModel, group: UnitGroup, streams: Streams, goals: _Goals, rows: Sequence[Tensor]
 ) -> tuple[Fit, Fit]:
     """Sums of a consumer that is cut, over the rows to fit on and over those kept back."""
     consumer = _consumer(model, group)
@@ -184,7 +216,7 @@ def _collect(
             x = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
         real = streams.real(index, x)
         # The base model may see several rows (the choices of a question) for one of the batch.
-        back = held_out[index].repeat_interleave(len(real) // len(held_out[index])).to(real.device)[:, None]
+        back = rows[index].repeat_interleave(len(real) // len(rows[index])).to(real.device)[:, None]
         for fit, positions in zip(fits, (real & ~back, real & back), strict=True):
             fit.update(x[positions], error[positions])
     for fit in fits:

@@ -42,11 +42,15 @@ _SHARES = {
         "cutting it in all layers{on}.",
         "fisher": "Every layer lost the same share of each kind of unit; the share of a kind follows the Fisher information of "
         "its units.",
+        "search": "Every layer lost the same share of each kind of unit; the share of a kind is the one whose repaired model "
+        "said most nearly what the dense one says{on}.",
     },
     "per_layer": {
         "scores": "The scores of all layers were ranked together.",
         "loss_curves": "The share of each layer follows the measured loss of cutting it alone{on}.",
         "fisher": "The share of each layer follows the Fisher information of its units, ranked over all layers together.",
+        "search": "The share of each layer follows the Fisher information of its units, ranked over all layers together, as far "
+        "as the repaired model then said most nearly what the dense one says{on}.",
     },
 }
 _SCOPES = {
@@ -317,7 +321,7 @@ def limit_lines(saved: SavedFolder) -> list[str]:
 def _fitted_words(saved: SavedFolder) -> str:
     """What but the scores the calibration data decided."""
     repaired = saved.report.arguments["compensation"] != "none"
-    if _allocation(saved) in ("loss_curves", "fisher"):
+    if _allocation(saved) in ("loss_curves", "fisher", "search"):
         return "The widths and the compensation were" if repaired else "The widths were"
     return "The compensation was" if repaired else ""
 

@@ -68,7 +68,7 @@ class ComparisonArguments(StudyArguments):
 
     target_scope: Literal["all", "non_embedding", "prunable"] = _as_in_prune("target_scope")
     layout: Literal["uniform", "per_layer"] = _as_in_prune("layout")
-    allocation: Literal["auto", "proportional", "scores", "loss_curves", "fisher"] = _as_in_prune("allocation")
+    allocation: Literal["auto", "proportional", "scores", "loss_curves", "fisher", "search"] = _as_in_prune("allocation")
     num_allocation_samples: int | None = _as_in_prune("num_allocation_samples")
     ridge: float = _as_in_prune("ridge")
     round_to: int = _as_in_prune("round_to")

@@ -35,7 +35,7 @@ class NDPArguments(SpectralPruningArguments):
 
     criterion: str = _field("ndi", "`ndi`: index times relative weight norm (eq. 22 and 36).")
     layout: Literal["uniform", "per_layer"] = _field("per_layer", "`per_layer`: one ranking for the whole network.")
-    allocation: Literal["auto", "proportional", "scores", "loss_curves", "fisher"] = _field(
+    allocation: Literal["auto", "proportional", "scores", "loss_curves", "fisher", "search"] = _field(
         "scores", "`scores`: the least importance per parameter goes first, down to the floors of `min_ffn_units` and the like."
     )
     num_rounds: int = _field(4, "Rounds of score, rank and cut over the schedule.")

@@ -1,0 +1,114 @@
+"""Looks among few candidates for the sizes that leave the repaired model nearest to the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..models.losses import Batch
+from .allocate import Limits, Sizes, parameters_after, per_layer_sizes, uniform_options, uniform_sizes
+from .choose import highest
+from .reduction_target import Target
+from .trial import divergence
+
+# Information says what a little change costs, not what emptying a layer does: each keeps a share of the mean share that stays.
+# The first is where a search begins; 1 would make all layers alike.
+LEAST_SHARES = (0.2, 0.4, 0.6, 0.8)
+_FIRST = 1
+
+
+def fisher_sizes(
+    target: Target, limits: Limits, damage: Mapping[str, Tensor], least_share: float = LEAST_SHARES[_FIRST]
+) -> Sizes:
+    """Sizes by the Fisher information of the units (`fisher_damage`), ranked over all groups.
+
+    Args:
+        least_share: no group keeps less than this times the share that all together keep, unless that puts the target out of
+            reach (sizes are rounded up to it).
+    """
+    removed = (target.now - target.goal) / sum(group.size * group.parameters_per_unit for group in target.groups)
+    floored = replace(limits, least_share=least_share * max(0, 1 - removed))
+    least = {group.key: floored.floor(group) for group in target.groups}
+    if (parameters_after(target.groups, least, target.now) if target.count is None else target.count(least)) > target.goal:
+        floored = limits
+    return per_layer_sizes(target.groups, target.now, target.goal, floored, damage, target.count)
+
+
+def search_uniform(
+    model: PreTrainedModel,
+    target: Target,
+    limits: Limits,
+    scores: Mapping[str, Tensor],
+    batches: Sequence[Batch],
+    progress: bool = True,
+) -> Sizes:
+    """One size per kind, by trials (`divergence`) of neighbouring head counts, beginning at equal shares.
+
+    Raises:
+        ValueError: see `uniform_sizes`.
+    """
+    first = uniform_sizes(target.groups, target.now, target.goal, limits)
+    options = uniform_options(target.groups, target.now, target.goal, limits)
+    if first not in options:
+        options.insert(0, first)
+    return _nearest(model, options, options.index(first), scores, batches, progress)
+
+
+def search_per_layer(
+    model: PreTrainedModel,
+    target: Target,
+    limits: Limits,
+    damage: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    batches: Sequence[Batch],
+    progress: bool = True,
+) -> Sizes:
+    """A size for every group, by trials (`divergence`) of how far widths follow the information, see `fisher_sizes`.
+
+    Raises:
+        ValueError: see `per_layer_sizes`.
+    """
+    options: list[Sizes] = []
+    for share in LEAST_SHARES:
+        sizes = fisher_sizes(target, limits, damage, share)
+        if sizes not in options:
+            options.append(sizes)
+    first = options.index(fisher_sizes(target, limits, damage))
+    return _nearest(model, options, first, scores, batches, progress)
+
+
+def _nearest(
+    model: PreTrainedModel,
+    options: Sequence[Sizes],
+    first: int,
+    scores: Mapping[str, Tensor],
+    batches: Sequence[Batch],
+    progress: bool,
+) -> Sizes:
+    with tqdm(desc="Trying sizes", unit="trial", disable=not progress, leave=False) as bar:
+
+        def judge(index: int) -> float:
+            bar.update()
+            return divergence(model, highest(scores, options[index]), batches)
+
+        return options[descend(len(options), first, judge)]
+
+
+def descend(count: int, first: int, judge: Callable[[int], float]) -> int:
+    """Index of `range(count)` at which `judge` is least on the way down from `first`; each is judged once at most."""
+    best, least = first, judge(first) if count > 1 else 0.0
+    for step in (-1, 1):
+        index = first + step
+        while 0 <= index < count and (found := judge(index)) < least:
+            best, least = index, found
+            index += step
+        if best != first:
+            break  # downhill on this side
+    return best
+
+
+__all__ = ["LEAST_SHARES", "descend", "fisher_sizes", "search_per_layer", "search_uniform"]
