@@ -58,6 +58,8 @@ ALLOCATIONS = {
     "fisher": ("per_layer", "fisher"),
     "scores": ("per_layer", "scores"),
     "loss_curves": ("per_layer", "loss_curves"),
+    "uniform_search": ("uniform", "search"),
+    "search": ("per_layer", "search"),
 }
 # Methods whose scores have one unit of measure in all layers.
 COMPARABLE = ("spectral_loss", "taylor", "fisher")
@@ -127,7 +129,9 @@ class Calibrated:
         evidence = Evidence({}, {}, self.moments if cell.repair != "none" else {}, self.rows.batches)
         run = rounds.start(self.model, args)
         # Measured losses are those of repaired layers.
-        key = (allocation,) if allocation == "fisher" else (cell.allocation, cell.method, str(cell.repair == "none"))
+        key = (
+            ("fisher",) if cell.allocation in ("fisher", "search") else (cell.allocation, cell.method, str(cell.repair == "none"))
+        )
         run.damage = self.damage.get(key)
         plan = rounds.decide(self.model, args, run, scores, 1, self.rows, evidence)
         self.damage[key] = run.damage
@@ -175,7 +179,8 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
     """All cells that are asked for; scores are ranked over all layers only where they compare."""
     for text, seed in product(options.texts, options.seeds):
         for method, share, allocation, repair in product(options.methods, options.shares, options.allocations, options.repairs):
-            if allocation != "scores" or method in COMPARABLE:
+            tried = ALLOCATIONS[allocation][1] == "search" and repair != "sequential"  # trials are of that repair
+            if (allocation != "scores" or method in COMPARABLE) and not tried:
                 yield Cell(text, seed, share, method, allocation, repair)
 
 

@@ -70,6 +70,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "compensation": "none",
         "recovery": "full",
     },
+    # The best of what was measured (docs/results.md): widths and scores both know the loss. The result is a Cria class.
+    "quality": {"layout": "per_layer", "criterion": "spectral", "criterion_args": {"signals": "loss"}},
     # A first look in a minute: little text, equal shares (nothing is measured), no repair but the cheap one.
     "fast": {
         "allocation": "proportional",

@@ -106,7 +106,7 @@ def test_a_preset_is_a_set_of_options_over_which_others_win():
     assert (paper.num_rounds, paper.criterion_options, paper.compensation) == (3, {"modes": 0.1}, "none")
     paper.criterion_args["modes"] = 0.5
     assert SpectralPruningArguments.from_preset("paper").criterion_options == {"modes": 0.1}
-    with pytest.raises(ValueError, match="`preset` is `papers`; choose from `paper`, `fast`"):
+    with pytest.raises(ValueError, match="`preset` is `papers`; choose from `paper`, `quality`, `fast`"):
         SpectralPruningArguments.from_preset("papers")
 
 

@@ -18,11 +18,11 @@ from .parsing import parse
 class PresetArguments:
     """A named set of options."""
 
-    preset: Literal["paper", "fast"] | None = field(
+    preset: Literal["paper", "quality", "fast"] | None = field(
         default=None,
         metadata={
-            "help": "Named set of options, over which flags and recipes win. `paper`: the published form of the spectral method "
-            "(dominant modes, 10 rounds, no compensation, one `full` recovery); `fast`: a first look on little text."
+            "help": "Options that flags and recipes win over. `paper`: the published spectral method (10 rounds, no "
+            "compensation, one `full` recovery); `quality`: a width for each layer, loss-aware scores; `fast`: a first look."
         },
     )
 

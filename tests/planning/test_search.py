@@ -114,6 +114,14 @@ def test_the_default_searches_and_is_no_worse_than_its_start(layout, batches):
     assert away["search"] <= away[start]
 
 
+def test_the_preset_for_quality_searches_widths_with_scores_that_know_the_loss(batches):
+    args = SpectralPruningArguments.from_preset("quality", target_scope="prunable", disable_tqdm=True, round_to=1)
+    pruner = SpectralPruner(tiny_model(), args, batches)
+    assert (pruner.args.allocation, pruner.args.compensation, pruner.criterion.signals) == ("search", "sequential", "loss")
+    widths = {len(kept) for key, kept in pruner.prune().plan.kept.items() if key.endswith("ffn")}
+    assert len(widths) > 1
+
+
 def test_a_search_for_another_compensation_is_refused(batches):
     args = SpectralPruningArguments(allocation="search", compensation="none")
     refused(lambda: SpectralPruner(tiny_model(), args, batches), 'compensation="sequential"')
