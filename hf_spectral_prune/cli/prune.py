@@ -21,8 +21,8 @@ class PresetArguments:
     preset: Literal["paper", "quality", "fast"] | None = field(
         default=None,
         metadata={
-            "help": "Options that flags and recipes win over. `paper`: the published spectral method (10 rounds, no "
-            "compensation, one `full` recovery); `quality`: a width for each layer, loss-aware scores; `fast`: a first look."
+            "help": "Options that flags and recipes win over: `paper` (the published method), `quality` (a width for each layer, "
+            "loss-aware scores) or `fast` (a first look)."
         },
     )
 
