@@ -108,11 +108,11 @@ class SpectralPruningArguments:
     output_dir: str | None = _field(None, "Folder to write the pruned model, its plan and its report to.")
     overwrite_output_dir: bool = _field(False, "Replace the contents of `output_dir` if it is not empty.")
 
-    target_reduction: float = _field(0.2, "Fraction of the parameters to remove, between 0 and 1.")
+    target_reduction: float = _field(0.2, "Fraction to remove, between 0 and 1; `target_scope` says of what.")
     target_scope: Literal["all", "non_embedding", "prunable", "flops"] = _field(
-        "all",
-        "What the fraction is counted over: all parameters (tied weights once), those outside the embeddings, those of the "
-        "`units`, or the FLOPs of one image (vision models).",
+        "prunable",
+        "What the fraction is counted over: the parameters of the `units` (`prunable`), those outside the embeddings, all "
+        "parameters (tied weights once), or the FLOPs of one image (vision models).",
     )
     units: list[str] | None = _field(
         None,

@@ -19,7 +19,7 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, PrinterCallback, ProgressCallback
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.utils import logging
 
 from . import rounds
@@ -52,6 +52,7 @@ from .saving.same_run import check_same_run, deciding_options
 from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
 from .surgery.norms import norm_notes
 from .surgery.plan import PruningPlan
+from .utils.progress import RoundProgress, working
 
 logger = logging.get_logger(__name__)
 
@@ -141,9 +142,9 @@ class SpectralPruner:
         )
         self.control = TrainerControl()
         reporting = get_reporting_integration_callbacks("none" if self.args.report_to == ["none"] else self.args.report_to)
-        progress = PrinterCallback if self.args.disable_tqdm else ProgressCallback
+        progress = [] if self.args.disable_tqdm else [RoundProgress]
         self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback, *reporting, progress, *(callbacks or [])], self.model, processing_class, None, None
+            [DefaultFlowCallback, *reporting, *progress, *(callbacks or [])], self.model, processing_class, None, None
         )
         self._event("on_init_end")
 
@@ -265,8 +266,9 @@ class SpectralPruner:
         if data is None:
             raise ValueError("`evaluate()` has no data. Pass `eval_dataset` to it or to SpectralPruner.")
         with self.costs.of("evaluation"):
+            title = f"Evaluating ({metric_key_prefix})" if metric_key_prefix in ("before", "after") else "Evaluating"
             progress = not self.args.disable_tqdm
-            figures = held_out_figures(self.model, data, self.compute_metrics, progress=progress, spread=True)
+            figures = held_out_figures(self.model, data, self.compute_metrics, progress, title, spread=True)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
         self._event("on_evaluate", metrics=metrics)
@@ -293,7 +295,7 @@ class SpectralPruner:
         folder = output_dir or self.args.output_dir
         if folder is None:
             raise ValueError("There is no folder to save to. Set `output_dir`.")
-        with self._place:
+        with self._place, working("Saving and reloading", show=not self.args.disable_tqdm):
             of_first_process(
                 lambda: save_folder(
                     folder,

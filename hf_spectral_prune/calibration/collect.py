@@ -9,12 +9,12 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..models.families import UnitGroup, consumers
 from ..models.losses import Batch, check_gradients, frozen, loss_of, moved_to, num_positions, run_base, single_sequences
 from ..models.streams import Ascent
+from ..utils.progress import stage
 from .moments import GroupMoments, Moments
 from .signals import ALL, Reader, Side, Spatial, num_signal_channels, readers
 
@@ -115,7 +115,14 @@ def collect_moments(
         if ascent is None:
             _run_batches(model, batches, shared, signals, progress)
         else:
-            ascent.through(min(group.layer for group in groups), max(group.layer for group in groups), shared.start)
+            layers = [group.layer for group in groups]
+            with stage("Calibrating", total=len(ascent.batches), unit="batches", show=progress) as bar:
+
+                def start(batch: Batch) -> None:
+                    shared.start(batch)
+                    bar.update()
+
+                ascent.through(min(layers), max(layers), start)
     for total in (side for found in moments.values() for side in found if side is not None):
         total.symmetrise()
         total.all_reduce()
@@ -159,7 +166,7 @@ def _run_batches(model: PreTrainedModel, batches: Iterable[Batch], shared: _Pass
             check_gradients(model)
             run, batches = _forward_backward, single_sequences(batches)
             stack.enter_context(frozen(model))
-        for batch in tqdm(batches, desc="Calibrating", disable=not progress, leave=False):
+        for batch in stage("Calibrating", batches, unit="sequences" if signals == "loss" else "batches", show=progress):
             shared.start(batch)
             run(model, moved_to(model, batch))
 
@@ -195,7 +202,7 @@ def sequence_losses(
     model.eval()
     try:
         sequences = islice(single_sequences(batches), limit)
-        for batch in tqdm(sequences, desc="Differentiating", disable=not progress, leave=False):
+        for batch in stage("Differentiating", sequences, unit="sequences", show=progress):
             with torch.enable_grad():
                 loss = loss_of(model, moved_to(model, batch))
             yield loss, num_positions(batch)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from collections.abc import Sequence
 
-from tqdm.auto import tqdm
-
-from ..studies.ablation import FOLDER, AblationArguments, AblationResult, ablate, chosen_groups, table
+from ..studies.ablation import FOLDER, AblationArguments, AblationResult, ablate, chosen_groups, table, to_dict, verdict
 from .arguments import RunArguments
 from .parsing import parse
+from .screen import ScreenArguments, say
 
 
 def main(argv: Sequence[str]) -> None:
@@ -17,7 +16,9 @@ def main(argv: Sequence[str]) -> None:
     from ..models.loading import load_tokenizer
     from .inputs_text import check_named_files, load_held_out_text, load_text, load_text_model
 
-    args, run = parse([AblationArguments, RunArguments], "ablate", main.__doc__ or "", argv)
+    types = [AblationArguments, RunArguments, ScreenArguments]
+    # Every unit is measured on all of the sequences.
+    args, run, screen = parse(types, "ablate", main.__doc__ or "", argv, {"num_eval_samples": 16})
     check_named_files(run)
     if args.output_dir is None:
         raise ValueError("There is no folder for the results. Set `--output_dir`.")
@@ -49,10 +50,12 @@ def main(argv: Sequence[str]) -> None:
         calibration if readers else None,
         held_out,
         tokenizer,
-        report=lambda line: tqdm.write(line, file=sys.stderr),
+        report=say,
     )
-    print(table(result))
-    print(f"\nEvery unit's damage and scores, as JSON and a plot: {args.output_dir}")
+    if screen.json:
+        print(json.dumps(to_dict(result)))
+    else:
+        print(f"{table(result)}\n\n{verdict(result)}\n\nEvery unit's damage and scores, as JSON and a plot: {args.output_dir}")
     _check_complete(result)
 
 

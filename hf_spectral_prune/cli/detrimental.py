@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import ModelArguments
 from .parsing import parse
+from .screen import ScreenArguments, as_json, ending
 
 if TYPE_CHECKING:
     from ..studies.detrimental.arguments import DetrimentalArguments, TaskArguments
@@ -18,16 +19,18 @@ def main(argv: Sequence[str]) -> None:
     from ..saving.place import check_output_dir, reserved
     from ..studies.detrimental.arguments import DetrimentalArguments, TaskArguments
 
-    args, tasks, run = parse([DetrimentalArguments, TaskArguments, ModelArguments], "detrimental", main.__doc__ or "", argv)
+    types = [DetrimentalArguments, TaskArguments, ModelArguments, ScreenArguments]
+    args, tasks, run, screen = parse(types, "detrimental", main.__doc__ or "", argv)
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
     with reserved(args.output_dir):
         read = [run.model_name_or_path, tasks.task_file, tasks.held_out_file]
         check_output_dir(args.output_dir, args.overwrite_output_dir, inputs=[path for path in read if path])
-        _prune(args, tasks, run)
+        figures = _prune(args, tasks, run)
+        print(as_json(args.output_dir) if screen.json else f"{figures}\n\n{ending(args.output_dir)}")
 
 
-def _prune(args: DetrimentalArguments, tasks: TaskArguments, run: ModelArguments) -> None:
+def _prune(args: DetrimentalArguments, tasks: TaskArguments, run: ModelArguments) -> str:
     from ..models.loading import load_model, load_tokenizer
     from ..studies.detrimental.pruner import DetrimentalNeuronPruner, check_model
     from ..studies.detrimental.report import summary
@@ -59,5 +62,4 @@ def _prune(args: DetrimentalArguments, tasks: TaskArguments, run: ModelArguments
     pruner.prune()
     pruner.save_model()
     assert pruner.output is not None
-    print(summary(pruner.output.report))
-    print(f"Saved to {args.output_dir}")
+    return summary(pruner.output.report)

@@ -17,6 +17,7 @@ from ..utils.option_types import fitted
 from ..utils.words import did_you_mean
 from ..utils.yaml_text import load_yaml
 from .help import help_text
+from .screen import quiet_libraries
 
 ALL = " `--help all` lists all."
 _MODEL = "model_name_or_path"
@@ -70,8 +71,13 @@ def _parser(types: Sequence[Any], command: str) -> tuple[argparse.ArgumentParser
     return parser, flags
 
 
-def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[str]) -> list[Any]:
+def parse(
+    types: Sequence[Any], command: str, description: str, argv: Sequence[str], defaults: Mapping[str, Any] | None = None
+) -> list[Any]:
     """Reads the recipe (if any) as defaults, then the flags. The words without a flag are the model and a YAML recipe.
+
+    Args:
+        defaults: of this command, where they are not those of `types`.
 
     Raises:
         ValueError: an unknown flag or recipe key (with the nearest name), or a value that cannot work.
@@ -81,6 +87,7 @@ def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[s
     if not {"-h", "--help"} & set(argv):
         _check_flags((word for word in argv if _looks_unknown(word, hints)), command, hints)
     parser, flags = _parser(types, command)
+    parser.set_defaults(**(defaults or {}))
     if {"-h", "--help"} & set(argv):
         usage = "[MODEL] [recipe.yaml] [--flags]" if _MODEL in hints else "[recipe.yaml] [--flags]"
         print(help_text(f"cria {command}", description, usage, flags, whole="all" in argv), end="")
@@ -98,7 +105,9 @@ def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[s
         if any(word.partition("=")[0] == f"--{_MODEL}" for word in argv) and values[_MODEL] != model:
             raise ValueError(f"The model is named twice: `{model}` and `--{_MODEL} {values[_MODEL]}`. Give one of them.")
         values[_MODEL] = model
-    return [cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls)}) for cls in types]
+    read = [cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls)}) for cls in types]
+    quiet_libraries()
+    return read
 
 
 def _named(words: Sequence[str], command: str, *, takes_model: bool) -> tuple[str | None, str | None]:

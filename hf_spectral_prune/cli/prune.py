@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Literal
 from ..arguments import SpectralPruningArguments
 from .arguments import RunArguments
 from .parsing import parse
+from .screen import ScreenArguments, as_json, ending, say
 
 
 @dataclass
@@ -29,7 +29,8 @@ class PresetArguments:
 
 def main(argv: Sequence[str]) -> None:
     """Prunes a model and saves it, with its plan and report."""
-    args, run, _ = parse([SpectralPruningArguments, RunArguments, PresetArguments], "prune", main.__doc__ or "", argv)
+    types = [SpectralPruningArguments, RunArguments, PresetArguments, ScreenArguments]
+    args, run, _, screen = parse(types, "prune", main.__doc__ or "", argv)
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
     from ..criteria import make_criterion
@@ -51,6 +52,8 @@ def main(argv: Sequence[str]) -> None:
         of_first_process(reserve)
         try:
             _prune(args, run)
+            if is_first_process():
+                print(as_json(args.output_dir) if screen.json else ending(args.output_dir))
         except KeyboardInterrupt as stopped:
             stopped.args = (_way_on(args),)
             raise
@@ -67,9 +70,10 @@ def _way_on(args: SpectralPruningArguments) -> str:
 
 def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     from ..models.distributed import is_first_process, of_first_process
+    from ..planning.reduction_target import target_words
     from ..pruner import SpectralPruner
-    from ..publishing.card.tables import before_after_table
     from ..saving import checkpoint
+    from ..utils.progress import working
     from .inputs import load_data, load_model, load_processing_class, load_recovery_rows, needs_data
     from .inputs_text import metric_of
 
@@ -78,9 +82,10 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     if resume == "latest":
         resume = checkpoint.latest(str(args.output_dir))
         if resume is None:
-            print(f"`{args.output_dir}` has no checkpoint to continue from: the run starts over.", file=sys.stderr)
+            say(f"`{args.output_dir}` has no checkpoint to continue from: the run starts over.")
     processing_class = load_processing_class(run)
-    model = load_model(run, run.tensors_file)
+    with working("Loading", show=not args.disable_tqdm):
+        model = load_model(run, run.tensors_file)
     SpectralPruner.check_model(model, args)
     needed = needs_data(run, args, model)
     calibration, held_out = of_first_process(lambda: load_data(run, model, processing_class, args.seed, needed=needed))
@@ -97,9 +102,8 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
         compute_metrics=metric,
         teacher=load_model(run, run.tensors_file) if args.recovery == "distill" else None,
     )
+    target = target_words(pruner.model, pruner.args, calibration)
+    if is_first_process():
+        say(target)
     pruner.prune(resume_from_checkpoint=resume)
     pruner.save_model()
-    assert pruner.output is not None
-    if is_first_process():
-        print(before_after_table(pruner.output.report))
-        print(f"Saved to {args.output_dir}")

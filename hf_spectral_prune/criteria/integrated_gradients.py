@@ -9,7 +9,6 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -18,6 +17,7 @@ from ..models.distributed import all_reduce
 from ..models.families import UnitGroup
 from ..models.losses import Batch, check_gradients, check_targets, frozen, loss_of, moved_to, num_positions, single_sequences
 from ..models.suffix import walk
+from ..utils.progress import stage
 from .base import Criterion, GroupData, Statistics, register
 from .passes.interpolation import Integral, integrate, path_slopes, without_group
 
@@ -87,7 +87,7 @@ class IntegratedGradients(Criterion):
         try:
             with frozen(model):
                 sequences = list(islice(single_sequences(batches), self.num_sequences))
-                for batch in tqdm(sequences, desc="Integrating gradients", disable=not progress, leave=False):
+                for batch in stage("Integrating gradients", sequences, show=progress):
                     moved = moved_to(model, batch)
                     for row, (group, integral, change) in enumerate(self._integrals(model, groups, moved)):
                         sums[group.key] += integral.values.to(model.device)

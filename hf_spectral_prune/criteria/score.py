@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
@@ -15,6 +14,7 @@ from ..models.cria.channels import MATRICES
 from ..models.distributed import gathered, share
 from ..models.families import Part, UnitGroup, parts, take
 from ..models.losses import Batch
+from ..utils.progress import stage
 from .base import Criterion, Diagnostics, GroupData, Scores, Statistics
 
 
@@ -109,7 +109,7 @@ def score_units(
     own = {group.key for group in (share(groups) if by_group else groups)}
 
     def data() -> Iterator[GroupData]:
-        for group in tqdm(groups, desc="Scoring", disable=not progress, leave=False):
+        for group in stage("Scoring", groups, unit="groups", show=progress):
             if group.key in own:
                 yield group_data(
                     model,

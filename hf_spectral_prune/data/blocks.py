@@ -14,6 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..utils.progress import stage
+
 # Long text is tokenised in pieces of this size: a tokenizer keeps some hundred bytes a token while it works.
 _PIECE_CHARACTERS = 2**16
 _PIECES_AT_ONCE = 8
@@ -188,7 +190,7 @@ def text_rows(texts: Texts, tokenizer: PreTrainedTokenizerBase, choice: Choice) 
     else:
         filled = [index for index, text in enumerate(texts) if not _is_blank(text)]
         chosen = (texts.part(filled[index], filled[index] + 1)[0] for index in choice.indices(len(filled)))
-    for text in tqdm(chosen, desc="Tokenising", unit=" texts", delay=1, leave=False):
+    for text in stage("Tokenising", chosen, unit="texts"):
         # A chat template wrote the special tokens already.
         yield tokenise([text], tokenizer, choice.max_seq_length, add_special_tokens=not texts.rendered)
 
@@ -243,7 +245,7 @@ def _tokenise_stream(
     pieces = _pieces(texts, joiner, _LAZY_PIECE_CHARACTERS if lazy else None)
     parts: list[Tensor] = []
     count = 0
-    with tqdm(desc="Tokenising", unit=" characters", unit_scale=True, delay=1, leave=False) as bar:
+    with tqdm(desc="Tokenising", unit=" characters", unit_scale=True, delay=1, leave=False, disable=None) as bar:
         while (limit is None or count < limit) and (some := list(islice(pieces, 1 if lazy else _PIECES_AT_ONCE))):
             # `verbose=False`: no warning that the text is longer than the model's window, for it is cut later.
             for ids in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]:

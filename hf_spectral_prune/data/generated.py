@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..utils.progress import stage
 from .texts import CalibrationData, check_positions, with_sizes
 
 
@@ -57,7 +57,7 @@ def self_generated(
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
-            for start in tqdm(range(0, num_samples, batch_size), desc="Generating calibration text", leave=False):
+            for start in stage("Generating text", range(0, num_samples, batch_size), unit="batches"):
                 first = _first_tokens(min(batch_size, num_samples - start), bos, config.vocab_size, processing_class)
                 first = first.to(model.device)
                 mask = torch.ones_like(first)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import EvalPrediction, PreTrainedModel
 from transformers.trainer_pt_utils import nested_numpify
 from transformers.utils.generic import find_labels
@@ -23,6 +22,7 @@ from ..data.texts import Batch, CalibrationData
 from ..models.distributed import gathered, share
 from ..models.losses import loss_and_outputs, moved_to, num_targets, predicts_next_token, single_sequences, targets_of
 from ..models.packing import without_padding
+from ..utils.progress import stage
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 
@@ -32,6 +32,7 @@ def held_out_figures(
     data: CalibrationData | Iterable[Batch],
     compute_metrics: Metrics | None = None,
     progress: bool = True,
+    title: str = "Evaluating",
     *,
     spread: bool = False,
 ) -> dict[str, float]:
@@ -48,12 +49,17 @@ def held_out_figures(
         ValueError: see `perplexity` and `task_metrics`.
     """
     if compute_metrics is None and predicts_next_token(model):
-        return perplexity(model, data, progress=progress, spread=spread)
-    return task_metrics(model, data, compute_metrics or _default_metrics(model), progress=progress, spread=spread)
+        return perplexity(model, data, progress, title, spread=spread)
+    return task_metrics(model, data, compute_metrics or _default_metrics(model), progress, title, spread=spread)
 
 
 def perplexity(
-    model: PreTrainedModel, data: CalibrationData | Iterable[Batch], progress: bool = True, *, spread: bool = False
+    model: PreTrainedModel,
+    data: CalibrationData | Iterable[Batch],
+    progress: bool = True,
+    title: str = "Evaluating",
+    *,
+    spread: bool = False,
 ) -> dict[str, float]:
     """Perplexity of a causal language model over batches of `input_ids` and, where padded, `attention_mask` (B, T).
 
@@ -69,7 +75,7 @@ def perplexity(
         ValueError: the model is not a causal language model, or there is no token to predict.
     """
     _check_causal(model)
-    total, count, _ = _measured(model, data, None, "Perplexity", progress, spread)
+    total, count, _ = _measured(model, data, None, title, progress, spread)
     if count == 0:
         raise ValueError(
             "There is no token to predict: no row of the evaluation data has two tokens with a label. Give longer text."
@@ -92,6 +98,7 @@ def task_metrics(
     data: CalibrationData | Iterable[Batch],
     compute_metrics: Metrics | None = None,
     progress: bool = True,
+    title: str = "Evaluating",
     *,
     spread: bool = False,
 ) -> dict[str, float]:
@@ -108,7 +115,7 @@ def task_metrics(
     Raises:
         ValueError: a batch lacks the targets of the model's task.
     """
-    total, count, predicted = _measured(model, data, compute_metrics, "Evaluating", progress, spread)
+    total, count, predicted = _measured(model, data, compute_metrics, title, progress, spread)
     if count == 0:
         raise ValueError("There is no target to evaluate on. Give batches with labels that are not -100.")
     figures = {"loss": total / count}
@@ -130,7 +137,7 @@ def _measured(
     was_training = model.training
     model.eval()
     try:
-        for index, batch in tqdm(numbered, desc=title, total=length, disable=not progress, leave=False):
+        for index, batch in stage(title, numbered, total=length, unit="batches", show=progress):
             of_batch = found[index] = _Found()
             for part in _parts(model, moved_to(model, batch), names):
                 with torch.inference_mode():
@@ -264,7 +271,7 @@ def paired_latency(
     vocab_size = min(model.config.get_text_config().vocab_size for model in models.values())
     ids = torch.randint(vocab_size, (batch_size, length), generator=torch.Generator().manual_seed(seed))  # (B, T)
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    for repeat in tqdm(range(warmup + repeats), desc="Timing", delay=1, leave=False):
+    for repeat in stage("Timing", range(warmup + repeats), unit="passes"):
         for name, model in models.items():
             prefill, decode = _time_once(model, ids.to(model.device), prefill_tokens)
             if repeat >= warmup:

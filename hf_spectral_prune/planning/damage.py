@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
@@ -21,6 +20,7 @@ from ..models.families import UnitGroup, layers_of
 from ..models.losses import Batch, loss_of, moved_to, num_targets
 from ..models.suffix import starting_at
 from ..surgery import masked, refitted
+from ..utils.progress import stage
 
 
 class SuffixLoss:
@@ -154,7 +154,7 @@ def loss_curves(
     # Moments that are not kept are summed over all processes, which then must ask for the same ones.
     own = set(cuts if isinstance(repair, MomentsByPart) else share(cuts))
     measured: dict[tuple[str, int], float] = {}
-    for name in tqdm(together, desc="Measuring", disable=not progress, leave=False):
+    for name in stage("Allocating", together, unit="kinds" if by_kind else "groups", show=progress):
         measured |= losses(name, [count for cut, count in cuts if cut == name and (cut, count) in own])
     measured = gathered(measured)
     curves: dict[str, Tensor] = {}

@@ -10,13 +10,15 @@ from transformers import PreTrainedModel
 
 from ..arguments import SpectralPruningArguments
 from ..data.texts import CalibrationData
-from ..evaluation.figures import num_non_embedding_parameters
+from ..evaluation.figures import num_non_embedding_parameters, num_parameters
 from ..models.families import UnitGroup, consumers, family_of, network_of, unit_groups
 from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
 from ..models.losses import Batch
 from . import Budget, Count, Sizes, budget_of, macs_per_unit
 from .flops import attention_path, layer_macs
+
+_KINDS = {"ffn": "FFN neurons", "heads": "attention heads (key/value groups)", "channels": "channels"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Target:
     Attributes:
         unit: "parameters" or "MACs".
         now, goal: of the model before pruning, and wanted after it.
+        base: what the fraction is counted over.
         groups: the groups, with the cost in this unit as their `parameters_per_unit`.
         count: cost of a shape where the groups' costs interact (channels); else they add up.
         budget: exact counts of a shape where costs interact.
@@ -34,6 +37,7 @@ class Target:
     unit: str
     now: int
     goal: int
+    base: int
     groups: list[UnitGroup]
     count: Count | None = None
     budget: Budget | None = None
@@ -82,7 +86,7 @@ def set_target(
     else:
         base = before
     count = None if budget is None else budget.parameters
-    return Target("parameters", now, before - int(args.target_reduction * base), groups, count, budget)
+    return Target("parameters", now, before - int(args.target_reduction * base), base, groups, count, budget)
 
 
 def _macs_target(
@@ -97,7 +101,31 @@ def _macs_target(
         costs.append(replace(group, parameters_per_unit=macs_per_unit(model, group, macs, attention)))
     budget = budget_of(model, groups, macs) if family_of(model.config).traced else None
     goal = total - int(args.target_reduction * total)
-    return Target("MACs", total, goal, costs, None if budget is None else budget.macs, budget)
+    return Target("MACs", total, goal, total, costs, None if budget is None else budget.macs, budget)
+
+
+def target_words(model: PreTrainedModel, args: SpectralPruningArguments, calibration: CalibrationData | None = None) -> str:
+    """A run's target in numbers, as a sentence: what fraction of what is to go, and how much that is.
+
+    Args:
+        calibration: its first image is what FLOPs are counted on.
+
+    Raises:
+        ValueError: see `check_scope`.
+    """
+    all_parameters = num_parameters(model)
+    target = set_target(model, args, all_parameters, all_parameters, calibration)
+    kinds = " and ".join(_KINDS[kind] for kind in dict.fromkeys(group.kind for group in target.groups))
+    removed = target.now - target.goal
+    share = f"{100 * args.target_reduction:.4g} %"
+    if target.unit == "MACs":
+        return f"Removing {share} of the {target.base:,} MACs of one image, from {kinds}: {removed:,} MACs."
+    if args.target_scope == "all":
+        return f"Removing {share} of all {target.base:,} parameters, from {kinds}: {removed:,} parameters."
+    whole = f"{removed:,} parameters, {removed / all_parameters:.1%} of all {all_parameters:,}".replace("%", " %")
+    if args.target_scope == "prunable":
+        return f"Removing {share} of the {target.base:,} parameters of {kinds}: {whole}."
+    return f"Removing {share} of the {target.base:,} parameters outside the embeddings, from {kinds}: {whole}."
 
 
 def picture_of(model: PreTrainedModel, calibration: CalibrationData | None) -> Batch:

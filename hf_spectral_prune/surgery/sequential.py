@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration import Moments
@@ -16,6 +15,7 @@ from ..models.distributed import share, works_together
 from ..models.families import UnitGroup, family_of, layers_of, module_of, unit_groups
 from ..models.losses import Batch, num_rows
 from ..models.streams import Place, Streams
+from ..utils.progress import stage
 from .compensate import correction
 from .narrow import cut_group
 
@@ -108,7 +108,7 @@ def cut_sequentially(
     rows = share(held_out(batches))
     chosen: dict[str, float] = {}
     try:
-        for layer in tqdm(layers, desc="Compensating", disable=not progress, leave=False):
+        for layer in stage("Cutting and compensating", layers, unit="layers", show=progress):
             chosen |= cut_layer(model, layers[layer], kept, streams, rows, ridges)
             if layer < len(layers_of(model)) - 1:
                 streams.pruned_step(layer)

@@ -126,7 +126,7 @@ def before_after_table(report: PruningReport) -> str:
     for name, old, new, form in rows:
         assert old is not None and new is not None
         lines.append(f"| {name:20} | {old:>12{form}} | {new:>12{form}} | {change(old, new):>8} |")
-    return "\n".join([*lines, "", *_shapes(report.sizes), *report.notes])
+    return "\n".join([*lines, "", *_shapes(report.sizes)])
 
 
 def _shapes(sizes: dict[str, list[int]]) -> list[str]:

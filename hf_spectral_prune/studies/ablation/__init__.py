@@ -2,7 +2,7 @@
 
 from .arguments import AblationArguments
 from .folder import FOLDER
-from .results import AblationResult, table, to_dict, write_results
+from .results import AblationResult, table, to_dict, verdict, write_results
 from .run import ablate, chosen_groups
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "chosen_groups",
     "table",
     "to_dict",
+    "verdict",
     "write_results",
 ]

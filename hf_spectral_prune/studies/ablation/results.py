@@ -251,6 +251,31 @@ def table(result: AblationResult) -> str:
     return "\n".join([*lines, *notes]).rstrip()
 
 
+def verdict(result: AblationResult) -> str:
+    """Which criterion's order of the units is most like that of their true damage, in a sentence for each kind of unit."""
+    return " ".join(_verdict_on(result, kind) for kind in result.kinds)
+
+
+def _verdict_on(result: AblationResult, kind: str) -> str:
+    name = _KINDS.get(kind, kind)
+    found = {label: result.summary(kind, label, "spearman") for label in result.labels}
+    ranked = sorted((label for label in found if found[label].mean is not None), key=lambda label: -_or_least(found[label].mean))
+    if not ranked:
+        return f"Verdict on {name}: no criterion has a rank correlation here."
+    best, *others = ranked
+    first = found[best].interval
+    figure = f"rank correlation {_number(found[best].mean)}" + (f", 95 % interval {_span(first)}" if first else "")
+    if first and first[0] <= 0:
+        return f"Verdict on {name}: no criterion predicts the damage better than chance; `{best}` comes nearest ({figure})."
+    close = [label for label in others if _overlaps(found[label].interval, first)]
+    rest = f"; {', '.join(f'`{label}`' for label in close)} cannot be told from it on this sample" if close else ""
+    return f"Verdict on {name}: `{best}` predicts the damage best ({figure}){rest}."
+
+
+def _overlaps(one: Sequence[float] | None, first: Sequence[float] | None) -> bool:
+    return one is None or first is None or one[1] >= first[0]
+
+
 def _block(result: AblationResult, kind: str, figure: str, truth: Truth = "damage") -> list[str]:
     parts = result.of_kind(kind)
     ranked = sorted(result.labels, key=lambda label: -_or_least(result.summary(kind, label, figure, truth).mean))

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ...models.families import UnitGroup
 from ...models.losses import Batch, num_targets, predicts_next_token
 from ...planning.damage import SuffixLoss
+from ...utils.progress import stage
 from .folder import read_fields, truth_path, write_record
 from .statistics import Array, mean_change, reliability, shift, standard_error
 
@@ -117,7 +118,7 @@ def measure_damage(
     loss = None
     if any(missing.values()):
         loss = SuffixLoss(model, batches, {group.layer for group, _ in samples if missing[group.key]})
-    with tqdm(total=sum(map(len, missing.values())), desc="Ablating", unit=" units", disable=not progress, leave=False) as bar:
+    with stage("Ablating", total=sum(map(len, missing.values())), unit="units", show=progress) as bar:
         for group, units in samples:
             found = known[group.key]
             if loss is not None:

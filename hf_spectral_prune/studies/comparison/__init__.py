@@ -3,7 +3,7 @@
 from .arguments import Cell, ComparisonArguments, comparison_cells
 from .folder import FOLDER
 from .plot import draw
-from .results import Comparison, block_name, check_equal_parameters, parameter_range, table, to_dict, write_results
+from .results import Comparison, block_name, check_equal_parameters, parameter_range, table, to_dict, verdict, write_results
 from .run import compare
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "parameter_range",
     "table",
     "to_dict",
+    "verdict",
     "write_results",
 ]

@@ -126,6 +126,32 @@ def table(comparison: Comparison) -> str:
     return "\n".join(parts)
 
 
+def verdict(comparison: Comparison) -> str:
+    """Which criterion is best at which reduction, in a sentence for each compensation and recovery."""
+    return " ".join(_verdict_on(name, cells, comparison.metric) for name, cells in comparison.blocks().items())
+
+
+def _verdict_on(name: str, cells: Sequence[Record], metric: str) -> str:
+    means: dict[float, dict[str, float]] = {}
+    for (label, reduction), values in figures(cells, metric).items():
+        if values and all(map(math.isfinite, values)):
+            means.setdefault(reduction, {})[label] = statistics.mean(values)
+    lower = metric in ("perplexity", "loss") or metric.endswith(("_loss", "_error"))
+    winners: dict[str, list[str]] = {}
+    for reduction in sorted(means):
+        best, *others = sorted(means[reduction], key=means[reduction].__getitem__, reverse=not lower)
+        value = means[reduction][best]
+        where = f"-{100 * reduction:.4g} % ({number(value)}"
+        near = [label for label in others if abs(means[reduction][label] - value) <= 0.01 * abs(value)]
+        where += f"; within 1 %: {', '.join(f'`{label}`' for label in near)})" if near else ")"
+        winners.setdefault(best, []).append(where)
+    if not winners:
+        return f"Verdict for {name}: no cell has a figure."
+    best = "lowest" if lower else "highest"
+    said = "; ".join(f"`{label}` at {', '.join(places)}" for label, places in winners.items())
+    return f"Verdict for {name}: the {best} {metric} has {said}."
+
+
 def _block(cells: Sequence[Record], found: Mapping[tuple[str, float], list[float]]) -> list[str]:
     labels, reductions = dict.fromkeys(cell["label"] for cell in cells), sorted({reduction for _, reduction in found})
     counts = parameter_range(cells)

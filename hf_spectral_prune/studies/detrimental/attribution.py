@@ -8,13 +8,13 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ...criteria.passes.interpolation import Integral, integrate, path_slopes, without_group
 from ...models.families import UnitGroup, unit_groups
 from ...models.losses import check_gradients, frozen
 from ...models.suffix import walk
+from ...utils.progress import stage
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def attribute(
     model.eval()
     found = {}
     try:
-        with frozen(model), tqdm(total=len(groups), desc="Attributing", disable=not progress, leave=False) as bar:
+        with frozen(model), stage("Attributing", total=len(groups), unit="layers", show=progress) as bar:
             with torch.no_grad():
                 whole = [float(confidence(model, ids)) for ids in rows]
             runs = [partial(confidence, model, ids) for ids in rows]

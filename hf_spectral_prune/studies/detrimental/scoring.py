@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ...utils.progress import stage
 from .tasks import Example
 
 Normalisation = Literal["sum", "mean"]
@@ -212,7 +212,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        batches = tqdm(questions.batches, desc="Scoring choices", disable=not progress, leave=False)
+        batches = stage("Evaluating choices", questions.batches, unit="batches", show=progress)
         parts = [log_probabilities(model, batch.to(model.device)) for batch in batches]
     finally:
         model.train(was_training)

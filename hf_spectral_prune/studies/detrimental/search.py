@@ -9,12 +9,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ...models.families import UnitGroup, unit_groups
 from ...models.suffix import starting_at, walk
 from ...surgery import masked
+from ...utils.progress import stage
 from .scoring import Normalisation, Questions, log_probabilities, outcome
 
 
@@ -89,7 +89,7 @@ def grid_search(
     try:
         whole = outcome(questions, [run() for run in runs], normalisation)
         points = [GridPoint(None, 0.0, 0, whole.accuracy, whole.label_log_probability)]
-        with tqdm(total=len(grid) * len(shares), desc="Searching", disable=not progress, leave=False) as bar:
+        with stage("Searching", total=len(grid) * len(shares), unit="cuts", show=progress) as bar:
             for layer, given in walk(model, runs, last=max(grid)):
                 for share, removed in zip(shares, grid.get(layer, ()), strict=False):
                     kept = {groups[layer].key: kept_neurons(attributions[layer], removed)}

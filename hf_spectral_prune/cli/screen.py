@@ -1,0 +1,82 @@
+"""What commands put on the screen around their work: the target in numbers, and where the result is and how to load it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..publishing.saved_folder import SavedFolder
+
+
+@dataclass
+class ScreenArguments:
+    """What a command prints."""
+
+    json: bool = field(default=False, metadata={"help": "Print the result as one JSON object, for programs."})
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; what a program reads goes to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Leaves the bars of other libraries out, which tell a user nothing to act on; downloads keep theirs on a terminal."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if sys.stderr.isatty():
+        enable_progress_bars()  # the line above takes those of downloads too
+    else:
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def ending(folder: str) -> str:
+    """The end of a run, for a person: figures before and after, where the result is, how to load it, what was not measured."""
+    from ..publishing.card.tables import before_after_table
+    from ..publishing.card.words import is_cria, loading_code
+    from ..publishing.saved_folder import read_folder
+
+    saved = read_folder(folder)
+    code = loading_code(saved, folder, remote=is_cria(saved))
+    parts = [
+        before_after_table(saved.report),
+        f"Saved in `{folder}`, with a report page (report.html). Load it with",
+        _indented(code),
+    ]
+    if missing := _not_measured(saved, folder):
+        parts.append(f"Not measured: {'; '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
+def _indented(code: str) -> str:
+    return "\n".join(f"    {line}" for line in code.splitlines() if line)
+
+
+def _not_measured(saved: SavedFolder, folder: str) -> list[str]:
+    report = saved.report
+    missing = []
+    if not report.metrics_before:
+        missing.append("quality (there were no held-out data with targets)")
+    else:
+        missing.append("quality on other data and tasks")
+    if report.latency is None:
+        missing.append(f"speed (`cria evaluate {folder}`)")
+    if not report.self_check:
+        missing.append("whether the folder loads again (`self_check` was off)")
+    return missing
+
+
+def as_json(folder: str) -> str:
+    """The end of a run, for a program: where the result is, and its figures."""
+    from ..publishing.saved_folder import read_folder
+
+    report = read_folder(folder).report
+    names = ("parameters_before", "parameters_after", "reduction", "metrics_before", "metrics_after", "latency", "size_on_disk")
+    figures: dict[str, Any] = {name: getattr(report, name) for name in (*names, "sizes", "notes")}
+    return json.dumps({"output_dir": folder, **figures})

@@ -1,0 +1,68 @@
+"""Progress of a run: a line per stage, with its name, total and estimate, on a terminal or in a notebook only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+_WIDTH = 28  # of the names, so that the bars of a run stand below each other
+_FORMAT = "{desc}{percentage:3.0f}% {bar:24} {n_fmt}/{total_fmt}{unit} {elapsed}<{remaining}"
+
+
+def stage(name: str, items: Iterable[Any] | None = None, *, total: int | None = None, unit: str = "", show: bool = True) -> tqdm:
+    """The bar of a stage, over `items` or moved by `update()`.
+
+    Its line stays on the screen when the stage is over, unless it stands below another bar (a Trainer's, or that of the rounds).
+    Where stderr is no terminal nothing is shown.
+    """
+    known = total is not None or hasattr(items, "__len__")
+    return tqdm(
+        items,
+        desc=f"{name:{_WIDTH}}",
+        total=total,
+        unit=f" {unit}" if unit else "",
+        disable=None if show else True,
+        leave=None,
+        delay=0 if known else 1,
+        bar_format=_FORMAT if known else None,
+        dynamic_ncols=True,
+    )
+
+
+@contextmanager
+def working(name: str, show: bool = True) -> Iterator[None]:
+    """The line of a stage whose steps cannot be counted: it is there while the work inside goes on, and stays with its time."""
+    with stage(name, total=1, show=show) as bar:
+        bar.refresh()
+        yield
+        bar.update()
+
+
+class RoundProgress(TrainerCallback):
+    """One bar over the rounds of a run that has several, with the parameters that are left; the stages stand below it."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Opens the bar."""
+        if state.max_steps > 1:
+            self.bar = stage("Rounds", total=state.max_steps)
+            self.bar.update(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Shows what is left after a round."""
+        if self.bar is not None and logs and "parameters" in logs:
+            self.bar.update(state.global_step - self.bar.n)
+            name = f"Rounds ({logs['parameters']:,} parameters)"
+            self.bar.set_description_str(f"{name:{_WIDTH}}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Closes the bar; its line stays."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
