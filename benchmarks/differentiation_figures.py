@@ -144,7 +144,7 @@ def run_ndp(data: Split, test: Split, seed: int, cells: dict[str, Any]) -> None:
     """
     calibration = build_images(data, num_samples=256, batch_size=64, seed=seed, name="MNIST train")
     common: dict[str, Any] = {"units": ["channels"], "target_reduction": 0.8, "round_to": 1, "min_channels": 8}
-    common |= {"num_rounds": 4, "seed": seed, "disable_tqdm": True}
+    common |= {"target_scope": "all", "num_rounds": 4, "seed": seed, "disable_tqdm": True}
     rivals: dict[str, Any] = {
         "NDP, all weights learn on": NDPArguments(**common),
         "NDP, most affected half learns on": NDPArguments(**common, finetune_share=0.5),

@@ -131,6 +131,7 @@ def run_cell(
         units=["channels"],
         criterion=criterion,
         target_reduction=reduction_of(network, sparsity),
+        target_scope="all",
         round_to=1,
         min_channels=1,
         seed=seed,

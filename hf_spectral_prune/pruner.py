@@ -52,6 +52,7 @@ from .saving.same_run import check_same_run, deciding_options
 from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
 from .surgery.norms import norm_notes
 from .surgery.plan import PruningPlan
+from .utils.files import num_bytes
 from .utils.progress import RoundProgress, working
 
 logger = logging.get_logger(__name__)
@@ -131,6 +132,7 @@ class SpectralPruner:
         self.costs = StationCosts()
         self.output: PruningOutput | None = None
         self.macs_before: dict[str, int] = {}
+        self.bytes_before = 0
         self.scores: Scores = {}
         self.state = checkpoint.RunState(
             max_steps=self.args.num_rounds,
@@ -353,6 +355,7 @@ class SpectralPruner:
     # ---- steps
 
     def _start(self) -> Run:
+        self.bytes_before = num_bytes(self.model)
         run = rounds.start(self.model, self.args, calibration=self.calibration)
         run.notes += norm_notes(self.model, self.calibration)
         if is_vision(self.model):
@@ -447,6 +450,7 @@ class SpectralPruner:
             self.eval_data,
             circumstances(self.costs, self.base_model),
         )
+        report.size_on_disk_before = self.bytes_before
         metrics = {name: getattr(report, name) for name in ("parameters_before", "parameters_after", "reduction")}
         if is_vision(self.model):
             picture = picture_of(self.model, self.calibration)

@@ -11,14 +11,19 @@ from .parsing import parse
 from .screen import ScreenArguments, say
 
 
+class AblationRunArguments(RunArguments):
+    """Which model and which data; of raw text less is measured on than elsewhere, since every unit is, on all of it."""
+
+    num_eval_texts = 16
+
+
 def main(argv: Sequence[str]) -> None:
     """Measures the held-out loss of removing single units, and how well criteria predict it; an interrupted run continues."""
     from ..models.loading import load_tokenizer
     from .inputs_text import check_named_files, load_held_out_text, load_text, load_text_model
 
-    types = [AblationArguments, RunArguments, ScreenArguments]
-    # Every unit is measured on all of the sequences.
-    args, run, screen = parse(types, "ablate", main.__doc__ or "", argv, {"num_eval_samples": 16})
+    types = [AblationArguments, AblationRunArguments, ScreenArguments]
+    args, run, screen = parse(types, "ablate", main.__doc__ or "", argv)
     check_named_files(run)
     if args.output_dir is None:
         raise ValueError("There is no folder for the results. Set `--output_dir`.")
@@ -44,14 +49,7 @@ def main(argv: Sequence[str]) -> None:
             "back, and `label_column` for a model that classifies texts; for other tasks call "
             "`hf_spectral_prune.studies.ablation.ablate` with labelled batches."
         )
-    result = ablate(
-        model,
-        args,
-        calibration if readers else None,
-        held_out,
-        tokenizer,
-        report=say,
-    )
+    result = ablate(model, args, calibration if readers else None, held_out, tokenizer, report=say)
     if screen.json:
         print(json.dumps(to_dict(result)))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..arguments import ModelArguments, _field, _read_json
 
@@ -52,11 +52,16 @@ class NetworkArguments(ModelArguments):
 class DataArguments:
     """Which data a command calibrates, measures and recovers on.
 
+    Attributes:
+        num_eval_texts: default of `num_eval_samples` for raw text.
+
     Raises:
         ValueError: a value that cannot work; says what to set instead.
     """
 
-    calibration: str = _field(
+    num_eval_texts: ClassVar[int] = 64
+
+    calibration: Literal["dataset", "self", "python_docs"] = _field(
         "dataset",
         "Calibration text: `dataset` (a file or data set named below), `self` (sampled from the model itself), `python_docs` "
         "(the manual that comes with Python), `c4` or `wiki` (C4 and WikiText-103 from the Hub, streamed); or several sources, "
@@ -127,7 +132,7 @@ class DataArguments:
             raise ValueError(f"`max_seq_length` is {self.max_seq_length}; it must be at least 2.")
         if self.num_eval_samples is None:
             pictures = self.image_dir or self.eval_image_dir or self.image_column or self.tensors_file
-            self.num_eval_samples = 1000 if self.label_column or pictures else 64
+            self.num_eval_samples = 1000 if self.label_column or pictures else self.num_eval_texts
         if self.num_eval_samples < 0:
             raise ValueError(f"`num_eval_samples` is {self.num_eval_samples}; it must not be negative.")
         if self.calibration_file and self.dataset_name:

@@ -12,7 +12,6 @@ from ..models.loading import load_model, load_tokenizer
 from ..planning.reduction_target import target_words
 from ..pruner import SpectralPruner
 from ..saving.place import check_output_dir
-from ..utils.files import num_bytes
 from ..utils.progress import working
 from .arguments import RunArguments
 from .inputs_text import load_text
@@ -58,7 +57,6 @@ def run_demo(output_dir: str) -> None:
     with working("Loading the dense model again"):
         dense = load_model(run)
     output.report.latency = paired_latency({"before": dense, "after": output.model}, repeats=3)
-    output.report.size_on_disk_before = num_bytes(dense)
     del dense
     pruner.save_model()
     print(f"{ending(output_dir)}\n\nThe demo took {time.perf_counter() - start:.0f} s.")

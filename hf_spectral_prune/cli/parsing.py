@@ -71,13 +71,8 @@ def _parser(types: Sequence[Any], command: str) -> tuple[argparse.ArgumentParser
     return parser, flags
 
 
-def parse(
-    types: Sequence[Any], command: str, description: str, argv: Sequence[str], defaults: Mapping[str, Any] | None = None
-) -> list[Any]:
+def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[str]) -> list[Any]:
     """Reads the recipe (if any) as defaults, then the flags. The words without a flag are the model and a YAML recipe.
-
-    Args:
-        defaults: of this command, where they are not those of `types`.
 
     Raises:
         ValueError: an unknown flag or recipe key (with the nearest name), or a value that cannot work.
@@ -87,7 +82,6 @@ def parse(
     if not {"-h", "--help"} & set(argv):
         _check_flags((word for word in argv if _looks_unknown(word, hints)), command, hints)
     parser, flags = _parser(types, command)
-    parser.set_defaults(**(defaults or {}))
     if {"-h", "--help"} & set(argv):
         usage = "[MODEL] [recipe.yaml] [--flags]" if _MODEL in hints else "[recipe.yaml] [--flags]"
         print(help_text(f"cria {command}", description, usage, flags, whole="all" in argv), end="")

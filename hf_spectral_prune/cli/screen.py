@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 if TYPE_CHECKING:
     from ..publishing.saved_folder import SavedFolder
 
@@ -21,7 +23,7 @@ class ScreenArguments:
 
 def say(text: str) -> None:
     """A line for the person at the terminal; what a program reads goes to stdout."""
-    print(text, file=sys.stderr, flush=True)
+    tqdm.write(text, file=sys.stderr)  # above the bar, where there is one
 
 
 def quiet_libraries() -> None:

@@ -70,7 +70,11 @@ def test_rounds_have_a_bar_where_there_are_several(monkeypatch):
 
 @pytest.mark.parametrize(
     ("scope", "said"),
-    [("all", "of all"), ("prunable", "parameters of FFN neurons and attention heads"), ("non_embedding", "outside the embeddings")],
+    [
+        ("all", "of all"),
+        ("prunable", "parameters of FFN neurons and attention heads"),
+        ("non_embedding", "outside the embeddings"),
+    ],
 )
 def test_the_target_is_told_in_numbers(scope, said):
     args = SpectralPruningArguments(target_reduction=0.25, target_scope=scope)

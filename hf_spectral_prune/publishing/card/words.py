@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ...criteria import CRITERIA
@@ -235,9 +236,12 @@ def calibration_words(saved: SavedFolder) -> str:
 
 def machine_words(saved: SavedFolder) -> str:
     """The machine of the run, as a phrase."""
-    system, cpus, threads, accelerator = (
-        saved.report.machine[name] for name in ("system", "cpus", "torch_threads", "accelerator")
-    )
+    return machine_phrase(saved.report.machine)
+
+
+def machine_phrase(machine: Mapping[str, Any]) -> str:
+    """What `utils.environment.machine` says, as a phrase."""
+    system, cpus, threads, accelerator = (machine[name] for name in ("system", "cpus", "torch_threads", "accelerator"))
     return f"{system}, {cpus} processors ({threads} threads), {'no accelerator' if accelerator == 'none' else accelerator}"
 
 

@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-_WIDTH = 620.0
+# Narrow enough that its words can be read on a phone, where the page is half as wide as this times the scale on a desk.
+_WIDTH = 440.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 14.0, 30.0, 42.0
 # Scores and eigenvalues that span more than this factor are drawn on a logarithmic axis.
 _LOG_FACTOR = 30.0
 _BINS = 72
 # Points that a character of a tick label takes.
 _CHARACTER = 5.2
+# Up to so many layers, the bars say their figures; no bar is so low that it cannot be seen.
+_NAMED_BARS = 12
+_LEAST_BAR = 0.015
 
 
 def _figure(height: float, width: float = _WIDTH) -> Figure:
@@ -122,24 +126,28 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
     for axis, (name, (labels, before, after)) in zip(axes, kinds.items(), strict=True):
         count = len(labels)
         half = 0.42 if count <= 60 else 0.5
+        least = _LEAST_BAR * max(before)
         for values, colour in ((before, "pale"), (after, "kept")):
             bars = [
-                [(x - half, 0), (x - half, value), (x + half, value), (x + half, 0)] for x, value in enumerate(map(float, values))
+                [(x - half, 0), (x - half, value), (x + half, value), (x + half, 0)]
+                for x, value in enumerate(max(float(value), least if value else 0.0) for value in values)
             ]
             _fill(axis, bars, colour)
-        # A model of few layers must not get bars as wide as the page.
-        middle, reach = (count - 1) / 2, max(count / 2, 4.0) + 0.1
-        axis.set_xlim(middle - reach, middle + reach)
-        axis.set_ylim(0, max(before) * 1.04)
+        if count <= _NAMED_BARS:
+            for x, (old, new) in enumerate(zip(before, after, strict=True)):
+                axis.annotate(f"{new:,}", (x, old), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+        # A model of few layers must not get bars as wide as the page: they stand at its left.
+        axis.set_xlim(-0.6, max(count, _NAMED_BARS // 2) - 0.4)
+        axis.set_ylim(0, max(before) * (1.14 if count <= _NAMED_BARS else 1.04))
         axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}"))
         axis.grid(True, axis="y")
         axis.set_title(f"{name} per layer")
-        _label_layers(axis.xaxis, labels, 30 if not upright[name] else 48)
+        _label_layers(axis.xaxis, labels, 24 if not upright[name] else 34)
         if upright[name]:
             axis.xaxis.set_tick_params(labelrotation=90)
         axis.set_xlabel("layer")
-        _key(axis, [("kept", "after"), ("pale", "before")])
+        _key(axis, [("kept", "kept"), ("pale", "removed")])
     return figure
 
 
@@ -371,18 +379,17 @@ def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> Fi
 
 @mpl.rc_context(STYLE)
 def cost(panels: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Horizontal bars with their figures, a panel for every quantity side by side.
+    """Horizontal bars with their figures, a panel for every quantity, below each other.
 
     Args:
         panels: {title: {name of the bar: value}}.
     """
-    rows = max(len(bars) for bars in panels.values())
-    height = rows * 20.0
-    figure = _figure(_TOP + height + 14)
-    gap, left = 118.0, 92.0
-    width = (_WIDTH - left - 54 - gap * (len(panels) - 1)) / len(panels)
-    for index, (title, bars) in enumerate(panels.items()):
-        axis = _panel(figure, left + index * (width + gap), 14, width, height)
+    heights = [len(bars) * 20.0 for bars in panels.values()]
+    figure = _figure(sum(heights) + _TOP * len(heights) + 14)
+    left, right, bottom = 96.0, 54.0, 14.0
+    for (title, bars), height in reversed([*zip(panels.items(), heights, strict=True)]):
+        axis = _panel(figure, left, bottom, _WIDTH - left - right, height)
+        bottom += height + _TOP
         most = max(bars.values()) or 1.0
         for row, (name, value) in enumerate(bars.items()):
             _fill(axis, [[(0, row - 0.32), (value, row - 0.32), (value, row + 0.32), (0, row + 0.32)]], "kept")
@@ -396,7 +403,7 @@ def cost(panels: Mapping[str, Mapping[str, float]]) -> Figure:
             )
             axis.text(-0.02 * most, row, name, va="center", ha="right", fontsize=8.5)
         axis.set_xlim(0, most)
-        axis.set_ylim(rows - 0.5, -0.5)
+        axis.set_ylim(len(bars) - 0.5, -0.5)
         axis.set_axis_off()
         axis.set_title(title)
     return figure

@@ -63,7 +63,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; one without charts and tables says in its text why there is nothing to show."""
+    """A part of the page; one that is `missing` says in its text why there is nothing to show, and is left out."""
 
     id: str
     title: str

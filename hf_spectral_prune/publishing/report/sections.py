@@ -1,4 +1,4 @@
-"""The sections of a run's report, each from the figures in a saved folder; what was not measured is said."""
+"""The sections of a run's report, each from the figures in a saved folder; a section without any is `missing`."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def widths(saved: SavedFolder) -> Section:
     if not kinds:
         return _missing("widths", "Widths per layer", "The report names no layers.")
     text = f"Bars of {len(next(iter(kinds.values()))[0])} layers. {'. '.join(spans)}."
-    caption = "Blue is the width of a layer after pruning, grey its width before."
+    caption = "A bar is a layer's width before pruning: the blue part was kept, the grey part removed."
     numbers = Table(["Units", "layer", "before", "after", "change"], tables)
     return Section("widths", "Widths per layer", charts=[Chart("widths", charts.widths(kinds), text, caption, numbers)])
 
@@ -220,9 +220,9 @@ def rounds(saved: SavedFolder) -> Section:
     log = saved.state.get("log_history") or []
     before = saved.report.parameters_before
     sizes = {0: before} | {entry["step"]: entry["parameters"] for entry in log if "parameters" in entry}
-    if len(sizes) < 2:
-        return _missing("rounds", "Rounds", "The run logged nothing about its rounds.")
     last = max(sizes)
+    if last < 2:  # one round is what all of the page is about
+        return _missing("rounds", "Rounds", "The run logged nothing about several rounds.")
     after, masked = _losses(saved, log, last)
     start, end = saved.report.metrics_before.get("before_loss"), saved.report.metrics_after.get("after_loss")
     if start is not None:
@@ -239,22 +239,16 @@ def rounds(saved: SavedFolder) -> Section:
         )
         for step, size in sizes.items()
     ]
-    text = [
-        "One round: the units were scored and cut once."
-        if last == 1
-        else f"{last} rounds; each scored the remaining units again."
-    ]
+    text = [f"{last} rounds; each scored the remaining units again."]
     if not after and not final:
         text.append("The held-out loss was not measured in this run.")
-    elif last > 1 and len(after) < 2 and not masked:
+    elif len(after) < 2 and not masked:
         text.append(
             "The held-out loss was measured only before and after the run; `eval_strategy=steps` measures it in every round."
         )
     if saved.report.recovery:
         text.append("The loss at the end was measured after recovery.")
     table = Table(head, rows)
-    if last == 1:
-        return Section("rounds", "Rounds", text, tables=[table])
     described = f"{last} rounds: from {before:,} to {sizes[last]:,} parameters."
     if end is not None and start is not None:
         described += f" Held-out loss from {number(start)} to {number(end)}."

@@ -62,7 +62,7 @@ _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _NO_METADATA: dict[str, None] = dict.fromkeys(["Creator", "Date", "Format", "Type"])
 _DPI = 160
 # Pixels for a point, at most.
-_LARGEST = 1.45
+_LARGEST = 1.6
 
 
 def to_svg(figure: Figure, name: str, text: str) -> str:

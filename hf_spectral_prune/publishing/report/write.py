@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...planning import SCORES_FILE, RoundScores, scores_from_json
 from ..card import words
 from ..formats import percent
 from ..saved_folder import SavedFolder, figures_told, read_folder
-from .page import Page, write_page
+from .page import Page, Section, write_page
 
 REPORT_PAGE, PLOTS = "report.html", "plots"
 # Charts whose name begins so are written as PNGs too, for the card.
@@ -71,19 +71,24 @@ def build_report(saved: SavedFolder, scores: Sequence[RoundScores]) -> Page:
         lead=f"A `{words.architecture(saved)}` with a {layout} layout, cut by the criterion `{saved.plan.criterion}`.",
         tiles=_tiles(sections.comparison_rows(saved)),
         notes=saved.plan.notes,
-        sections=[
-            sections.before_and_after(saved),
-            sections.widths(saved),
-            sections.scores(saved, scores),
-            sections.spectra(saved, scores),
-            sections.rounds(saved),
-            sections.recovery(saved),
-            sections.cost(saved),
-            sections.settings(saved),
-        ],
+        sections=[section for section in _all_sections(saved, scores) if not section.missing],
         foot="Written by `cria report` from the figures in this folder: `pruning_report.json`, `pruning_plan.json`, "
         f"`{SCORES_FILE}`, `pruner_state.json`.",
     )
+
+
+def _all_sections(saved: SavedFolder, scores: Sequence[RoundScores]) -> Iterator[Section]:
+    """All sections, also those that this run has nothing for."""
+    from . import sections
+
+    yield sections.before_and_after(saved)
+    yield sections.widths(saved)
+    yield sections.scores(saved, scores)
+    yield sections.spectra(saved, scores)
+    yield sections.rounds(saved)
+    yield sections.recovery(saved)
+    yield sections.cost(saved)
+    yield sections.settings(saved)
 
 
 def _tiles(rows: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:

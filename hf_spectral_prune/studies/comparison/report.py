@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 
+from ...publishing.card.words import machine_phrase, protocol_words
 from ...publishing.formats import number
 from ...publishing.report.page import Chart, Page, Section, Table, write_page
 from ...publishing.report.svg import STYLE
@@ -19,7 +20,7 @@ from ...utils.files import parse_json, read_utf8
 from ...utils.words import in_a_line
 from .folder import RESULTS, Record
 from .plot import comparison_figure
-from .results import FORMAT_VERSION, Comparison, figures, parameter_range
+from .results import FORMAT_VERSION, Comparison, figures, parameter_range, verdict_on
 from .results import number as figure
 
 
@@ -66,8 +67,9 @@ def _page(whole: Mapping[str, Any]) -> Page:
         ],
         notes=[*(f"Failed: {line}" for line in failed), *notes],
         sections=[
+            Section("verdict", "Verdict", _verdicts(comparison)),
             *(_block(comparison, name, cells, index) for index, (name, cells) in enumerate(comparison.blocks().items())),
-            _costs(comparison),
+            *_costs(comparison),
             _settings(whole),
         ],
         foot=f"Written by `cria report` from `comparison.json` of {whole['date'][:10]}.",
@@ -119,8 +121,12 @@ def _entry(values: Sequence[float] | None) -> str:
     return f"{figure(mean)} ± {figure(spread, like=mean)} ({len(values)})"
 
 
-def _costs(comparison: Comparison) -> Section:
-    """Seconds of every criterion, summed over its cells."""
+def _verdicts(comparison: Comparison) -> list[str]:
+    return [verdict_on(name, cells, comparison.metric) for name, cells in comparison.blocks().items()]
+
+
+def _costs(comparison: Comparison) -> list[Section]:
+    """Seconds of every criterion, summed over its cells; nothing where none were measured."""
     seconds: dict[str, dict[str, float]] = {}
     shared = set()
     for cell in comparison.cells:
@@ -138,30 +144,27 @@ def _costs(comparison: Comparison) -> Section:
         for label, own in seconds.items()
     ]
     if not stations:
-        return Section("cost", "Time", ["Not measured in this run."], missing=True)
+        return []
     text = "Seconds, summed over the cells of a criterion. A calibration that several criteria share is charged to the first."
-    return Section("cost", "Time", [text], tables=[Table(["Criterion", *stations], rows)])
+    return [Section("cost", "Time", [text], tables=[Table(["Criterion", *stations], rows)])]
 
 
 def _settings(whole: Mapping[str, Any]) -> Section:
     protocol = whole["protocol"]
+    calibration, evaluation = (protocol_words(protocol.get(name)) for name in ("calibration", "evaluation"))
     data = [
-        (
-            name,
-            ", ".join(
-                f"{key.replace('_', ' ')} {value}" for key, value in (protocol.get(name) or {}).items() if value is not None
-            ),
-        )
-        for name in ("model", "calibration", "evaluation")
+        f"Calibrated on {calibration}." if calibration else "No criterion read calibration data.",
+        f"Measured on {evaluation}.",
+        f"Machine: {machine_phrase(whole['machine'])}.",
     ]
     arguments = [(f"`{name}`", json.dumps(value, ensure_ascii=False)) for name, value in whole["arguments"].items()]
-    versions = [(name, str(value)) for name, value in {**whole["versions"], **whole["machine"]}.items()]
+    versions = [(name, str(value)) for name, value in whole["versions"].items()]
     return Section(
         "settings",
         "Data, arguments and versions",
-        tables=[Table(["", ""], data, words=True)],
+        points=data,
         folded=[
             Table(["Argument", "value"], arguments, words=True, title=f"All {len(arguments)} arguments"),
-            Table(["", ""], versions, words=True, title="Versions and machine"),
+            Table(["", ""], versions, words=True, title="Versions"),
         ],
     )

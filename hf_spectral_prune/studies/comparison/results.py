@@ -128,10 +128,11 @@ def table(comparison: Comparison) -> str:
 
 def verdict(comparison: Comparison) -> str:
     """Which criterion is best at which reduction, in a sentence for each compensation and recovery."""
-    return " ".join(_verdict_on(name, cells, comparison.metric) for name, cells in comparison.blocks().items())
+    return " ".join(verdict_on(name, cells, comparison.metric) for name, cells in comparison.blocks().items())
 
 
-def _verdict_on(name: str, cells: Sequence[Record], metric: str) -> str:
+def verdict_on(name: str, cells: Sequence[Record], metric: str) -> str:
+    """The sentence on one compensation and recovery; `name` is what it is called."""
     means: dict[float, dict[str, float]] = {}
     for (label, reduction), values in figures(cells, metric).items():
         if values and all(map(math.isfinite, values)):

@@ -126,7 +126,7 @@ def test_the_page_in_a_browser(name, scheme, browser, folders, tmp_path):
     pictures = page.evaluate(PICTURES)
     assert len(pictures) == {"deep": 10, "flat": 6, "compared": 2}[name]
     for picture in pictures:
-        assert picture["width"] > 400 and picture["height"] > 60, picture
+        assert picture["width"] > 250 and picture["height"] > 60, picture
         assert picture["shapes"] > 3 and picture["texts"] > 3, picture
         assert picture["outside"] == [], picture
         assert picture["label"]
@@ -142,11 +142,19 @@ def test_the_page_in_a_browser(name, scheme, browser, folders, tmp_path):
     page.close()
 
 
-@pytest.mark.parametrize("width", [360, 1600])
-def test_no_screen_is_too_narrow_or_too_wide(width, browser, folders):
-    page = browser.new_page(viewport={"width": width, "height": 800})
-    page.goto((folders["deep"] / "report.html").as_uri())
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 390, 1280, 1600])
+@pytest.mark.parametrize("name", ["deep", "flat", "compared"])
+def test_no_screen_is_too_narrow_or_too_wide(name, width, scheme, browser, folders):
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+    page.goto((folders[name] / "report.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # Charts scale, and the table of figures before and after keeps its last column without being pushed aside.
+    assert page.evaluate("[...document.querySelectorAll('.chart')].every(one => one.scrollWidth <= one.clientWidth + 1)")
+    assert page.evaluate(
+        "[...document.querySelectorAll('#before-and-after .scroll')].every(one => one.scrollWidth <= one.clientWidth + 1)"
+    )
+    assert page.evaluate("[...document.querySelectorAll('section')].every(one => one.querySelectorAll('p, table, svg').length)")
     assert page.evaluate("document.querySelector('main').getBoundingClientRect().width") <= 56 * 16
     page.close()
 
