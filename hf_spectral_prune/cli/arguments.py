@@ -61,7 +61,7 @@ class DataArguments:
 
     num_eval_texts: ClassVar[int] = 64
 
-    calibration: Literal["dataset", "self", "python_docs"] = _field(
+    calibration: str = _field(
         "dataset",
         "Calibration text: `dataset` (a file or data set named below), `self` (sampled from the model itself), `python_docs` "
         "(the manual that comes with Python), `c4` or `wiki` (C4 and WikiText-103 from the Hub, streamed); or several sources, "

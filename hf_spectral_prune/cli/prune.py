@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
     from ..criteria import make_criterion
-    from ..models.distributed import join_processes, of_first_process
+    from ..models.distributed import is_first_process, join_processes, of_first_process
     from ..saving.place import check_output_dir, reserved
     from .inputs_text import check_named_files
 

@@ -34,7 +34,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 14.0, 30.0, 42.0
 _LOG_FACTOR = 30.0
 _BINS = 72
 # Points that a character of a tick label takes.
-_CHARACTER = 5.2
+_CHARACTER = 5.8
 # Up to so many layers, the bars say their figures; no bar is so low that it cannot be seen.
 _NAMED_BARS = 12
 _LEAST_BAR = 0.015
@@ -135,7 +135,7 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
             _fill(axis, bars, colour)
         if count <= _NAMED_BARS:
             for x, (old, new) in enumerate(zip(before, after, strict=True)):
-                axis.annotate(f"{new:,}", (x, old), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+                axis.annotate(f"{new:,}", (x, old), (0, 2), textcoords="offset points", ha="center", fontsize=9.5)
         # A model of few layers must not get bars as wide as the page: they stand at its left.
         axis.set_xlim(-0.6, max(count, _NAMED_BARS // 2) - 0.4)
         axis.set_ylim(0, max(before) * (1.14 if count <= _NAMED_BARS else 1.04))
@@ -143,7 +143,7 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}"))
         axis.grid(True, axis="y")
         axis.set_title(f"{name} per layer")
-        _label_layers(axis.xaxis, labels, 24 if not upright[name] else 34)
+        _label_layers(axis.xaxis, labels, 20 if not upright[name] else 30)
         if upright[name]:
             axis.xaxis.set_tick_params(labelrotation=90)
         axis.set_xlabel("layer")
@@ -162,10 +162,10 @@ def _rows(labels: Sequence[str], title: str, xlabel: str) -> tuple[Figure, Axes]
     left = _LEFT + _reach(labels)
     axis = _panel(figure, left, _BOTTOM, _WIDTH - left - _RIGHT, height)
     axis.set_ylim(count - 0.5, -0.5)
-    _label_layers(axis.yaxis, labels, max(1, int(height / 11)))
+    _label_layers(axis.yaxis, labels, max(1, int(height / 12)))
     axis.set_title(title)
     axis.set_xlabel(xlabel)
-    axis.annotate("layer", (0, 0), (-12, -13), "axes fraction", "offset points", ha="right", fontsize=8.5, color=COLOURS["faint"])
+    axis.annotate("layer", (0, 0), (-12, -13), "axes fraction", "offset points", ha="right", fontsize=9.5, color=COLOURS["faint"])
     axis.spines["left"].set_visible(False)
     axis.grid(True, axis="x")
     return figure, axis
@@ -398,10 +398,10 @@ def cost(panels: Mapping[str, Mapping[str, float]]) -> Figure:
                 row,
                 f"{value:,.0f}" if value >= 100 else f"{value:.2g}",
                 va="center",
-                fontsize=8.5,
+                fontsize=9.5,
                 color=COLOURS["faint"],
             )
-            axis.text(-0.02 * most, row, name, va="center", ha="right", fontsize=8.5)
+            axis.text(-0.02 * most, row, name, va="center", ha="right", fontsize=9.5)
         axis.set_xlim(0, most)
         axis.set_ylim(len(bars) - 0.5, -0.5)
         axis.set_axis_off()

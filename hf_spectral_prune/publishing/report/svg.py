@@ -27,7 +27,7 @@ COLOURS = {
     "paper": "#fefefe",
 }
 STYLE: Any = {
-    "font.size": 9,
+    "font.size": 10,
     # Measured with a font that comes with matplotlib; the page's own fonts are narrower, so that nothing grows.
     "font.family": ["DejaVu Sans"],
     "text.color": COLOURS["ink"],
@@ -35,7 +35,7 @@ STYLE: Any = {
     "axes.edgecolor": COLOURS["line"],
     "axes.labelcolor": COLOURS["faint"],
     "axes.titlecolor": COLOURS["ink"],
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.titlepad": 7,
     "axes.facecolor": "none",
@@ -48,12 +48,12 @@ STYLE: Any = {
     "ytick.color": COLOURS["line"],
     "xtick.labelcolor": COLOURS["faint"],
     "ytick.labelcolor": COLOURS["faint"],
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
     "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.8,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9.5,
     "figure.facecolor": "none",
     "svg.fonttype": "none",
     "path.simplify": False,
@@ -62,7 +62,7 @@ _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _NO_METADATA: dict[str, None] = dict.fromkeys(["Creator", "Date", "Format", "Type"])
 _DPI = 160
 # Pixels for a point, at most.
-_LARGEST = 1.6
+_LARGEST = 1.5
 
 
 def to_svg(figure: Figure, name: str, text: str) -> str:

@@ -150,7 +150,7 @@ def verdict_on(name: str, cells: Sequence[Record], metric: str) -> str:
         return f"Verdict for {name}: no cell has a figure."
     best = "lowest" if lower else "highest"
     said = "; ".join(f"`{label}` at {', '.join(places)}" for label, places in winners.items())
-    return f"Verdict for {name}: the {best} {metric} has {said}."
+    return f"Verdict for {name}: the {metric} is {best} with {said}."
 
 
 def _block(cells: Sequence[Record], found: Mapping[tuple[str, float], list[float]]) -> list[str]:
