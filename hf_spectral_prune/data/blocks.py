@@ -160,7 +160,7 @@ def blocks(texts: Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, choice
 
 def _blocks_of_stream(texts: Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, choice: Choice) -> list[dict[str, Tensor]]:
     every = block_stream(texts, tokenizer, joiner, choice.max_seq_length)
-    found = choice.of_stream(tqdm(every, desc="Tokenising", unit=" blocks", delay=1, leave=False))
+    found = choice.of_stream(stage("Tokenising", every, unit="blocks"))
     if not found:
         raise ValueError(
             f"`max_seq_length` is {choice.max_seq_length} but the streamed text has fewer tokens than that. Give more text or "

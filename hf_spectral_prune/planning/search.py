@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..models.losses import Batch
+from ..utils.progress import stage
 from .allocate import Limits, Sizes, parameters_after, per_layer_sizes, uniform_options, uniform_sizes
 from .choose import highest
 from .reduction_target import Target
@@ -89,7 +89,7 @@ def _nearest(
     batches: Sequence[Batch],
     progress: bool,
 ) -> Sizes:
-    with tqdm(desc="Trying sizes", unit="trial", disable=not progress, leave=False) as bar:
+    with stage("Trying sizes", unit="trials", show=progress) as bar:
 
         def judge(index: int) -> float:
             bar.update()
