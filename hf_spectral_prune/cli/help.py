@@ -49,7 +49,7 @@ GROUPS = {
     ),
     "Logging": (
         *("logging_strategy", "logging_steps", "logging_first_step", "eval_strategy", "eval_steps", "eval_delay", "report_to"),
-        *("run_name", "disable_tqdm", "metric_for_best_model", "load_best_model_at_end"),
+        *("json", "run_name", "disable_tqdm", "metric_for_best_model", "load_best_model_at_end"),
     ),
     "Others": (),
 }
