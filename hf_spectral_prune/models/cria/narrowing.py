@@ -103,6 +103,13 @@ class CriaConfigMixin:
 
     consumer_bias: list[str] | None = None
 
+    def to_dict(self: Any) -> dict[str, Any]:
+        """The fields, with the number of layers by its usual name too (DistilBERT says `n_layers`).
+
+        A resumed Trainer reads the file without the class, and then looks for the layers that `per_layer_config` is about.
+        """
+        return super().to_dict() | {"num_hidden_layers": self.num_hidden_layers}  # type: ignore[misc]
+
 
 @dataclass(kw_only=True)
 class CriaDecoderConfigMixin(CriaConfigMixin):
