@@ -31,6 +31,7 @@ from .data.for_model import read_data, wrap_for
 from .data.labels import with_model_ids
 from .data.texts import CalibrationData
 from .evaluation.figures import held_out_figures, num_parameters
+from .evaluation.samples import model_samples, paired
 from .models.distributed import is_first_process, join_processes, of_first_process
 from .models.families import network_of
 from .models.families.groups import is_vision
@@ -54,6 +55,7 @@ from .surgery.norms import norm_notes
 from .surgery.plan import PruningPlan
 from .utils.files import num_bytes
 from .utils.progress import RoundProgress, working
+from .utils.words import one_line
 
 logger = logging.get_logger(__name__)
 
@@ -182,6 +184,7 @@ class SpectralPruner:
         saved = self._saved(resume_from_checkpoint, options) if resume_from_checkpoint else None
         set_seed(args.seed)
         metrics_before = self.evaluate(metric_key_prefix="before") if self.eval_data is not None else {}
+        said_before = self._samples()
         check_stop_metric(args, metrics_before)
         check_loss(self.model, metrics_before, self.calibration)
         run = self._start()
@@ -215,7 +218,9 @@ class SpectralPruner:
         if args.recovery != "none":
             self.recover()
         metrics_after = self.evaluate(metric_key_prefix="after") if self.eval_data is not None else {}
-        return self._finish(run, metrics_before, metrics_after)
+        output = self._finish(run, metrics_before, metrics_after)
+        output.report.samples = paired(said_before, self._samples()) or None
+        return output
 
     def recover(self) -> RecoveryOutput:
         """Fine-tunes the model as it stands by `recovery`, `recovery_args` and `training_args`; `prune()` ends with it.
@@ -362,6 +367,16 @@ class SpectralPruner:
             self.macs_before = layer_macs(self.model, picture_of(self.model, self.calibration))
         self.state.global_step = 0
         return run
+
+    def _samples(self) -> dict[str, str]:
+        """What the model says itself, see `model_samples`; nothing where it cannot: no run may end for it."""
+        if self.eval_data is None:
+            return {}
+        try:
+            return model_samples(self.model, self.eval_data, self.processing_class)
+        except Exception as error:  # whatever the generation of a class of its own raises
+            logger.info(f"The report has no text of the model. {one_line(error)}")
+            return {}
 
     def _saved(self, resume: bool | str | Path, options: dict[str, Any]) -> checkpoint.Checkpoint:
         folder = checkpoint.latest(str(self.args.output_dir)) if resume is True else Path(str(resume))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
-from ..utils.words import did_you_mean
+from ..utils.words import did_you_mean, install_words
 from .parsing import parse, take_folder
 
 
@@ -58,7 +58,7 @@ def _module(name: str) -> Any:
         return import_module(f"hf_spectral_prune.publishing.export.{name}")
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"`cria export {name}` needs the package `{error.name}`. Install it by `pip install 'hf-spectral-prune[{name}]'`."
+            f"`cria export {name}` needs the package `{error.name}`. To install it, {install_words(name)}."
         ) from None
 
 

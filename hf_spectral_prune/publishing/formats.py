@@ -26,6 +26,22 @@ def number(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
 
 
+def metric(name: str, value: float) -> str:
+    """A held-out figure by its name: accuracies as percentages, others as `number` writes them."""
+    return percent(value) if _is_share(name, value) else number(value)
+
+
+def metric_change(name: str, before: float, after: float) -> str:
+    """What a held-out figure gained or lost: accuracies in percentage points, others as a percentage of what they were."""
+    if _is_share(name, before) and _is_share(name, after):
+        return f"{100 * (after - before):+.1f} points"
+    return change(before, after)
+
+
+def _is_share(name: str, value: float) -> bool:
+    return name.endswith("accuracy") and 0 <= value <= 1
+
+
 def change(before: float, after: float) -> str:
     """What a figure gained or lost, as a percentage with one decimal; empty where there is no such share."""
     if not before or not math.isfinite(before) or not math.isfinite(after):

@@ -45,6 +45,7 @@ class PruningReport:
         method, sources: sentences of a pruner of another method than SpectralPruner's, and the papers it names.
         detrimental: what the search for detrimental neurons found.
         macs: of models that read images, see `macs_report`.
+        samples: [{"text", "before", "after"}], see `evaluation.samples`; None where the run has none.
         latency, size_on_disk_before: of the dense model too, see `paired_latency`; None where they were not measured.
         files, written, size_on_disk: digests of the files that the self-check read, names of all that saving wrote, and bytes of
             the weights; None before the model is saved.
@@ -75,6 +76,7 @@ class PruningReport:
     sources: list[str] | None = None
     detrimental: dict[str, Any] | None = None
     macs: dict[str, Any] | None = None
+    samples: list[dict[str, str]] | None = None
     latency: dict[str, dict[str, float]] | None = None
     size_on_disk_before: int | None = None
     files: dict[str, dict[str, Any]] | None = None

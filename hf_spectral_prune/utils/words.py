@@ -6,6 +6,11 @@ import difflib
 from collections.abc import Collection, Iterable
 
 
+def install_words(extra: str) -> str:
+    """How to install this package with an extra; it is on no index yet."""
+    return f"run `pip install -e '.[{extra}]'` in a clone of this package's repository"
+
+
 def did_you_mean(word: object, known: Iterable[str], prefix: str = "", otherwise: str = "") -> str:
     """A sentence (with a space before it) that names the nearest known word, or `otherwise` if none is near."""
     # A slip of the finger is nearer than this; words that only share letters are not, and naming one would mislead.

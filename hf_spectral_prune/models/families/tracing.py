@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ...utils.words import install_words
 from ..cria.channels import CONVOLUTIONS, MATRICES, VECTORS, narrow, widths_of
 from .base import Slice, UnitGroup, network_of
 from .forward import last_differentiable, run
@@ -152,7 +153,7 @@ def _dependency_graph(network: nn.Module, example: Tensor) -> Any:
         import torch_pruning
     except ImportError:
         raise ValueError(
-            "Finding channels needs the package torch-pruning. Install it: pip install 'hf-spectral-prune[vision]'."
+            f"Finding channels needs the package `torch-pruning`. To install it, {install_words('vision')}."
         ) from None
 
     def outputs(_network: nn.Module, _example: Tensor) -> list[Tensor]:

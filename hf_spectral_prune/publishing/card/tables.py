@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from ..formats import change, number
+from ..formats import change, metric, metric_change
 from ..pruning_report import PruningReport
 from ..saved_folder import REPORT, SavedFolder
 
@@ -89,8 +89,20 @@ def metric_rows(saved: SavedFolder) -> list[Row]:
     rows: list[Row] = []
     for name, before, after in metrics(saved):
         what = name.replace("_", " ").capitalize()
-        rows.append((what, number(before), number(after), change(before, after)))
+        rows.append((what, metric(name, before), metric(name, after), metric_change(name, before, after)))
     return rows
+
+
+def sample_rows(saved: SavedFolder) -> tuple[list[str], list[Row]]:
+    """Head and rows (text, before, after) of what both models said; no rows where the run has none."""
+    found = saved.report.samples or []
+    head = ["Text", "before", "after"] if pipeline_is_classifier(saved) else ["Prompt", "before", "after"]
+    return head, [(one["text"], one["before"], one["after"]) for one in found]
+
+
+def pipeline_is_classifier(saved: SavedFolder) -> bool:
+    """Whether the model classifies texts."""
+    return any(name.endswith("ForSequenceClassification") for name in saved.config.get("architectures") or ())
 
 
 def speed_rows(saved: SavedFolder) -> list[Row]:
@@ -107,26 +119,29 @@ def speed_rows(saved: SavedFolder) -> list[Row]:
 
 def before_after_table(report: PruningReport) -> str:
     """The report's figures as a table of three columns, from what was measured only."""
-    rows: list[tuple[str, float | None, float | None, str]] = [
-        ("Parameters", report.parameters_before, report.parameters_after, ",.0f")
-    ]
+    rows = [_row("Parameters", report.parameters_before, report.parameters_after, ",.0f")]
     if report.macs is not None:
-        rows.append(("MACs of one image", report.macs["before"], report.macs["after"], ",.0f"))
+        rows.append(_row("MACs of one image", report.macs["before"], report.macs["after"], ",.0f"))
     if report.size_on_disk_before is not None and report.size_on_disk is not None:
-        rows.append(("Size on disk, MB", report.size_on_disk_before / 1e6, report.size_on_disk / 1e6, ",.0f"))
+        rows.append(_row("Size on disk, MB", report.size_on_disk_before / 1e6, report.size_on_disk / 1e6, ",.1f"))
     before, after = report.metrics_before, report.metrics_after
     for name in ("perplexity",) if "before_perplexity" in before else [key.removeprefix("before_") for key in before]:
-        form = ",.2f" if name == "perplexity" else ",.4f"
-        rows.append((f"Held-out {name}", before[f"before_{name}"], after[f"after_{name}"], form))
+        old, new = before[f"before_{name}"], after[f"after_{name}"]
+        rows.append((f"Held-out {name}", metric(name, old), metric(name, new), metric_change(name, old, new)))
     if report.latency is not None:
         for name, key in (("Prefill, tokens/s", "prefill"), ("Decode, tokens/s", "decode")):
             key = f"{key}_tokens_per_second"
-            rows.append((name, report.latency["before"][key], report.latency["after"][key], ",.1f"))
-    lines = [f"| {'':20} | {'before':>12} | {'after':>12} | {'change':>8} |", f"|{'-' * 22}|{'-' * 13}:|{'-' * 13}:|{'-' * 9}:|"]
-    for name, old, new, form in rows:
-        assert old is not None and new is not None
-        lines.append(f"| {name:20} | {old:>12{form}} | {new:>12{form}} | {change(old, new):>8} |")
+            rows.append(_row(name, report.latency["before"][key], report.latency["after"][key], ",.1f"))
+    lines = [
+        f"| {'':20} | {'before':>12} | {'after':>12} | {'change':>11} |",
+        f"|{'-' * 22}|{'-' * 13}:|{'-' * 13}:|{'-' * 12}:|",
+    ]
+    lines += [f"| {name:20} | {old:>12} | {new:>12} | {gain:>11} |" for name, old, new, gain in rows]
     return "\n".join([*lines, "", *_shapes(report.sizes)])
+
+
+def _row(name: str, before: float, after: float, form: str) -> tuple[str, str, str, str]:
+    return name, f"{before:{form}}", f"{after:{form}}", change(before, after)
 
 
 def _shapes(sizes: dict[str, list[int]]) -> list[str]:

@@ -288,6 +288,24 @@ def loading_code(saved: SavedFolder, name: str, *, remote: bool) -> str:
     return "\n".join(lines)
 
 
+def usage_code(saved: SavedFolder) -> str:
+    """The lines that use the model once it is loaded; empty where its task has no line that would do for all models."""
+    if network(saved) or not (saved.path / "tokenizer_config.json").is_file():
+        return ""
+    task = pipeline_tag(saved)
+    if task == "text-generation":
+        return (
+            '\n\ninputs = tokenizer("Once upon a time", return_tensors="pt")\n'
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"
+        )
+    if task == "text-classification":
+        return (
+            '\n\nlogits = model(**tokenizer("A text to classify.", return_tensors="pt")).logits\n'
+            "print(model.config.id2label[int(logits.argmax())])"
+        )
+    return ""
+
+
 def _processor(saved: SavedFolder) -> list[str]:
     if (saved.path / "tokenizer_config.json").is_file():
         return ["AutoTokenizer"]

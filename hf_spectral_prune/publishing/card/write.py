@@ -270,17 +270,20 @@ def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
     lists = {"method": words.method_lines(saved), "limits": words.limit_lines(saved)}
     tables = {"size_rows": card_tables.size_rows(saved), "width_rows": width_rows, "metric_rows": card_tables.metric_rows(saved)}
     tables["speed_rows"] = card_tables.speed_rows(saved)
+    sample_head, samples = card_tables.sample_rows(saved)
     return {
         **{key: value and prose(value) for key, value in sentences.items()},
         **{key: [prose(line) for line in lines] for key, lines in lists.items()},
         **{key: [[cell(entry) for entry in row] for row in rows] for key, rows in tables.items()},
         "kinds": [cell(kind) for kind in kinds],
+        "sample_head": sample_head,
+        "sample_rows": [[escaped(entry) for entry in row] for row in samples],
         "plots": _plots(saved.path),
         "cria": cria,
         "network": words.network(saved),
         "architecture": code(words.architecture(saved)),
-        "code": words.loading_code(saved, name, remote=False),
-        "remote_code": words.loading_code(saved, name, remote=True) if cria else None,
+        "code": words.loading_code(saved, name, remote=False) + words.usage_code(saved),
+        "remote_code": words.loading_code(saved, name, remote=True) + words.usage_code(saved) if cria else None,
         "machine": escaped(words.machine_words(saved)),
         "versions": escaped(", ".join(f"{library} {version}" for library, version in saved.report.versions.items())),
         "criterion": code(saved.plan.criterion),

@@ -10,7 +10,7 @@ from typing import Any
 from ...planning import SCORES_FILE, GroupScores, RoundScores
 from ..card import tables as card_tables
 from ..card import words
-from ..formats import change, number, percent
+from ..formats import change, metric, metric_change, number, percent
 from ..saved_folder import SavedFolder
 from . import charts
 from .page import Chart, Section, Table
@@ -55,7 +55,8 @@ def comparison_rows(saved: SavedFolder) -> list[tuple[str, str, str, str]]:
     """
     rows = [tuple(row) for row in card_tables.size_rows(saved)]
     for name, before, after in card_tables.metrics(saved):
-        rows.append((f"Held-out {name.replace('_', ' ')}", number(before), number(after), change(before, after)))
+        what = f"Held-out {name.replace('_', ' ')}"
+        rows.append((what, metric(name, before), metric(name, after), metric_change(name, before, after)))
     return [*rows, *card_tables.speed_rows(saved)]  # type: ignore[list-item]
 
 
@@ -71,6 +72,19 @@ def before_and_after(saved: SavedFolder) -> Section:
         text.append("Speed was not measured in this run.")
     table = Table(["", "before", "after", "change"], comparison_rows(saved))
     return Section("before-and-after", "Before and after", text, tables=[table])
+
+
+def own_words(saved: SavedFolder) -> Section:
+    """What both models make of three held-out texts, side by side."""
+    title, (head, rows) = "In its own words", card_tables.sample_rows(saved)
+    if not rows:
+        return _missing("words", title, "The model was not asked to continue or to classify any text.")
+    text = (
+        "Greedy continuations of at most 40 tokens; the prompts are how three held-out texts begin."
+        if head[0] == "Prompt"
+        else "The most likely label of three held-out texts, with its probability."
+    )
+    return Section("words", title, [text], tables=[Table(head, [[entry or "–" for entry in row] for row in rows], words=True)])
 
 
 # ---- widths

@@ -82,6 +82,7 @@ def _all_sections(saved: SavedFolder, scores: Sequence[RoundScores]) -> Iterator
     from . import sections
 
     yield sections.before_and_after(saved)
+    yield sections.own_words(saved)
     yield sections.widths(saved)
     yield sections.scores(saved, scores)
     yield sections.spectra(saved, scores)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...utils.files import write_png
-from ..showing import COLOURS, DPI, MARKERS, add_legend, new_figure
+from ..showing import DPI, MARKERS, add_legend, new_figure, series_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = (*COLOURS, "#000000")
 _BAND = "#BBBBBB"
 
 
@@ -45,19 +45,29 @@ def draw(panels: Sequence[Panel], path: str | Path) -> None:
     column_width = max(1.0, 0.13 * max(len(panel.series) for panel in panels))
     figure = new_figure(column_width * columns + 3, 3.9 * len(panels))
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    labels = list(dict.fromkeys(one.label for panel in panels for one in panel.series))
+    colours = series_colours(labels, _best(panels))
     for axis, panel in zip(axes, panels, strict=True):
-        _panel(axis, panel)
+        _panel(axis, panel, colours)
     axes[-1].set_xlabel("layer")
     add_legend(figure)
     write_png(figure, Path(path), DPI)
 
 
-def _panel(axis: Axes, panel: Panel) -> None:
+def _best(panels: Sequence[Panel]) -> list[str]:
+    """Labels by their mean over all panels, best first; this package's own criterion leads."""
+    means: dict[str, list[float]] = {}
+    for one in (one for panel in panels for one in panel.series):
+        means.setdefault(one.label, []).append(-1.0 if one.mean is None else one.mean)
+    return sorted(means, key=lambda label: (label != "spectral", -statistics.mean(means[label])))
+
+
+def _panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     """Each layer is a column in which the criteria stand side by side; the last column is the mean."""
     mean_at = len(panel.layers)
     for index, one in enumerate(panel.series):
         offset = (index + 0.5) / len(panel.series) * 0.84 - 0.42
-        style: dict[str, Any] = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        style: dict[str, Any] = {"color": colours[one.label], "marker": MARKERS[index % len(MARKERS)]}
         points = [(at + offset, value) for at, value in enumerate(one.values) if value is not None]
         for at, value in points:
             axis.plot([at, at], [0, value], color=style["color"], linewidth=1, alpha=0.6, zorder=2)

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...utils.files import write_png
-from ..showing import COLOURS, DPI, MARKERS, add_legend, new_figure
+from ..showing import DPI, GREY, MARKERS, add_legend, new_figure, series_colours
 from .folder import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# More lines than colours differ by marker and dash as well.
-_DASHES = ("-", "--", ":", "-.")
 # A perplexity that spans more than this factor is drawn on a logarithmic axis.
 _LOG_FACTOR = 3.0
 
@@ -41,12 +39,13 @@ def comparison_figure(panels: Mapping[str, Sequence[Record]], dense: Record, met
     labels = list(dict.fromkeys(cell["label"] for cells in panels.values() for cell in cells))
     figure = new_figure(4.6 * len(panels) + 2.2, 4.6)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    colours = series_colours(labels, _best(panels, metric))
     heights = [float(dense["metrics"][metric])]
     for axis, (title, cells) in zip(axes, panels.items(), strict=True):
         for index, label in enumerate(labels):
             points = _points([cell for cell in cells if cell["label"] == label], metric)
             heights += [edge for _, low, _, high in points for edge in (low, high)]
-            _line(axis, points, label, index)
+            _line(axis, points, label, colours[label], MARKERS[index % len(MARKERS)])
         axis.plot(dense["parameters"] / 1e6, heights[0], "*", color="black", markersize=13, linestyle="none", label="dense")
         axis.axhline(heights[0], color="black", linewidth=0.6, alpha=0.4, zorder=0)
         axis.set_title(title, fontsize=10)
@@ -60,6 +59,23 @@ def comparison_figure(panels: Mapping[str, Sequence[Record]], dense: Record, met
     axes[0].set_ylabel(words)
     add_legend(figure)
     return figure
+
+
+def _best(panels: Mapping[str, Sequence[Record]], metric: str) -> list[str]:
+    """Labels by their mean rank over all panels and reductions, best first; this package's own criterion leads."""
+    ranks: dict[str, list[int]] = {}
+    for cells in panels.values():
+        by_size: dict[float, dict[str, list[float]]] = {}
+        for cell in cells:
+            if cell["error"] is None:
+                values = by_size.setdefault(cell["target_reduction"], {}).setdefault(cell["label"], [])
+                values.append(float(cell["metrics"][metric]))
+        for found in by_size.values():
+            means = {label: statistics.mean(values) for label, values in found.items()}
+            ordered = sorted(means, key=means.__getitem__, reverse=metric not in ("perplexity", "loss"))
+            for rank, label in enumerate(ordered):
+                ranks.setdefault(label, []).append(rank)
+    return sorted(ranks, key=lambda label: (label != "spectral", statistics.mean(ranks[label])))
 
 
 def _points(cells: Sequence[Record], metric: str) -> list[tuple[float, float, float, float]]:
@@ -76,7 +92,7 @@ def _points(cells: Sequence[Record], metric: str) -> list[tuple[float, float, fl
     return sorted(points)
 
 
-def _line(axis: Axes, points: Sequence[tuple[float, float, float, float]], label: str, index: int) -> None:
+def _line(axis: Axes, points: Sequence[tuple[float, float, float, float]], label: str, colour: str, marker: str) -> None:
     if not points:
         return
     sizes, lows, means, highs = zip(*points, strict=True)
@@ -87,9 +103,9 @@ def _line(axis: Axes, points: Sequence[tuple[float, float, float, float]], label
         means,
         yerr=(down, up) if any(down) or any(up) else None,
         label=label,
-        color=COLOURS[index % len(COLOURS)],
-        marker=MARKERS[index % len(MARKERS)],
-        linestyle=_DASHES[index // len(COLOURS) % len(_DASHES)],
+        color=colour,
+        marker=marker,
+        zorder=1.5 if colour == GREY else 2,
         markersize=5,
         linewidth=1.5,
         elinewidth=1,

@@ -200,7 +200,7 @@ def test_what_was_not_measured_is_said_and_no_figure_invented(folder):
     assert card.data.eval_results is None
     assert card.data.base_model is None and card.data.license is None and card.data.datasets is None
     for sentence in (
-        "Quality was not measured.",
+        "Quality was measured neither before nor after pruning.",
         "Speed was not measured.",
         "| Weights on disk, MB | not measured | 70.6 |",
         "was not reloaded",
@@ -209,7 +209,15 @@ def test_what_was_not_measured_is_said_and_no_figure_invented(folder):
         "licence was not known",
         "Calibration: none",
     ):
-        assert sentence in text
+        assert text.count(sentence) == 1
+    assert "## Speed" not in text and "## Before and after" not in text
+
+
+def test_an_accuracy_is_a_percentage_and_its_change_in_points(folder):
+    change(folder, "metrics_before", to={"before_accuracy": 0.9, "before_loss": 0.5})
+    change(folder, "metrics_after", to={"after_accuracy": 0.85, "after_loss": 0.6})
+    text = write_card(folder).read_text()
+    assert "| Accuracy | 90.0 % | 85.0 % | -5.0 points |" in text and "| Loss | 0.5000 | 0.6000 | +20.0 % |" in text
 
 
 def test_figures_that_are_no_numbers_stay_out_of_the_metadata(folder):
