@@ -211,7 +211,7 @@ def _allocate(
         step = min(run.limits.step(group) * group.parameters_per_unit for group in target.groups)
         raise ValueError(
             f"`target_reduction` is {args.target_reduction}, {target.now - target.goal:,} {target.unit}, which is less than "
-            f"the smallest step of this layout ({step:,} {target.unit} a layer). Raise the target or lower `round_to`."
+            f"the smallest step of this layout ({step:,} {target.unit} per layer). Raise the target or lower `round_to`."
         )
     return sizes
 

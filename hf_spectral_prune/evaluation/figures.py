@@ -224,7 +224,7 @@ def latency(
     warmup: int = 1,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Speed of a causal language model in tokens a second, as `paired_latency` measures it, for one model alone."""
+    """Speed of a causal language model in tokens per second, as `paired_latency` measures it, for one model alone."""
     models = {"model": model}
     return paired_latency(
         models,

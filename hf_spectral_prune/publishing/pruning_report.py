@@ -136,8 +136,8 @@ def _needed(entries: dict[str, Any]) -> Iterator[str]:
     for name, within in _WITHIN.items():
         if entries.get(name) is not None:
             yield from (f"{name}.{path}" for path in within)
-    for road in entries.get("self_check") or {}:
-        yield f"self_check.{road}.max_abs_diff"
+    for way in entries.get("self_check") or {}:
+        yield f"self_check.{way}.max_abs_diff"
 
 
 def _has(value: Any, path: str) -> bool:

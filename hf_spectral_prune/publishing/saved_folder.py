@@ -112,11 +112,11 @@ def check_fit_to_publish(saved: SavedFolder) -> None:
     if not checks:
         raise ValueError(f"`{saved.path}` was never self-checked (`self_check` in `{REPORT}` is empty). {again}")
     with figures_told(saved.path):
-        for road, result in checks.items():
+        for way, result in checks.items():
             # Written so that a figure that is not a number fails.
             if not result["max_abs_diff"] <= result.get("allowed", 0.0):
                 raise ValueError(
-                    f"`{saved.path}` failed its self-check ({road}: outputs differ by {result['max_abs_diff']:.3g}). {again}"
+                    f"`{saved.path}` failed its self-check ({way}: outputs differ by {result['max_abs_diff']:.3g}). {again}"
                 )
     noted = saved.report.files
     if not noted:

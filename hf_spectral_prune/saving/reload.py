@@ -113,7 +113,7 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, An
     A per-layer folder is loaded twice: by `trust_remote_code=True` without this package, and with the package imported.
 
     Returns:
-        {road: {"class", "max_abs_diff", "parameters"}} for every road that was tried.
+        {way: {"class", "max_abs_diff", "parameters"}} for every way of loading that was tried.
 
     Raises:
         RuntimeError: it does not load, or the outputs differ; names the first weights that differ.
@@ -138,10 +138,10 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, An
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"The saved folder does not load in a fresh process: {reason}")
     results = json.loads(done.stdout.strip().splitlines()[-1])
-    for road, result in results.items():
-        _compare(road, result, model)
+    for way, result in results.items():
+        _compare(way, result, model)
     hidden = ("sums", "missing")
-    return {road: {name: value for name, value in result.items() if name not in hidden} for road, result in results.items()}
+    return {way: {name: value for name, value in result.items() if name not in hidden} for way, result in results.items()}
 
 
 def _run_beside(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -154,12 +154,12 @@ def _run_beside(command: list[str], environment: dict[str, str]) -> subprocess.C
         os.close(held)
 
 
-def _compare(road: str, result: dict[str, Any], model: PreTrainedModel) -> None:
+def _compare(way: str, result: dict[str, Any], model: PreTrainedModel) -> None:
     own = network_of(model).state_dict()
     # The Auto class of an encoder has a pooler, also where the model was made without one.
     missing = [name for name in result.get("missing", []) if name in own or not is_pooler(name)]
     if missing:
-        raise RuntimeError(f"The saved folder lacks weights: {named(missing)} would be made up at random ({road}).")
+        raise RuntimeError(f"The saved folder lacks weights: {named(missing)} would be made up at random ({way}).")
     tolerance = result["allowed"] = _TOLERANCE.get(model.dtype, 1e-5) * max(1.0, result["max_abs"])
     if result["max_abs_diff"] <= tolerance:
         return
@@ -167,6 +167,6 @@ def _compare(road: str, result: dict[str, Any], model: PreTrainedModel) -> None:
     differing = [name for name, value in sums.items() if result["sums"].get(name) != value]
     what = f"the first weight that differs is `{differing[0]}`" if differing else "all weights are equal, so the config differs"
     raise RuntimeError(
-        f"The reloaded {result['class']} ({road}) gives outputs that differ by {result['max_abs_diff']:.3g} "
+        f"The reloaded {result['class']} ({way}) gives outputs that differ by {result['max_abs_diff']:.3g} "
         f"(allowed {tolerance:.3g}); {what}."
     )

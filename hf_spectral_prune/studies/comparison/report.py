@@ -136,17 +136,14 @@ def _costs(comparison: Comparison) -> list[Section]:
             # Cells of a criterion and a seed are calibrated and scored once, and each says so.
             shared.add((cell["label"], cell["seed"]))
             spent = [*cell["shared_seconds"].items(), *spent]
-        for station, value in spent:
-            own[station] = own.get(station, 0.0) + value
-    stations = list(dict.fromkeys(station for own in seconds.values() for station in own))
-    rows = [
-        (f"`{label}`", *(f"{own[station]:,.2f}" if station in own else "–" for station in stations))
-        for label, own in seconds.items()
-    ]
-    if not stations:
+        for step, value in spent:
+            own[step] = own.get(step, 0.0) + value
+    steps = list(dict.fromkeys(step for own in seconds.values() for step in own))
+    rows = [(f"`{label}`", *(f"{own[step]:,.2f}" if step in own else "–" for step in steps)) for label, own in seconds.items()]
+    if not steps:
         return []
     text = "Seconds, summed over the cells of a criterion. A calibration that several criteria share is charged to the first."
-    return [Section("cost", "Time", [text], tables=[Table(["Criterion", *stations], rows)])]
+    return [Section("cost", "Time", [text], tables=[Table(["Criterion", *steps], rows)])]
 
 
 def _settings(whole: Mapping[str, Any]) -> Section:

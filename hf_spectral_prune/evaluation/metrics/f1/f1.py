@@ -12,11 +12,11 @@ Args:
     labels: classes to count, in the order of the result; None takes all that occur, sorted.
     pos_label: the positive class of `average="binary"`.
     average: "binary" (the positive class alone), "micro" (all counts together), "macro" (mean over classes), "weighted" (mean
-        over classes, each weighted by its number of references), or None (one value a class).
+        over classes, each weighted by its number of references), or None (one value per class).
     sample_weight: a weight for each example, or None.
 
 Returns:
-    f1: float, or an array with one value a class for `average=None`.
+    f1: float, or an array with one value per class for `average=None`.
 """
 
 
