@@ -337,6 +337,28 @@ def test_of_long_text_only_a_multiple_of_what_is_drawn_is_tokenised(kind: str, m
     assert all(tuple(row) in every for row in rows_of(first))
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_of_a_long_text_in_a_row_of_its_own_no_more_is_tokenised_than_fills_the_row(tmp_path: Path, side: str) -> None:
+    """A tokenizer keeps some hundred bytes a token of all that it is given, before it truncates."""
+    seen: list[int] = []
+
+    class Counting(PreTrainedTokenizerFast):
+        def __call__(self, text, **kwargs):
+            seen.extend(map(len, [text] if isinstance(text, str) else text))
+            return super().__call__(text, **kwargs)
+
+    letters = "".join(
+        LETTERS[index] for index in torch.randint(26, (2**21,), generator=torch.Generator().manual_seed(0)).tolist()
+    )
+    (tmp_path / "long.txt").write_text(letters)
+    tokenizer = Counting(tokenizer_object=TOKENIZER.backend_tokenizer, pad_token="<pad>", truncation_side=side)
+    source = load_texts(tmp_path / "long.txt")
+    data = build_calibration(source, tokenizer, packing=False, num_samples=4, max_seq_length=32)
+    assert 32 <= sum(seen) < 4096
+    row = letters[:32] if side == "right" else letters[-32:]
+    assert rows_of(data) == [ids_of(row)]
+
+
 def test_unpadded_rows_are_what_they_were_before_padding() -> None:
     for side in ("left", "right"):
         tokenizer = make_tokenizer(padding_side=side, pad_token="<pad>")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCABULARY, logits, random_batch, tiny_model
+from conftest import VOCABULARY, logits, random_batch, tiny_encoder, tiny_model
 from hub_client import Client
 from hub_server import DIE, LOSE_ANSWER, REFUSE, Hub, upload_mode
 from safetensors.torch import save_file
@@ -501,3 +501,33 @@ except OSError as error:
     assert f"The model itself is saved in `{tmp_path / 'out'}`." in message
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert hub.repos["me/cria"].messages == ["initial commit"]
+
+
+# ---- what a model of the Hub has beside it
+
+
+def test_a_model_of_the_hub_brings_its_other_files(hub, client, tokenizer, tmp_path):
+    """Those that loading has no use for are fetched for it; weights in other formats are not."""
+    source, out = tmp_path / "bge", tmp_path / "out"
+    tiny_encoder(task="Model").save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    modules = [{"idx": index, "path": path, "type": "a.Module"} for index, path in enumerate(["", "1_Pooling", "2_Normalize"])]
+    carried = {
+        "modules.json": json.dumps(modules).encode(),
+        "1_Pooling/config.json": b'{"pooling_mode": "cls"}',
+        "config_sentence_transformers.json": b"{}",
+        "sentence_bert_config.json": b'{"max_seq_length": 64}',
+        "LICENSE": b"terms",
+    }
+    others = {"README.md": b"---\nlicense: mit\n---\n", "pytorch_model.bin": b"x", "onnx/model.onnx": b"x", "notes.txt": b"x"}
+    hub.make("me/bge", files_of(source) | carried | others)
+    words = ["prune", "me/bge", "--output_dir", str(out), "--criterion", "magnitude", "--compensation", "none"]
+    words += ["--allocation", "proportional", "--target_reduction", "0.1", "--round_to", "4", "--self_check", "False"]
+    code, said = client.cria(*words)
+    assert code == 0, said[-2000:]
+    assert {name: (out / name).read_bytes() for name in carried} == carried
+    assert (out / "2_Normalize").is_dir()  # a module without files
+    assert not [name for name in others if name != "README.md" and (out / name).exists()]
+    assert "Not carried over from `me/bge`, as no file that is known: `notes.txt`." in said
+    assert not [request for request in hub.requests if request.endswith((".bin", ".onnx")) and request.startswith("GET")]
+    assert set(carried) <= set(json.loads((out / "pruning_report.json").read_text())["written"])
