@@ -15,27 +15,31 @@ from .choose import highest
 from .reduction_target import Target
 from .trial import divergence
 
-# Information says what a little change costs, not what emptying a layer does: each keeps a share of the mean share that stays.
-# The first is where a search begins; 1 would make all layers alike.
-LEAST_SHARES = (0.2, 0.4, 0.6, 0.8)
-_FIRST = 1
+# Information says what a little change costs, not what emptying a layer does: each keeps this much of the mean share that stays.
+_LEAST_SHARE = 0.4
+# What the information of heads counts beside that of neurons. A repair makes up for the loss of whole heads better than
+# information foretells, by how much differs from model to model.
+HEAD_PRICES = (0.1, 0.3, 1.0, 3.0)
+_FIRST = HEAD_PRICES.index(1.0)
 
 
-def fisher_sizes(
-    target: Target, limits: Limits, damage: Mapping[str, Tensor], least_share: float = LEAST_SHARES[_FIRST]
-) -> Sizes:
+def fisher_sizes(target: Target, limits: Limits, damage: Mapping[str, Tensor], head_price: float = 1.0) -> Sizes:
     """Sizes by the Fisher information of the units (`fisher_damage`), ranked over all groups.
 
+    No group keeps less than 0.4 of the share that all together keep, unless that puts the target out of reach (sizes are
+    rounded up to it).
+
     Args:
-        least_share: no group keeps less than this times the share that all together keep, unless that puts the target out of
-            reach (sizes are rounded up to it).
+        head_price: factor of the heads' information.
     """
     removed = (target.now - target.goal) / sum(group.size * group.parameters_per_unit for group in target.groups)
-    floored = replace(limits, least_share=least_share * max(0, 1 - removed))
+    floored = replace(limits, least_share=_LEAST_SHARE * max(0, 1 - removed))
     least = {group.key: floored.floor(group) for group in target.groups}
     if (parameters_after(target.groups, least, target.now) if target.count is None else target.count(least)) > target.goal:
         floored = limits
-    return per_layer_sizes(target.groups, target.now, target.goal, floored, damage, target.count)
+    heads = {group.key for group in target.groups if group.kind == "heads"}
+    priced = {key: curve * head_price if key in heads else curve for key, curve in damage.items()}
+    return per_layer_sizes(target.groups, target.now, target.goal, floored, priced, target.count)
 
 
 def search_uniform(
@@ -67,14 +71,14 @@ def search_per_layer(
     batches: Sequence[Batch],
     progress: bool = True,
 ) -> Sizes:
-    """A size for every group, by trials (`divergence`) of how far widths follow the information, see `fisher_sizes`.
+    """A size for every group, by trials (`divergence`) of what heads should count beside neurons, beginning with `fisher_sizes`.
 
     Raises:
         ValueError: see `per_layer_sizes`.
     """
     options: list[Sizes] = []
-    for share in LEAST_SHARES:
-        sizes = fisher_sizes(target, limits, damage, share)
+    for price in HEAD_PRICES:
+        sizes = fisher_sizes(target, limits, damage, price)
         if sizes not in options:
             options.append(sizes)
     first = options.index(fisher_sizes(target, limits, damage))
@@ -111,4 +115,4 @@ def descend(count: int, first: int, judge: Callable[[int], float]) -> int:
     return best
 
 
-__all__ = ["LEAST_SHARES", "descend", "fisher_sizes", "search_per_layer", "search_uniform"]
+__all__ = ["HEAD_PRICES", "descend", "fisher_sizes", "search_per_layer", "search_uniform"]

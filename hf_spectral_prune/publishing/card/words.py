@@ -50,8 +50,8 @@ _SHARES = {
         "scores": "The scores of all layers were ranked together.",
         "loss_curves": "The share of each layer follows the measured loss of cutting it alone{on}.",
         "fisher": "The share of each layer follows the Fisher information of its units, ranked over all layers together.",
-        "search": "The share of each layer follows the Fisher information of its units, ranked over all layers together, as far "
-        "as the repaired model then said most nearly what the dense one says{on}.",
+        "search": "The share of each layer follows the Fisher information of its units, ranked over all layers together, with "
+        "the weight for heads whose repaired model said most nearly what the dense one says{on}.",
     },
 }
 _SCOPES = {
