@@ -2,7 +2,7 @@
 
     python benchmarks/readme_picture.py cria-smollm2 --output docs/figures/overview
 
-Left: parameters, size, held-out perplexity and speed after the cut, as a share of the dense model's. Right: the leading
+Left: parameters, size, held-out perplexity and, where measured, speed after the cut, as a share of the dense model's. Right: the leading
 eigenvalues of the spectral distortion in every FFN layer, the largest one marked.
 """
 
@@ -27,12 +27,13 @@ THEMES = {
 
 
 def bars(report: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """(what, before, after) of the figures that the demo prints."""
+    """(what, before, after) of the figures that the demo prints; without speeds where the run has none."""
     rows = [("parameters", report["parameters_before"], report["parameters_after"])]
+    rows.append(("weights, MB", report["size_on_disk_before"] / 1e6, report["size_on_disk"] / 1e6))
     before, after = report["metrics_before"], report["metrics_after"]
     rows.append(("perplexity", before["before_perplexity"], after["after_perplexity"]))
-    speed = report["latency"]
-    for name in ("prefill", "decode"):
+    speed = report.get("latency")
+    for name in ("prefill", "decode") if speed else ():
         key = f"{name}_tokens_per_second"
         rows.append((f"{name}, tokens/s", speed["before"][key], speed["after"][key]))
     return rows

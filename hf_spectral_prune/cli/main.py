@@ -45,7 +45,7 @@ class _Terminated(KeyboardInterrupt):
 def _usage() -> str:
     rows = "\n".join(f"  {name:12}{purpose}" for name, purpose in COMMANDS.items())
     hint = "`cria COMMAND --help` explains every flag, `cria --version` tells the version."
-    return f"usage: cria COMMAND [recipe.yaml] [--flags]\n\n{rows}\n\n{hint}"
+    return f"usage: cria COMMAND [MODEL] [recipe.yaml] [--flags]\n\n{rows}\n\n{hint}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,6 +46,7 @@ _LEFT = (
     *("*.onnx", "*.onnx.data", "*.onnx_data", "onnx", "openvino", "coreml", "original", "*.tflite", "*.mlmodel", "*.mlpackage"),
     *(
         ".*",
+        "__init__.py",
         "README.md",
         "config.json",
         "generation_config.json",
