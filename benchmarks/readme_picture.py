@@ -2,8 +2,8 @@
 
     python benchmarks/readme_picture.py cria-smollm2 --output docs/figures/overview
 
-Left: parameters, size, held-out perplexity and, where measured, speed after the cut, as a share of the dense model's. Right: the leading
-eigenvalues of the spectral distortion in every FFN layer, the largest one marked.
+Left: parameters, size, held-out perplexity and, where measured, speed after the cut, as a share of the dense model's.
+Right: the leading eigenvalues of the spectral distortion in every FFN layer, the largest one marked.
 """
 
 from __future__ import annotations
