@@ -16,7 +16,7 @@ from transformers.utils import logging
 from .arguments import SpectralPruningArguments
 from .criteria import Criterion, make_criterion
 from .data.texts import CalibrationData
-from .models.families import check_unshared, family_of, unit_groups
+from .models.families import check_unshared, family_of, kinds_of, unit_groups
 from .models.folder_files import read_config
 from .models.losses import Batch, check_targets, has_targets, loss_of, moved_to
 from .planning.reduction_target import check_scope
@@ -27,6 +27,7 @@ from .recovery.recover import lora_targets, recovery_arguments
 from .saving.folder import check_generation_options
 from .saving.place import check_output_dir
 from .saving.reload import check_reloads
+from .saving.structure_proof import check_structure
 from .surgery import check_compensation, check_mistral, fingerprint
 from .surgery.settle import check_class
 from .utils.files import SMALL_FILES, check_room, num_bytes
@@ -59,13 +60,16 @@ def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Crite
 def settle_options(
     model: PreTrainedModel, args: SpectralPruningArguments, calibration: CalibrationData | None
 ) -> SpectralPruningArguments:
-    """The options with what is left open in them: all kinds of `units` that the family has, what `auto` compensation stands for
-    (`sequential`; none for channels and without calibration data), and what `auto` allocation does."""
+    """The options with what is left open in them: all kinds of `units` that the model has, what `auto` compensation stands for
+    (`sequential`, or `least_squares` for models known by structure; none for channels and without calibration data), and what
+    `auto` allocation does."""
     family = family_of(model.config)
-    units: list[str] = [*family.unit_kinds] if args.units is None else args.units
+    units: list[str] = [*kinds_of(model)] if args.units is None else args.units
     compensation = args.compensation
-    if compensation == "auto":
-        compensation = "sequential" if calibration is not None and not family.traced else "none"
+    if compensation == "auto" and (calibration is None or family.traced):
+        compensation = "none"
+    elif compensation == "auto":
+        compensation = "least_squares" if family.by_structure else "sequential"
     return settle_allocation(model, replace(args, units=units, compensation=compensation), calibration)
 
 
@@ -82,7 +86,9 @@ def check_result_class(model: PreTrainedModel, args: SpectralPruningArguments) -
 def check_data(
     model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion, calibration: CalibrationData | None
 ) -> None:
-    """Tells of missing calibration data, and of missing targets where a loss is needed, before any work."""
+    """Tells of missing calibration data, of missing targets where a loss is needed, and of a model without a table whose
+    structure does not prove itself on the data, before any work."""
+    check_structure(model, calibration.batches[0] if calibration is not None else None)
     args = settle_allocation(model, args, calibration)
     measured = args.allocation in ("loss_curves", "fisher", "search")
     needs = {

@@ -16,6 +16,7 @@ from .data.texts import CalibrationData
 from .evaluation.figures import num_parameters
 from .models.distributed import of_first_process
 from .models.families import UnitGroup, family_of, unit_groups
+from .models.families.structure import structure_note
 from .models.losses import Batch, num_targets, single_sequences
 from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
 from .planning.damage import fisher_damage, loss_curves, score_damage
@@ -78,7 +79,9 @@ def start(
     if args.compensation == "bias":
         add_consumer_biases(model, args.layout)
         target = replace(set_target(model, args, before, num_parameters(model), calibration), goal=target.goal)
+    family = family_of(model.config)
     return Run(
+        notes=[structure_note(family)] if family.by_structure else [],
         groups=unit_groups(model, args.units),
         limits=_limits(model, args),
         parameters_before=before,

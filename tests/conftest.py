@@ -28,6 +28,8 @@ hypothesis.settings.load_profile("patient")
 
 VOCABULARY = 96
 
+# Of a head of size 4; a rotation needs pairs, and the default of some families is a quarter.
+_HALF_ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
 # Row of the test matrix: stock class prefix and the config fields that make the family what it is.
 FAMILIES = {
     "llama": ("Llama", {}),
@@ -45,6 +47,17 @@ FAMILIES = {
     "gemma2": ("Gemma2", {"sliding_window": 8, "query_pre_attn_scalar": 8}),
     "gemma3": ("Gemma3", {"sliding_window": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2}),
     "gemma3-biases": ("Gemma3", {"attention_bias": True, "sliding_window_pattern": 2}),
+    "starcoder2": ("Starcoder2", {"sliding_window": None}),
+    "nemotron": ("Nemotron", {}),
+    "cohere": ("Cohere", {"logit_scale": 1.0}),
+    "cohere2": ("Cohere2", {"logit_scale": 1.0, "sliding_window": 8}),
+    "glm": ("Glm", {"pad_token_id": 0}),
+    "glm4": ("Glm4", {"pad_token_id": 0}),
+    "phi": ("Phi", {}),
+    "stablelm": ("StableLm", _HALF_ROTARY),
+    "stablelm-parallel": ("StableLm", _HALF_ROTARY | {"use_parallel_residual": True}),
+    "opt": ("OPT", {"ffn_dim": 24, "word_embed_proj_dim": 32}),
+    "opt-post-norm": ("OPT", {"ffn_dim": 24, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
 }
 _LINEAR_ATTENTION = {f"linear_{name}_head_dim": 4 for name in ("key", "value")} | {"full_attention_interval": 2}
 _LINEAR_ATTENTION |= {f"linear_num_{name}_heads": 4 for name in ("key", "value")}
@@ -54,7 +67,16 @@ FFN_ONLY = {
     "olmo2": ("Olmo2", {}),
     "olmo3": ("Olmo3", {"sliding_window": 8}),
     "qwen3_5": ("Qwen3_5", _LINEAR_ATTENTION),
+    "gpt_neox": ("GPTNeoX", _HALF_ROTARY),
+    "falcon": ("Falcon", {"ffn_hidden_size": 24}),
+    "falcon-alibi": ("Falcon", {"ffn_hidden_size": 24, "alibi": True, "parallel_attn": False, "bias": True}),
+    "gpt2": ("GPT2", {"n_inner": 24}),
+    "gpt2-open": ("GPT2", {}),
 }
+# Families whose table is another's under other names: beside the pairwise products, the fast tests leave them out.
+ALIKE = {"starcoder2", "nemotron", "cohere2", "glm", "stablelm", "falcon-alibi", "gpt2-open", "gpt_neox"}
+# Families whose stock class holds no other number of heads.
+FIXED_HEADS = {"opt", "opt-post-norm", "stablelm", "stablelm-parallel"}
 
 
 def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: str = "ForCausalLM", **fields) -> PreTrainedModel:
@@ -73,13 +95,14 @@ def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: 
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-    if prefix != "Qwen2":
+    if prefix not in ("Qwen2", "Falcon"):  # which have no such field
         sizes["head_dim"] = 4
     # Models that see pictures too have names of their own for their text parts, but for one.
     text = f"{prefix}Text" if prefix in ("Gemma3", "Qwen3_5") else prefix
     config = getattr(transformers, f"{text}Config")(**sizes | special | fields)
     torch.manual_seed(0)
-    model = getattr(transformers, f"{prefix if task == 'ForCausalLM' else text}{task}")(config).eval()
+    name = f"{prefix if task == 'ForCausalLM' else text}{task}"
+    model = getattr(transformers, name.replace("GPT2ForCausalLM", "GPT2LMHeadModel"))(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -24,6 +24,12 @@ def pairwise(*axes: Sequence[Any]) -> list:
     marks = {True: (), False: pytest.mark.slow}
     values = [(row, [axis[index] for axis, index in zip(axes, row, strict=True)]) for row in rows]
     return [pytest.param(*chosen, id="-".join(map(_name, chosen)), marks=marks[row in fast]) for row, chosen in values]
+
+
+def but(slow: Collection[str], names: Iterable[Any]) -> list:
+    """The names, or tuples that begin with one, for `pytest.mark.parametrize`; those in `slow` are left to `make test-slow`."""
+    rows = [name if isinstance(name, tuple) else (name,) for name in names]
+    return [pytest.param(*row, id="-".join(row), marks=pytest.mark.slow if row[0] in slow else ()) for row in rows]
 
 
 def _pairs(row: tuple[int, ...]) -> set:

@@ -17,6 +17,7 @@ from hf_spectral_prune.arguments import SpectralPruningArguments
 from hf_spectral_prune.cli.arguments import RunArguments
 from hf_spectral_prune.cli.prune import PresetArguments
 from hf_spectral_prune.criteria import CRITERIA
+from hf_spectral_prune.models import families
 
 README = ROOT / "README.md"
 PROGRAMS = [(document.name, index) for document in DOCUMENTS for index in range(len(blocks(document, "python")))]
@@ -56,6 +57,7 @@ def models(saved_models, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     known = dict(CRITERIA)
+    monkeypatch.setattr(families, "FAMILIES", families.FAMILIES)  # what a program adds goes again
     yield tmp_path
     CRITERIA.clear()
     CRITERIA.update(known)

@@ -35,9 +35,9 @@ class _Pass:
         self.mask = None if mask is None or bool(mask.all()) else mask.bool().flatten(0, -2)
 
     def real(self, value: Tensor) -> Tensor:
-        """The real positions (N, n) of a signal (B, T, n)."""
-        value = value.detach()
-        return value.flatten(0, -2) if self.mask is None else value[self.mask.to(value.device)]
+        """The real positions (N, n) of a signal (B, T, n), or (B * T, n) in layers that take tokens as a plain list."""
+        value = value.detach().flatten(0, -2)
+        return value if self.mask is None else value[self.mask.flatten().to(value.device)]
 
     def real_to(self, sink: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
         """A sink that passes the real positions on."""

@@ -79,9 +79,8 @@ def num_signal_channels(model: PreTrainedModel, group: UnitGroup, side: Side) ->
         return group.size * group.channels_per_unit
     row = family_of(model.config).kind(group.kind)
     signal = row.before if side == "before" else row.after
-    module = module_of(model, group.layer, signal.module)
-    assert isinstance(module, nn.Linear)
-    return (module.in_features if signal.side == "input" else module.out_features) // signal.num_blocks
+    widths = widths_of(module_of(model, group.layer, signal.module))
+    return widths["in" if signal.side == "input" else "out"] // signal.num_blocks
 
 
 def _block_of(signal: Signal) -> Callable[[Tensor], Tensor]:

@@ -97,8 +97,8 @@ def _collect(
 ) -> Mapping[str, GroupMoments]:
     spatial, progress = replace(criterion.positions, seed=args.seed), not args.disable_tqdm
 
-    # Gradients come from the end of the model, and a traced network has no list of layers: they take a pass a part.
-    walks = signals == "activations" and not family_of(model.config).traced
+    # Gradients come from the end of the model, and not every model can be run a layer at a time: they take a pass a part.
+    walks = signals == "activations" and not family_of(model.config).runs_whole
     batches = calibration.batches if criterion.needs_statistics else share(calibration.batches)
     ascent = Ascent(model, batches) if walks else None
 

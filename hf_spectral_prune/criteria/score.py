@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
-from ..models.cria.channels import MATRICES
+from ..models.cria.channels import MATRICES, weight_of
 from ..models.distributed import gathered, share
 from ..models.families import Part, UnitGroup, parts, take
 from ..models.losses import Batch
@@ -43,7 +43,7 @@ def group_data(
 
 def _rows(part: Part) -> dict[str, Tensor]:
     """Rows of a producer in unit order, (n_units * rows_per_unit, inputs): one matrix a block."""
-    weight, index, num_blocks = part.module.weight.detach().flatten(1), part.slice.index, part.slice.num_blocks
+    weight, index, num_blocks = weight_of(part.module).detach().flatten(1), part.slice.index, part.slice.num_blocks
     if num_blocks == 1:
         return {part.name: take(weight, index.flatten())}
     blocks = index.reshape(len(index), num_blocks, -1).unbind(dim=1)
@@ -52,7 +52,7 @@ def _rows(part: Part) -> dict[str, Tensor]:
 
 def _columns(part: Part, group: UnitGroup) -> Tensor:
     """Columns of a consumer in unit order, (outputs, n_channels); kernel positions and flattened maps count as outputs."""
-    rows = take(part.module.weight.detach().movedim(1, 0), part.slice.index.flatten())  # (n_channels * inputs a channel, ...)
+    rows = take(weight_of(part.module).detach().movedim(1, 0), part.slice.index.flatten())  # (n_channels * inputs a channel, ...)
     return rows.reshape(group.size * group.channels_per_unit, -1).T
 
 

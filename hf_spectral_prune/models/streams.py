@@ -16,7 +16,7 @@ from transformers.utils.generic import find_labels
 
 from .families import layers_of
 from .losses import Batch, moved_to, num_rows, run_base
-from .suffix import next_input, starting_at
+from .suffix import hidden_states, next_input, starting_at
 
 # Share of the device's free memory that the streams may take; beyond it they lie in main memory.
 _SHARE = 0.25
@@ -150,8 +150,11 @@ class Streams:
             output: Any = None
             with suppress(Reached):
                 output = next_input(self.model, layer, given, partial(run_base, self.model, batch))
-        # A layer that works in chunks of tokens passes several.
-        return output, {name: values[0] if len(values) == 1 else torch.cat(values, dim=1) for name, values in found.items()}
+        # A layer that works in chunks of tokens passes several; one that works on a plain list of tokens passes (rows * T, n).
+        passed = {name: values[0] if len(values) == 1 else torch.cat(values, dim=1) for name, values in found.items()}
+        for name, value in passed.items():
+            passed[name] = value if value.dim() > 2 else value.unflatten(0, (-1, batch["input_ids"].shape[-1]))
+        return output, passed
 
 
 class _Store:
@@ -186,7 +189,7 @@ def _reading(place: Place, stops: bool) -> Iterator[list[Tensor]]:
     if place.side == "input":
         handle: Any = place.module.register_forward_pre_hook(lambda _module, args: sink(args[0]))
     else:
-        handle = place.module.register_forward_hook(lambda _module, _args, output: sink(output))
+        handle = place.module.register_forward_hook(lambda _module, _args, output: sink(hidden_states(output)))
     try:
         yield found
     finally:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .families import layers_of
+from .families import family_of, layers_of
 
 
 @contextmanager
-def _handing_on(layers: Iterable[nn.Module], value: Callable[[], Tensor]) -> Iterator[None]:
+def _handing_on(layers: Iterable[nn.Module], value: Callable[[], Any]) -> Iterator[None]:
     """While open, these layers compute nothing and return `value()`."""
     # accelerate puts a `forward` of its own on an instance; it must be there again afterwards.
     held = [(layer, layer.__dict__.get("forward")) for layer in layers]
@@ -35,12 +36,19 @@ def starting_at(model: PreTrainedModel, layer: int, given: Tensor | None) -> Ite
 
     For the first layer `given` is None: it reads the embedding of the ids that the model is called with, as ever.
     """
-    if layer == 0 or len(layers_of(model)) == 0:  # a traced network has no list of layers and is run whole
+    if layer == 0 or family_of(model.config).runs_whole:
         yield
         return
     assert given is not None
-    with _handing_on(layers_of(model)[:layer], lambda: given):
+    output = (given, None) if family_of(model.config).tuple_layers else given
+    with _handing_on(layers_of(model)[:layer], lambda: output):
         yield
+
+
+def hidden_states(output: Any) -> Tensor:
+    """What a layer hands on, out of all it gives."""
+    value: Tensor = output[0] if isinstance(output, tuple) else output
+    return value
 
 
 @torch.no_grad()
@@ -54,7 +62,7 @@ def next_input(
         run: calls the model (or its base model) on the inputs that `given` came from.
         last: go on to this layer, and give what the one after it reads.
     """
-    outputs: list[Tensor] = []
+    outputs: list[Any] = []
     layers = layers_of(model)
     last = layer if last is None else last
     handle = layers[last].register_forward_hook(lambda _module, _args, output: outputs.append(output))
@@ -63,13 +71,15 @@ def next_input(
             run()
     finally:
         handle.remove()
-    return outputs[0]
+    return hidden_states(outputs[0])
 
 
 def walk(
     model: PreTrainedModel, runs: Sequence[Callable[[], object]], last: int | None = None
 ) -> Iterator[tuple[int, list[Tensor | None]]]:
     """Goes up the layers: yields (layer, what it reads in each of the runs); see `starting_at` and `next_input`.
+
+    What layers read is None where they cannot be run one by one; `starting_at` then starts at the first.
 
     Args:
         last: the layer after which to stop; by default the last one.
@@ -78,5 +88,5 @@ def walk(
     end = len(layers_of(model)) - 1 if last is None else last
     for layer in range(end + 1):
         yield layer, given
-        if layer < end:
+        if layer < end and not family_of(model.config).runs_whole:
             given = [next_input(model, layer, value, run) for value, run in zip(given, runs, strict=True)]

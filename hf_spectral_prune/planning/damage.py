@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ..calibration.parts import MomentsByPart
 from ..models.distributed import all_reduce, gathered, share
 from ..models.families import UnitGroup, layers_of
 from ..models.losses import Batch, loss_of, moved_to, num_targets
-from ..models.suffix import starting_at
+from ..models.suffix import hidden_states, starting_at
 from ..surgery import masked, refitted
 from ..utils.progress import stage
 
@@ -90,9 +91,9 @@ def _keep_inputs(model: PreTrainedModel, layers: Iterable[int], inputs: dict[int
     """While open, `inputs` is filled with what these layers read: the outputs of those before them (the first needs none)."""
     all_layers = layers_of(model)
 
-    def keeper(layer: int) -> Callable[[nn.Module, object, Tensor], None]:
-        def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
-            inputs[layer] = output
+    def keeper(layer: int) -> Callable[[nn.Module, object, Any], None]:
+        def keep(_module: nn.Module, _args: object, output: Any) -> None:
+            inputs[layer] = hidden_states(output)
 
         return keep
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..models.cria.channels import MATRICES
+from ..models.cria.channels import MATRICES, weight_of
 from ..models.families import family_of, layers_of, module_of, network_of
 from ..models.losses import moved_to
 
@@ -34,7 +34,7 @@ def layer_macs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str,
         if isinstance(module, _TRANSPOSED):
             note(paths[module], args[0].numel() * module.weight.numel() // module.in_channels)
         else:
-            note(paths[module], output.numel() * (module.weight.numel() // module.weight.shape[0]))
+            note(paths[module], output.numel() * (module.weight.numel() // len(weight_of(module))))
 
     handles = [module.register_forward_hook(count) for module in paths if isinstance(module, (*MATRICES, *_TRANSPOSED))]
     for path, consumer in _attentions(model, paths):

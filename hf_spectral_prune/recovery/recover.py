@@ -12,6 +12,7 @@ from typing import Any, Literal, get_type_hints
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ..arguments import SpectralPruningArguments
@@ -302,7 +303,7 @@ def lora_targets(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[s
     table = sorted({path for row in kinds for path in (row.consumer, *(producer.module for producer in row.producers))})
     if wanted is None:
         return table
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     missing = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linears)]
     if missing or not wanted:
         raise ValueError(

@@ -16,7 +16,7 @@ import transformers
 from accelerate import init_empty_weights
 from accelerate.utils import send_to_device
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.cria import auto_class_of
 from ..models.families import network_of
@@ -29,7 +29,10 @@ _SELF_CHECK = Path(__file__).with_name("selfcheck.py")
 
 # Largest difference of a logit, relative to the largest logit, that the same weights may show. On one CPU it is zero; an
 # accelerator may choose another kernel in another process.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+_REMEDY = "Prune a class of transformers as it is, or set `self_check=False` to load it yourself"
 
 
 def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -64,41 +67,52 @@ def check_reloads(model: PreTrainedModel) -> None:
     """
     if network_of(model) is not model:  # a plain network is loaded by its own class
         return
+    fresh = stand_in(model, model.config, dict(model.state_dict()))
+    inputs = send_to_device(probe_inputs(model), model.device)
+    expected, found = (first_output(each, inputs) for each in (model, fresh))
+    if not bool(expected.isfinite().all()):  # another check's business
+        return
+    name = type(fresh).__name__
+    tolerance = TOLERANCE.get(model.dtype, 1e-5) * max(1.0, float(expected.abs().max()))
+    if expected.shape != found.shape or not float((expected - found).abs().max()) <= tolerance:
+        raise ValueError(
+            f"`{type(model).__name__}` computes something else than `{name}`, the class that loads the saved folder, with "
+            f"the same weights. {_REMEDY}."
+        )
+
+
+def stand_in(model: PreTrainedModel, config: PreTrainedConfig, state: dict[str, torch.Tensor]) -> Any:
+    """A model of the class that will load the saved folder, as `config` says, with the weights `state` of `model`, not copied.
+
+    Raises:
+        ValueError: the class has no place for some of them.
+    """
     options = {"attn_implementation": model.config._attn_implementation}
     # Buffers that are not saved (of the rotary embedding) are made; weights are not.
     with init_empty_weights(include_buffers=False):
-        fresh: Any = getattr(transformers, auto_class_of(type(model))).from_config(copy.deepcopy(model.config), **options)
-    name, remedy = type(fresh).__name__, "Prune a class of transformers as it is, or set `self_check=False` to load it yourself"
+        fresh: Any = getattr(transformers, auto_class_of(type(model))).from_config(copy.deepcopy(config), **options)
     prefix = f"{model.base_model_prefix}." if fresh.base_model is fresh and model.base_model is not model else ""
-    own = {key.removeprefix(prefix): value for key, value in model.state_dict().items()}
+    own = {key.removeprefix(prefix): value for key, value in state.items()}
     place = fresh.state_dict()
     parameters = {key.removeprefix(prefix) for key, _ in model.named_parameters()}
     foreign = [key for key, value in own.items() if key in parameters and (key not in place or place[key].shape != value.shape)]
     if foreign:
         others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise ValueError(
-            f"`{type(model).__name__}` has `{foreign[0]}`{others}, for which `{name}`, the class that loads the saved folder, "
-            f"has no place. {remedy}."
+            f"`{type(model).__name__}` has `{foreign[0]}`{others}, for which `{type(fresh).__name__}`, the class that loads the "
+            f"saved folder, has no place. {_REMEDY}."
         )
     absent = {
         key: torch.zeros(value.shape, device=model.device, dtype=model.dtype) for key, value in place.items() if key not in own
     }
     fresh.load_state_dict(absent | {key: value for key, value in own.items() if key in place}, assign=True)
     fresh.tie_weights()
-    inputs = send_to_device(probe_inputs(model), model.device)
-    expected, found = (_first_output(each, inputs) for each in (model, fresh.to(model.device)))
-    if not bool(expected.isfinite().all()):  # another check's business
-        return
-    tolerance = _TOLERANCE.get(model.dtype, 1e-5) * max(1.0, float(expected.abs().max()))
-    if expected.shape != found.shape or not float((expected - found).abs().max()) <= tolerance:
-        raise ValueError(
-            f"`{type(model).__name__}` computes something else than `{name}`, the class that loads the saved folder, with "
-            f"the same weights. {remedy}."
-        )
+    return fresh.to(model.device)
 
 
 @torch.inference_mode()
-def _first_output(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def first_output(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The first output of a model in evaluation mode, float32."""
     was_training = model.training
     model.eval()
     try:
@@ -160,7 +174,7 @@ def _compare(way: str, result: dict[str, Any], model: PreTrainedModel) -> None:
     missing = [name for name in result.get("missing", []) if name in own or not is_pooler(name)]
     if missing:
         raise RuntimeError(f"The saved folder lacks weights: {named(missing)} would be made up at random ({way}).")
-    tolerance = result["allowed"] = _TOLERANCE.get(model.dtype, 1e-5) * max(1.0, result["max_abs"])
+    tolerance = result["allowed"] = TOLERANCE.get(model.dtype, 1e-5) * max(1.0, result["max_abs"])
     if result["max_abs_diff"] <= tolerance:
         return
     sums = {name: float(value.double().sum()) for name, value in own.items()}

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
 from ..calibration.signals import num_signal_channels
-from ..models.cria.channels import narrow, widths_of
+from ..models.cria.channels import narrow, weight_of, widths_of
 from ..models.families import (
     consumers,
     family_of,
@@ -35,7 +35,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for group in unit_groups(model):
         for consumer in consumers(model, group):
-            weight = consumer.module.weight.detach()
+            weight = weight_of(consumer.module).detach()
             sample = weight.flatten()[:: max(1, weight.numel() // 64)].float().cpu()
             digest.update(f"{group.key}/{tuple(weight.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -73,12 +73,17 @@ def check_compensation(model: PreTrainedModel, compensation: Compensation) -> No
     """Checks that the model's units can be repaired as asked.
 
     Raises:
-        ValueError: they are channels.
+        ValueError: they are channels, or the residual stream is not known.
     """
     if compensation != "none" and family_of(model.config).traced:
         raise ValueError(
             f"`compensation` `{compensation}` is for transformers; channels are compensated by the new statistics of their batch "
             'norms. Use `compensation="none"`.'
+        )
+    if compensation == "sequential" and family_of(model.config).by_structure:
+        raise ValueError(
+            f"`compensation` `sequential` needs the residual stream, which is not known for `{model.config.model_type}`, a model "
+            'known by structure. Use `compensation="least_squares"`.'
         )
 
 
@@ -104,9 +109,9 @@ def repairs(
         assert columns is not None
         after = moments[group.key].after
         if compensation == "least_squares":
-            found[group.key] = least_squares(consumer.weight, after, columns, ridge).to(consumer.weight)
+            found[group.key] = least_squares(weight_of(consumer), after, columns, ridge).to(consumer.weight)
         else:
-            found[group.key] = (consumer.bias.double() + bias_correction(consumer.weight, after, columns)).to(consumer.bias)
+            found[group.key] = (consumer.bias.double() + bias_correction(weight_of(consumer), after, columns)).to(consumer.bias)
     return found
 
 
@@ -159,16 +164,20 @@ def apply_plan(
                 cut_group(model, group, kept[group.key], repaired.get(group.key))
     fields = {
         layer: {
-            name: layer_field(model.config, layer, name)
-            * sizes[f"layers.{layer}.{row.kind}"][1]
-            // sizes[f"layers.{layer}.{row.kind}"][0]
+            name: _scaled(layer_field(model.config, layer, name), *sizes[f"layers.{layer}.{row.kind}"])
             for row in family.kinds
+            if f"layers.{layer}.{row.kind}" in sizes
             for name in row.config_fields
         }
         for layer in range(len(layers_of(model)))
     }
     write_layer_fields(model.config, fields)
     return model
+
+
+def _scaled(value: int | None, before: int, after: int) -> int:
+    """A config field in proportion to a group's units; None stood for the number of units itself."""
+    return after if value is None else value * after // before
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
-from ..models.cria.channels import CONVOLUTIONS, widths_of
+from ..models.cria.channels import CONVOLUTIONS, weight_of, widths_of
 from ..models.distributed import zero_columns
 from ..models.families import Part, UnitGroup, consumers, unit_groups
 from .cut import repairs
@@ -45,7 +45,7 @@ def refitted(
     for group in unit_groups(model):
         if group.key in repaired:
             (consumer,) = consumers(model, group)
-            weight = consumer.module.weight.data
+            weight = weight_of(consumer.module).data
             before.append((weight, weight.clone()))
             weight[:, consumer.slice.index[kept[group.key]].flatten().to(weight.device)] = repaired[group.key]
     try:
@@ -66,7 +66,7 @@ def zero_masked(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> None:
     """Sets the consumer columns of all units but `kept` ({group key: indices}) to zero, in place: they add nothing for good."""
     for group in unit_groups(model):
         for consumer in consumers(model, group) if group.key in kept else ():
-            weight = consumer.module.weight
+            weight = weight_of(consumer.module)
             removed = torch.zeros(widths_of(consumer.module)["in"], dtype=torch.bool)
             removed[_removed_inputs(group, consumer, kept[group.key])] = True
             zero_columns(weight, removed.reshape(-1, *(1 for _ in weight.shape[2:])))  # a kernel goes whole

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..models.cria.channels import narrow, widths_of
+from ..models.cria.channels import narrow, weight_of, widths_of
 from ..models.families import UnitGroup, family_of, module_of, parts
 
 
@@ -55,4 +55,4 @@ def cut_group(model: PreTrainedModel, group: UnitGroup, kept: Tensor, repair: Te
         setattr(owner, attribute, getattr(owner, attribute) * len(kept) // group.size)
     if repair is not None:
         consumer = cuts[-1][0]
-        (consumer.weight if repair.dim() == 2 else consumer.bias).copy_(repair)
+        (weight_of(consumer) if repair.dim() == 2 else consumer.bias).copy_(repair)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..calibration import Moments
+from ..models.cria.channels import weight_of
 from ..models.distributed import share, works_together
 from ..models.families import UnitGroup, family_of, layers_of, module_of, unit_groups
 from ..models.losses import Batch, num_rows
@@ -43,7 +44,7 @@ class Fit:
     @classmethod
     def of_nothing(cls, consumer: nn.Linear) -> Fit:
         """Sums of no data."""
-        outputs, channels = consumer.weight.shape
+        outputs, channels = weight_of(consumer).shape
         channels += consumer.bias is not None
         device = consumer.weight.device
         return cls(Moments.zeros(channels, device), torch.zeros(outputs, channels, dtype=torch.float64, device=device))
@@ -171,6 +172,7 @@ def _consumer(model: PreTrainedModel, group: UnitGroup) -> nn.Linear:
 def _behind(model: PreTrainedModel, group: UnitGroup) -> Place:
     """The residual stream behind a group's consumer."""
     stream = family_of(model.config).kind(group.kind).stream
+    assert stream is not None
     return Place(layers_of(model)[group.layer].get_submodule(stream.module), stream.side)
 
 
@@ -206,8 +208,8 @@ def _collect(
     places = {"x": Place(consumer, "input"), "y": Place(consumer, "output"), "stream": _behind(model, group)}
     gain, _ = _gain(model, group)
     for index, found in enumerate(streams.pruned_values(group.layer, places, last="stream" if group.kind == "heads" else None)):
+        error = _floating(goals.streams[index].to(found["x"].device)) - _floating(found["stream"])
         x = _floating(found["x"])
-        error = _floating(goals.streams[index].to(x.device)) - _floating(found["stream"])
         if goals.scales is None:
             error = error / gain
         else:
@@ -256,14 +258,14 @@ def _refit(model: PreTrainedModel, group: UnitGroup, fitted: Fit, back: Fit, rid
     if has_bias:
         consumer.bias.copy_(consumer.bias.double() + change[:, -1])
         change = change[:, :-1]
-    consumer.weight.copy_(consumer.weight.double() + change)
+    weight_of(consumer).copy_(weight_of(consumer).double() + change)
     return chosen
 
 
 def _gain(model: PreTrainedModel, group: UnitGroup) -> tuple[Tensor, bool]:
     """(out,) how much of a consumer's output reaches the residual stream, and whether a norm scales that token by token."""
     row = family_of(model.config).kind(group.kind)
-    weight = _consumer(model, group).weight
+    weight = weight_of(_consumer(model, group))
     ones = _floating(torch.ones(len(weight), dtype=weight.dtype, device=weight.device))
     layer = layers_of(model)[group.layer]
     if row.stream_norm is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..evaluation.figures import num_parameters
 from ..models.families import UnitGroup, parts, unit_groups
@@ -51,7 +52,7 @@ def _size_in(
 ) -> int:
     """Number of the group's units in a state dict; its present size if none of its weights is there (another shard)."""
     for part in reversed(parts(model, group)):
-        dim = 1 if part.is_input else 0
+        dim = int(part.is_input != isinstance(part.module, Conv1D))
         weight = state_dict.get(f"{prefix}{paths[part.module]}.weight")
         # A module may read the channels of several groups; then its width says nothing of one of them.
         if weight is not None and part.slice.index.numel() == part.module.weight.shape[dim]:

@@ -355,14 +355,12 @@ def test_folder_without_tokenizer_is_told(folder, capsys):
 
 
 def test_unknown_family_is_told(folder, capsys, tokenizer):
-    from transformers import OPTConfig, OPTForCausalLM
+    from transformers import MambaConfig, MambaForCausalLM
 
-    config = OPTConfig(
-        vocab_size=96, hidden_size=32, num_hidden_layers=1, ffn_dim=32, num_attention_heads=4, word_embed_proj_dim=32
-    )
-    OPTForCausalLM(config).save_pretrained(folder / "opt")
-    tokenizer.save_pretrained(folder / "opt")
-    fails(capsys, ["prune", *flags(folder, model_name_or_path=folder / "opt")], "`opt`", "known family")
+    config = MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=1)
+    MambaForCausalLM(config).save_pretrained(folder / "mamba")
+    tokenizer.save_pretrained(folder / "mamba")
+    fails(capsys, ["prune", *flags(folder, model_name_or_path=folder / "mamba")], "`mamba`", "known family")
 
 
 def test_model_whose_text_part_alone_could_be_pruned_is_told(folder, capsys):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ENCODERS, logits, num_moments, random_batch, refused, tiny_encoder, tiny_model
 from torch import nn
-from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as hf_logging
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
@@ -337,14 +337,12 @@ def test_training_that_stops_early_is_told(batches, tmp_path, caplog):
 
 
 def unknown_family():
-    config = OPTConfig(
-        vocab_size=96, hidden_size=32, num_hidden_layers=1, ffn_dim=32, num_attention_heads=4, word_embed_proj_dim=32
-    )
-    return OPTForCausalLM(config)
+    config = MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=1)
+    return MambaForCausalLM(config)
 
 
 BAD = {
-    "unknown family": (unknown_family, {}, {}, {}, "`opt` is not a known family"),
+    "unknown family": (unknown_family, {}, {}, {}, "`mamba` is not a known family"),
     "no calibration": (tiny_model, {}, {"calibration_dataset": None}, {}, "no calibration data"),
     "ends after training": (tiny_model, {}, {"schedule": PruningSchedule("linear", end_step=7)}, {}, "ends at step 7.*at step 6"),
     "starts after training": (tiny_model, {}, {"schedule": PruningSchedule(start_epoch=2)}, {}, "`start_epoch`"),

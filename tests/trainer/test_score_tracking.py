@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import refused, tiny_model
 from test_pruning import make_trainer, pruning_args
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import MambaConfig, MambaForCausalLM
 
 from hf_spectral_prune import ScoreTrackingCallback, SpectralPruner
 
@@ -40,7 +40,7 @@ def test_the_scores_are_those_of_a_pruner(batches, tmp_path):
 
 
 def test_what_cannot_be_scored_is_told_before_any_step(batches, tmp_path):
-    opt = OPTForCausalLM(OPTConfig(vocab_size=64, hidden_size=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2))
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1))
     refused(lambda: ScoreTrackingCallback(pruning_args(), batches, score_steps=0), "score_steps", "at least 1")
     refused(lambda: make_trainer(tiny_model(), tmp_path, [ScoreTrackingCallback(pruning_args())]), "calibration_dataset")
-    refused(lambda: make_trainer(opt, tmp_path, [ScoreTrackingCallback(pruning_args(), batches)]), "`opt`", "family")
+    refused(lambda: make_trainer(mamba, tmp_path, [ScoreTrackingCallback(pruning_args(), batches)]), "`mamba`", "family")

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Stock types that are not spelt like the file that is made from them.
+_SPELT = {"cria_xlm_roberta": "xlm-roberta"}
 # {Cria model type, which is also the name of the file with its classes: the stock type that it is made from}.
 STOCK_TYPES = {
-    "cria_bert": "bert",
-    "cria_camembert": "camembert",
-    "cria_distilbert": "distilbert",
-    "cria_electra": "electra",
-    "cria_gemma": "gemma",
-    "cria_gemma2": "gemma2",
-    "cria_gemma3_text": "gemma3_text",
-    "cria_granite": "granite",
-    "cria_llama": "llama",
-    "cria_mistral": "mistral",
-    "cria_mobilenet_v2": "mobilenet_v2",
-    "cria_modernbert": "modernbert",
-    "cria_olmo2": "olmo2",
-    "cria_olmo3": "olmo3",
-    "cria_phi3": "phi3",
-    "cria_qwen2": "qwen2",
-    "cria_qwen3": "qwen3",
-    "cria_qwen3_5_text": "qwen3_5_text",
-    "cria_resnet": "resnet",
-    "cria_roberta": "roberta",
-    "cria_smollm3": "smollm3",
-    "cria_vit": "vit",
-    "cria_xlm_roberta": "xlm-roberta",
+    file.name: _SPELT.get(file.name, file.name.removeprefix("cria_"))
+    for file in iter_modules(__path__)
+    if file.name.startswith("cria_")
 }
 
 # Ending of a task class and the Auto class that loads it; `AutoModel` loads what has none of them.

@@ -1,7 +1,7 @@
 """Narrows single layers of a network, so that a model pruned by channels is rebuilt from the widths in its config.
 
-Convolutions, linear layers, batch, group and instance norms and PReLU. This file is shipped beside the weights of such a
-model, so it imports torch and huggingface_hub only.
+Convolutions, linear layers (also GPT-2's, whose weights are transposed), batch, group and instance norms and PReLU. This file
+is shipped beside the weights of such a model, so it imports torch, transformers and huggingface_hub only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 # {path of a layer: {"in": inputs, "out": outputs}}, for every layer that is narrower than its class makes it.
 Widths = Mapping[str, Mapping[str, int]]
@@ -21,13 +22,15 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 VECTORS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.PReLU)
-MATRICES = (*CONVOLUTIONS, nn.Linear)
+MATRICES = (*CONVOLUTIONS, nn.Linear, Conv1D)
 
 
 def widths_of(layer: nn.Module) -> dict[str, int]:
     """{"in": ..., "out": ...} of a layer as it is; a norm has outputs only."""
     if isinstance(layer, nn.Linear):
         return {"in": layer.in_features, "out": layer.out_features}
+    if isinstance(layer, Conv1D):
+        return {"in": layer.nx, "out": layer.nf}
     if isinstance(layer, CONVOLUTIONS):
         return {"in": layer.in_channels, "out": layer.out_channels}
     if isinstance(layer, nn.GroupNorm):
@@ -37,6 +40,12 @@ def widths_of(layer: nn.Module) -> dict[str, int]:
     if isinstance(layer, (*BATCH_NORMS, *INSTANCE_NORMS)):
         return {"out": layer.num_features}
     raise ValueError(f"A {type(layer).__name__} has no channels that can be cut.")
+
+
+def weight_of(layer: Any) -> Tensor:
+    """(outputs, inputs, ...) weight of a layer; a view of the parameter itself, transposed for a `Conv1D` of GPT-2."""
+    weight: Tensor = layer.weight
+    return weight.T if isinstance(layer, Conv1D) else weight
 
 
 def narrow(layer: nn.Module, outputs: Tensor | None = None, inputs: Tensor | None = None) -> None:
@@ -54,15 +63,16 @@ def narrow(layer: nn.Module, outputs: Tensor | None = None, inputs: Tensor | Non
             raise ValueError(f"The cut would leave a {type(layer).__name__} without any channel ({side}put side). Keep some.")
     if isinstance(layer, (*CONVOLUTIONS, nn.GroupNorm)) and outputs is not None:
         _cut_groups(layer, before["out"], outputs)
+    transposed = isinstance(layer, Conv1D)
     if outputs is not None:
-        for name in ("weight", "bias"):
-            _keep(layer, name, outputs, 0)
+        _keep(layer, "weight", outputs, int(transposed))
+        _keep(layer, "bias", outputs, 0)
         for name in ("running_mean", "running_var"):
             _keep(layer, name, outputs, 0)
-        _write(layer, ("out_features", "out_channels", "num_features", "num_channels", "num_parameters"), len(outputs))
+        _write(layer, ("out_features", "nf", "out_channels", "num_features", "num_channels", "num_parameters"), len(outputs))
     if inputs is not None and not (isinstance(layer, CONVOLUTIONS) and layer.groups > 1):
-        _keep(layer, "weight", inputs, 1)
-        _write(layer, ("in_features", "in_channels"), len(inputs))
+        _keep(layer, "weight", inputs, int(not transposed))
+        _write(layer, ("in_features", "nx", "in_channels"), len(inputs))
 
 
 def _cut_groups(layer: Any, before: int, outputs: Tensor) -> None:

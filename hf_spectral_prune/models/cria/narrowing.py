@@ -1,6 +1,6 @@
 """Narrows the layers of a stock model to the widths its config gives layer by layer, and makes the classes that do so.
 
-This file is shipped beside the weights of every Cria model, so it imports torch and huggingface_hub only.
+This file is shipped beside the weights of every Cria model, so it imports torch, transformers and huggingface_hub only.
 """
 
 from __future__ import annotations
@@ -14,22 +14,26 @@ from typing import Any
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+_LINEAR = ((0, "out_features"), (1, "in_features"))
 
 
-def narrow_linear(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+def narrow_linear(linear: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
     """Keeps the given output rows and input columns (indices) of a linear layer, in place."""
-    weight, bias = linear.weight, linear.bias
+    # The linear layers of GPT-2 have their weights transposed.
+    (dim, outputs), (other, inputs) = ((1, "nf"), (0, "nx")) if isinstance(linear, Conv1D) else _LINEAR
     if rows is not None:
-        linear.weight = _kept(weight, rows, 0)
-        linear.out_features = len(rows)
-        if bias is not None:
-            linear.bias = _kept(bias, rows, 0)
+        linear.weight = _kept(linear.weight, rows, dim)
+        setattr(linear, outputs, len(rows))
+        if linear.bias is not None:
+            linear.bias = _kept(linear.bias, rows, 0)
     if columns is not None:
-        linear.weight = _kept(linear.weight, columns, 1)
-        linear.in_features = len(columns)
+        linear.weight = _kept(linear.weight, columns, other)
+        setattr(linear, inputs, len(columns))
 
 
-def add_bias(linear: nn.Linear) -> None:
+def add_bias(linear: Any) -> None:
     """Gives a linear layer a zero bias, if it has none."""
     if linear.bias is None:
         bias = torch.zeros(linear.weight.shape[0], dtype=linear.weight.dtype, device=linear.weight.device)
@@ -47,33 +51,39 @@ def first(count: int) -> Tensor:
     return torch.arange(count, device="cpu")
 
 
-def narrow_rows(linears: Iterable[nn.Linear], count: int, num_blocks: int = 1) -> None:
+def narrow_rows(linears: Iterable[Any], count: int, num_blocks: int = 1) -> None:
     """Keeps the first `count` output rows of every block of linear layers; a fused projection holds several blocks."""
     for linear in linears:
-        starts = torch.arange(num_blocks, device="cpu") * (linear.out_features // num_blocks)
+        size = len(linear.weight.T if isinstance(linear, Conv1D) else linear.weight) // num_blocks
+        starts = torch.arange(num_blocks, device="cpu") * size
         narrow_linear(linear, rows=(starts[:, None] + first(count)).flatten())
+
+
+def narrow_between(layer: Any, width: int, producers: Iterable[str], consumer: str, num_blocks: int = 1) -> None:
+    """Keeps the first `width` channels between linear layers: output rows of the producers, input columns of the consumer."""
+    narrow_rows(map(layer.get_submodule, producers), width, num_blocks)
+    narrow_linear(layer.get_submodule(consumer), columns=first(width))
 
 
 def narrow_decoder_layer(layer: Any, config: Any) -> None:
     """Narrows one Llama-type decoder layer to its own config's FFN width and head counts."""
-    attention = layer.self_attn
-    queries = first(config.num_attention_heads * attention.head_dim)
-    keys = first(config.num_key_value_heads * attention.head_dim)
-    narrow_linear(attention.q_proj, rows=queries)
-    narrow_linear(attention.k_proj, rows=keys)
-    narrow_linear(attention.v_proj, rows=keys)
-    narrow_linear(attention.o_proj, columns=queries)
-    attention.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+    narrow_key_value_groups(layer, config)
     narrow_gated_ffn(layer, config)
+
+
+def narrow_key_value_groups(layer: Any, config: Any, consumer: str = "o_proj") -> None:
+    """Narrows the attention of one decoder layer to its own config's head counts."""
+    attention = layer.self_attn
+    queries = config.num_attention_heads * attention.head_dim
+    narrow_between(attention, queries, ["q_proj"], consumer)
+    narrow_rows((attention.k_proj, attention.v_proj), config.num_key_value_heads * attention.head_dim)
+    attention.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
 
 
 def narrow_gated_ffn(layer: Any, config: Any) -> None:
     """Narrows the gated FFN of one layer to its own config's width."""
-    mlp, width = layer.mlp, first(config.intermediate_size)
-    narrow_linear(mlp.gate_proj, rows=width)
-    narrow_linear(mlp.up_proj, rows=width)
-    narrow_linear(mlp.down_proj, columns=width)
-    mlp.intermediate_size = config.intermediate_size
+    narrow_between(layer.mlp, config.intermediate_size, ("gate_proj", "up_proj"), "down_proj")
+    layer.mlp.intermediate_size = config.intermediate_size
 
 
 @contextmanager
@@ -170,6 +180,16 @@ class CriaDecoderMixin(CriaMixin):
 
     config_mixin = CriaDecoderConfigMixin
     narrow_layer = staticmethod(narrow_decoder_layer)
+
+
+class CriaFusedDecoderMixin(CriaDecoderMixin):
+    """Such decoders whose FFN has one projection for the activated half of its rows and the half it is multiplied with."""
+
+    @staticmethod
+    def narrow_layer(layer: Any, config: Any) -> None:
+        """Narrows one layer to its own config's FFN width and head counts."""
+        narrow_key_value_groups(layer, config)
+        narrow_between(layer.mlp, config.intermediate_size, ["gate_up_proj"], "down_proj", num_blocks=2)
 
 
 class CriaGatedMixin(CriaMixin):

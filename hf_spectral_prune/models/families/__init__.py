@@ -3,12 +3,14 @@
 from .base import Family, Producer, Signal, Slice, UnitGroup, UnitKind, network_of
 from .bert import FAMILIES as _ENCODER_FAMILIES
 from .channels import FAMILIES as _CHANNEL_FAMILIES
+from .decoders import FAMILIES as _DECODER_FAMILIES
 from .ffn_only import FAMILIES as _FFN_FAMILIES
 from .groups import (
     Part,
     check_unshared,
     consumers,
     family_of,
+    kinds_of,
     layer_field,
     layers_of,
     max_tokens,
@@ -20,7 +22,14 @@ from .groups import (
 from .llama import FAMILIES as _LLAMA_FAMILIES
 from .vit import FAMILIES as _VIT_FAMILIES
 
-FAMILIES: tuple[Family, ...] = (*_LLAMA_FAMILIES, *_FFN_FAMILIES, *_ENCODER_FAMILIES, *_VIT_FAMILIES, *_CHANNEL_FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *_LLAMA_FAMILIES,
+    *_DECODER_FAMILIES,
+    *_FFN_FAMILIES,
+    *_ENCODER_FAMILIES,
+    *_VIT_FAMILIES,
+    *_CHANNEL_FAMILIES,
+)
 
 __all__ = [
     "FAMILIES",
@@ -34,6 +43,7 @@ __all__ = [
     "check_unshared",
     "consumers",
     "family_of",
+    "kinds_of",
     "layer_field",
     "layers_of",
     "max_tokens",

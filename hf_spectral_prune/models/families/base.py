@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
@@ -103,9 +103,10 @@ class UnitKind:
         bias_field: config attribute of the stock class that gives the consumer a bias (and, with it, the producers named
             in `bias_producers`), or None where the stock class has no such switch.
         module_fields: (module path, attribute) pairs that repeat `size_field` or a field in proportion to it.
-        stream: the residual stream right behind the consumer, which sequential compensation aims at.
+        stream: the residual stream right behind the consumer, which sequential compensation aims at; None where it is not known.
         stream_norm: norm that the consumer's output goes through on its way into the stream, or None.
         stream_factor: attribute of the layer that the consumer's output is multiplied by there, or None.
+        blocked_by: module inside the layer that ties the units together where a config has it (a norm of all heads), or None.
     """
 
     kind: UnitKindName
@@ -117,9 +118,10 @@ class UnitKind:
     config_fields: tuple[str, ...]
     bias_field: str | None = None
     module_fields: tuple[tuple[str, str], ...] = ()
-    stream: Signal = Signal("", "output")
+    stream: Signal | None = Signal("", "output")
     stream_norm: str | None = None
     stream_factor: str | None = None
+    blocked_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,10 @@ class Family:
             `hidden_size` over the number of heads, so only the original number leaves it as it was).
         positions_after_padding: positions are counted from behind the id of the pad token, so that fewer tokens fit than the
             config has positions.
+        also: other names of models with this table, for its readers.
+        when: (config field, value) pairs of the models that this table describes, where a type has several.
+        tuple_layers: a layer gives a tuple, whose first entry is the hidden states.
+        by_structure: there is no table for the type; this one was read off the modules (`structure.py`).
         traced: the units are channels, found by tracing the module graph (`tracing.py`) instead of by a table.
     """
 
@@ -145,7 +151,16 @@ class Family:
     cria: str | None = None
     stock_heads: Literal["any", "divides_hidden", "fixed"] = "any"
     positions_after_padding: bool = False
+    also: str = ""
+    when: tuple[tuple[str, Any], ...] = ()
+    tuple_layers: bool = False
+    by_structure: bool = False
     traced: bool = False
+
+    @property
+    def runs_whole(self) -> bool:
+        """Whether nothing is known of how layers hand on what they read, so that they cannot be run one by one."""
+        return self.traced or self.by_structure
 
     @property
     def unit_kinds(self) -> tuple[UnitKindName, ...]:

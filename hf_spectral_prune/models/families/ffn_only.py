@@ -8,7 +8,7 @@ from .base import Family, Producer, Signal, UnitKind
 from .llama import GATED_FFN
 
 # `gate_up_proj` holds the half that goes through the activation first, then the half it is multiplied with.
-_FUSED_FFN = UnitKind(
+FUSED_FFN = UnitKind(
     kind="ffn",
     before=Signal("mlp.gate_up_proj", "output", block=0, num_blocks=2),
     after=Signal("mlp.down_proj", "input"),
@@ -19,7 +19,7 @@ _FUSED_FFN = UnitKind(
 )
 
 # Its attention reads the head counts from the config of the whole model at every step.
-PHI3 = Family(name="phi3", model_types=("phi3", "cria_phi3"), layers="layers", kinds=(_FUSED_FFN,), cria="cria_phi3")
+PHI3 = Family(name="phi3", model_types=("phi3", "cria_phi3"), layers="layers", kinds=(FUSED_FFN,), cria="cria_phi3", also="Phi-4")
 # Their norms of queries and keys take all heads together: without one of them, the others would be scaled anew.
 OLMO2 = Family(
     name="olmo2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.integrations import is_fsdp_enabled
+from transformers.pytorch_utils import Conv1D
 
 from ...utils.words import did_you_mean
-from ..cria.channels import MATRICES, VECTORS
+from ..cria.channels import MATRICES, VECTORS, widths_of
 from .base import Family, Slice, UnitGroup, UnitKind, network_of
+from .structure import family_by_structure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -30,9 +33,10 @@ def family_of(config: PreTrainedConfig) -> Family:
     """
     from . import FAMILIES
 
-    known = {model_type: family for family in FAMILIES for model_type in family.model_types}
-    if config.model_type in known:
-        return known[config.model_type]
+    known = {model_type for family in FAMILIES for model_type in family.model_types}
+    for family in FAMILIES:
+        if config.model_type in family.model_types and all(getattr(config, name) == value for name, value in family.when):
+            return family
     text = config.get_text_config()
     if text is not config and text.model_type in known:
         raise ValueError(
@@ -41,9 +45,15 @@ def family_of(config: PreTrainedConfig) -> Family:
         )
     # A type that transformers knows is no misspelling of another.
     hint = "" if config.model_type in CONFIG_MAPPING else did_you_mean(str(config.model_type), known)
-    names = ", ".join(f"`{family.name}`" for family in FAMILIES)
+    reason = ""
+    if config.model_type in CONFIG_MAPPING:
+        try:
+            return family_by_structure(config)
+        except ValueError as error:
+            reason = f", and its FFN is not known by structure: {error}"
+    names = ", ".join(dict.fromkeys(f"`{family.name}`" for family in FAMILIES))
     raise ValueError(
-        f"Model type `{config.model_type}` is not a known family; known: {names}.{hint} "
+        f"Model type `{config.model_type}` is not a known family{reason}; known: {names}.{hint} "
         "Add a table for it in hf_spectral_prune/models/families/ or choose another model."
     )
 
@@ -93,10 +103,10 @@ def parts(model: PreTrainedModel, group: UnitGroup) -> list[Part]:
     found = []
     for producer in row.producers:
         linear = module_of(model, group.layer, producer.module)
-        index = _block_index(linear.out_features, group.size, producer.num_blocks)
+        index = _block_index(widths_of(linear)["out"], group.size, producer.num_blocks)
         found.append(Part(producer.module, linear, Slice(producer.module, "output", index, producer.num_blocks)))
     consumer = module_of(model, group.layer, row.consumer)
-    index = torch.arange(consumer.in_features).reshape(group.size, -1)
+    index = torch.arange(widths_of(consumer)["in"]).reshape(group.size, -1)
     return [*found, Part(row.consumer, consumer, Slice(row.consumer, "input", index))]
 
 
@@ -131,6 +141,12 @@ def layer_field(config: PreTrainedConfig, layer: int, name: str) -> Any:
     return getattr(config.per_layer_config[layer], name)
 
 
+def num_units(model: PreTrainedModel, layer: int, row: UnitKind) -> int:
+    """Units of a kind in a layer: as the config says, or where it leaves that open, one for each input of the consumer."""
+    size: int | None = layer_field(model.config, layer, row.size_field)
+    return widths_of(module_of(model, layer, row.consumer))["in"] if size is None else size
+
+
 def _check_in_memory(weight: Tensor, name: str) -> None:
     # A process that loads for FSDP has no weights either, before those of the first one are sent to it.
     if weight.is_meta and not is_fsdp_enabled():
@@ -141,7 +157,7 @@ def _check_in_memory(weight: Tensor, name: str) -> None:
 
 
 def _check_plain(module: nn.Module, name: str) -> None:
-    if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
+    if not isinstance(module, (nn.Linear, Conv1D)) or not module.weight.is_floating_point():
         raise ValueError(
             f"`{name}` is a {type(module).__name__} with {getattr(module.weight, 'dtype', 'unknown')} weights, which cannot "
             "be cut. Load the model without quantisation or adapters (dequantise or merge first)."
@@ -184,16 +200,41 @@ def check_unshared(model: PreTrainedModel, groups: list[UnitGroup]) -> None:
                     )
 
 
+def _is_blocked(model: PreTrainedModel, row: UnitKind) -> bool:
+    return row.blocked_by is not None and row.blocked_by in dict(layers_of(model)[0].named_modules())
+
+
+def kinds_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """The kinds of unit that can be cut in this model: those of its family, but for what its config ties together."""
+    family = family_of(model.config)
+    return family.unit_kinds if family.traced else tuple(row.kind for row in _rows(model, None))
+
+
+def _rows(model: PreTrainedModel, kinds: Sequence[str] | None) -> tuple[UnitKind, ...]:
+    """The table's rows of the kinds asked for, or of all that this model lets go."""
+    family = family_of(model.config)
+    if kinds is None:
+        return tuple(row for row in family.kinds if not _is_blocked(model, row))
+    rows = tuple(family.kind(kind) for kind in kinds)
+    for row in rows:
+        if _is_blocked(model, row):
+            raise ValueError(
+                f"`layers.0.{row.blocked_by}` ties the {row.kind} of a layer together, so they cannot be cut one by one. Take "
+                f"`{row.kind}` out of `units`."
+            )
+    return rows
+
+
 def _group(model: PreTrainedModel, layer: int, row: UnitKind) -> UnitGroup:
-    size = layer_field(model.config, layer, row.size_field)
     consumer = module_of(model, layer, row.consumer)
+    size = num_units(model, layer, row)
     _check_plain(consumer, f"layers.{layer}.{row.consumer}")
     cost = consumer.weight.numel() // size
     for producer in row.producers:
         module = module_of(model, layer, producer.module)
         _check_plain(module, f"layers.{layer}.{producer.module}")
         cost += sum(parameter.numel() for parameter in module.parameters()) // size
-    return UnitGroup(layer, row.kind, size, consumer.weight.shape[1] // size, cost)
+    return UnitGroup(layer, row.kind, size, widths_of(consumer)["in"] // size, cost)
 
 
 def unit_groups(model: PreTrainedModel, kinds: tuple[str, ...] | list[str] | None = None) -> list[UnitGroup]:
@@ -217,7 +258,7 @@ def unit_groups(model: PreTrainedModel, kinds: tuple[str, ...] | list[str] | Non
             if isinstance(module, (*MATRICES, *VECTORS)):
                 _check_computed(module, name)
         return traced_groups(model)
-    rows = family.kinds if kinds is None else tuple(family.kind(kind) for kind in kinds)
+    rows = _rows(model, kinds)
     return [_group(model, layer, row) for layer in range(len(layers_of(model))) for row in rows]
 
 

@@ -44,7 +44,7 @@ LLAMA = Family(
 MISTRAL = Family(
     name="mistral", model_types=("mistral", "cria_mistral"), layers="layers", kinds=(GATED_FFN, KV_GROUPS), cria="cria_mistral"
 )
-QWEN2 = replace(MISTRAL, name="qwen2", model_types=("qwen2", "cria_qwen2"), cria="cria_qwen2")
+QWEN2 = replace(MISTRAL, name="qwen2", model_types=("qwen2", "cria_qwen2"), cria="cria_qwen2", also="Qwen2.5")
 # The q/k norms work inside one head_dim, so they are shared by all heads and stay whole.
 QWEN3 = Family(
     name="qwen3",

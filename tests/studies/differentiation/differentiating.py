@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from conftest import random_batch, tiny_encoder
-from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainingArguments
+from transformers import MambaConfig, MambaForCausalLM, Trainer, TrainingArguments
 
 from hf_spectral_prune.data.rows import causal_collator
 
@@ -40,8 +40,7 @@ def make_trainer(model, folder, callbacks=(), cls=Trainer, rows=None, options=No
 
 def unknown_family():
     """A model without a family table."""
-    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "ffn_dim": 32, "num_attention_heads": 4}
-    return OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=32))
+    return MambaForCausalLM(MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=1))
 
 
 def labelled(batches):

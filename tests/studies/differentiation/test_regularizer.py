@@ -287,7 +287,7 @@ def test_weight_zero_is_the_plain_trainer(tmp_path):
 
 
 BAD = {
-    "unknown family": (unknown_family, {}, {}, "`opt` is not a known family"),
+    "unknown family": (unknown_family, {}, {}, "`mamba` is not a known family"),
     "unknown kind": (tiny_model, {"ndi_units": ["channels"]}, {}, "`ffn`, `heads`"),
     "negative weight": (tiny_model, {"ndi_weight": -1.0}, {}, "not negative"),
     "not a number": (tiny_model, {"ndi_weight": float("nan")}, {}, "not negative"),

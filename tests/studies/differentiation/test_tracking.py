@@ -126,7 +126,7 @@ def test_pictures_are_taken_as_they_come(tmp_path):
 
 
 BAD = {
-    "unknown family": (unknown_family, {}, "`opt` is not a known family"),
+    "unknown family": (unknown_family, {}, "`mamba` is not a known family"),
     "no calibration": (tiny_model, {"calibration_dataset": None}, "no calibration data"),
     "unknown kind": (tiny_model, {"units": ["channels"]}, "`ffn`, `heads`"),
     "no targets": (encoder, {}, "has no `labels`"),

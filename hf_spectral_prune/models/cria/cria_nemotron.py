@@ -1,0 +1,28 @@
+"""Nemotron with its own FFN width and head counts in every layer.
+
+Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
+"""
+
+from typing import Any
+
+import transformers
+
+from .narrowing import CriaDecoderMixin, cria_family, narrow_between, narrow_key_value_groups
+
+
+class CriaNemotronMixin(CriaDecoderMixin):
+    """Narrows Nemotron's layers, whose FFN is of two linear layers."""
+
+    @staticmethod
+    def narrow_layer(layer: Any, config: Any) -> None:
+        """Narrows one layer to its own config's FFN width and head counts."""
+        narrow_key_value_groups(layer, config)
+        narrow_between(layer.mlp, config.intermediate_size, ["up_proj"], "down_proj")
+
+
+CriaNemotronConfig, cria = cria_family(__name__, CriaNemotronMixin, transformers.NemotronConfig)
+CriaNemotronModel = cria(transformers.NemotronModel)
+CriaNemotronForCausalLM = cria(transformers.NemotronForCausalLM)
+CriaNemotronForSequenceClassification = cria(transformers.NemotronForSequenceClassification)
+CriaNemotronForTokenClassification = cria(transformers.NemotronForTokenClassification)
+CriaNemotronForQuestionAnswering = cria(transformers.NemotronForQuestionAnswering)

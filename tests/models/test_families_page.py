@@ -1,0 +1,58 @@
+"""The table of docs/families.md is made from the family tables; run this file as a program to write it anew."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from conftest import ENCODERS, FAMILIES, FFN_ONLY
+
+from hf_spectral_prune.models import families
+from hf_spectral_prune.models.families import Family
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+HEAD = "| family | units | uniform result | per-layer model type |\n|---|---|---|---|\n"
+UNITS = {"ffn": "FFN neurons", "heads": "attention heads", "channels": "channels"}
+HEADS_RULE = {
+    "any": "stock class",
+    "divides_hidden": "stock class where the head count divides the hidden size",
+    "fixed": "stock class for FFN neurons alone",
+}
+
+
+def row(family: Family) -> str:
+    also = f" ({family.also})" if family.also else ""
+    if family.traced:
+        units, uniform = "channels, found by tracing", ""
+    else:
+        grouped = any("num_key_value_heads" in kind.config_fields for kind in family.kinds)
+        names = UNITS | ({"heads": "key/value groups"} if grouped else {})
+        units = ", ".join(names[kind.kind] for kind in family.kinds)
+        uniform = HEADS_RULE[family.stock_heads]
+    per_layer = "its own class, narrowed by its config" if family.cria is None else f"`{family.cria}`"
+    return f"| `{family.name}`{also} | {units} | {uniform} | {per_layer} |\n"
+
+
+def table() -> str:
+    return HEAD + "".join(dict.fromkeys(row(family) for family in families.FAMILIES))
+
+
+def written(page: str) -> re.Match[str]:
+    found = re.search(r"\| family \|.*\n\|---.*\n(\|.*\n)+", page)
+    assert found is not None
+    return found
+
+
+def test_the_page_has_the_table_that_the_families_give():
+    assert written(PAGE.read_text(encoding="utf-8"))[0] == table(), "run this file as a program"
+
+
+def test_every_family_of_text_is_in_the_tables_of_the_tests():
+    tested = {name.split("-")[0].replace("_text", "") for name in (*FAMILIES, *FFN_ONLY, *ENCODERS)}
+    text = [family for family in families.FAMILIES if not family.traced and family.name != "vit"]
+    assert {family.name.split("-")[0].replace("_text", "") for family in text} == tested
+
+
+if __name__ == "__main__":
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(page.replace(written(page)[0], table()), encoding="utf-8")

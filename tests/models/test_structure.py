@@ -1,0 +1,155 @@
+"""Models without a table: their FFN is read off their modules, proves itself before any work, or is refused with the reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from conftest import (
+    ENCODERS,
+    FAMILIES,
+    FFN_ONLY,
+    VOCABULARY,
+    encoder_batch,
+    logits,
+    random_batch,
+    refused,
+    tiny_encoder,
+    tiny_model,
+)
+
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models import families
+from hf_spectral_prune.models.families import family_of, structure, unit_groups
+from hf_spectral_prune.saving import structure_proof
+from hf_spectral_prune.saving.structure_proof import check_structure
+
+# Types of transformers that have no table: the class that is made, and what its config needs to be tiny.
+OTHERS = {
+    "apertus": ("ApertusForCausalLM", {}),
+    "arcee": ("ArceeForCausalLM", {}),
+    "biogpt": ("BioGptForCausalLM", {}),
+    "deberta-v2": ("DebertaV2ForMaskedLM", {}),
+    "ernie4_5": ("Ernie4_5ForCausalLM", {}),
+    "exaone4": ("Exaone4ForCausalLM", {"sliding_window": 8, "num_key_value_heads": 4}),
+    "gptj": ("GPTJForCausalLM", {"n_embd": 32, "n_layer": 3, "n_head": 8, "n_inner": 24, "rotary_dim": 4, "n_positions": 128}),
+    "helium": ("HeliumForCausalLM", {"num_key_value_heads": 4, "head_dim": 4}),
+    "megatron-bert": ("MegatronBertForMaskedLM", {}),
+    "ministral": ("MinistralForCausalLM", {"sliding_window": 8, "num_key_value_heads": 4, "head_dim": 4}),
+    "mpnet": ("MPNetForMaskedLM", {}),
+    "olmo": ("OlmoForCausalLM", {}),
+    "persimmon": ("PersimmonForCausalLM", {}),
+    "roformer": ("RoFormerForMaskedLM", {"embedding_size": 32}),
+    "seed_oss": ("SeedOssForCausalLM", {}),
+    "xglm": ("XGLMForCausalLM", {"d_model": 32, "ffn_dim": 24, "num_layers": 3, "attention_heads": 8}),
+}
+REFUSED = {
+    "mamba": ("MambaForCausalLM", {}, "`intermediate_size`"),
+    "mpt": ("MptForCausalLM", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "changes no weight"),
+    "mixtral": ("MixtralForCausalLM", {"num_local_experts": 4}, "no linear layer"),
+    "t5": (
+        "T5ForConditionalGeneration",
+        {"d_model": 32, "d_ff": 24, "d_kv": 4, "num_heads": 4, "num_layers": 2},
+        "an encoder and a decoder",
+    ),
+}
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def other_model(name: str):
+    cls, fields = (OTHERS | {key: row[:2] for key, row in REFUSED.items()})[name]
+    stock = getattr(transformers, cls)
+    torch.manual_seed(0)
+    return stock(stock.config_class(**SIZES | fields)).eval()
+
+
+def table_model(name: str):
+    return tiny_encoder(name, task="ForMaskedLM") if name in ENCODERS else tiny_model(name)
+
+
+@pytest.fixture
+def without_table(monkeypatch):
+    """Takes a model's table away."""
+
+    def hide(model) -> None:
+        rest = tuple(family for family in families.FAMILIES if model.config.model_type not in family.model_types)
+        monkeypatch.setattr(families, "FAMILIES", rest)
+
+    return hide
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *FFN_ONLY, *ENCODERS])
+def test_every_family_is_found_by_structure_with_the_same_groups(name, without_table):
+    model = table_model(name)
+    expected = unit_groups(model, ["ffn"])
+    without_table(model)
+    assert unit_groups(model) == expected
+    assert family_of(model.config).by_structure
+    check_structure(model)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_types_prove_themselves(name):
+    model = other_model(name)
+    assert [group.key for group in unit_groups(model)] == [f"layers.{layer}.ffn" for layer in range(3)]
+    check_structure(model, random_batch(padding="right"))
+
+
+@pytest.mark.parametrize("name", ["arcee", "mpnet"])
+def test_other_types_are_pruned_saved_and_reloaded(name, tmp_path, caplog):
+    model = other_model(name)
+    stock, dense = type(model), num_parameters(model)
+    batches = [encoder_batch(model, 4, 16, seed) for seed in (0, 1)]
+    options = {"target_reduction": 0.3, "target_scope": "prunable", "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True}
+    args = SpectralPruningArguments(output_dir=str(tmp_path / "out"), units=["ffn"], **options)
+    pruner = SpectralPruner(model, args, batches)
+    output = pruner.prune()
+    pruner.save_model()
+    assert type(output.model) is stock
+    assert num_parameters(output.model) == output.plan.parameters_after < dense
+    assert any("known by structure, not by name" in note for note in output.plan.notes)
+    reloaded = stock.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(logits(reloaded, batches[0]), logits(output.model, batches[0]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_shows_no_ffn_is_refused_with_the_reason(name):
+    _, _, reason = REFUSED[name]
+    refused(lambda: unit_groups(other_model(name)), f"`{name}` is not a known family", reason)
+
+
+def test_what_does_not_prove_itself_is_refused(monkeypatch):
+    model, cuts = other_model("arcee"), structure_proof.narrowings
+    monkeypatch.setattr(structure_proof, "narrowings", lambda *_: [])
+    refused(lambda: check_structure(model), "does not prove itself", "has no place")
+
+    def others(model, groups, kept):
+        return cuts(model, groups, {group.key: torch.arange(len(kept[group.key])) for group in groups})
+
+    monkeypatch.setattr(structure_proof, "narrowings", others)
+    refused(lambda: check_structure(model), "does not prove itself", "something else than masking them")
+
+
+def test_layers_of_their_own_width_and_sequential_compensation_are_refused():
+    model, batches = other_model("arcee"), [random_batch(4, 16)]
+    per_layer = SpectralPruningArguments(layout="per_layer", units=["ffn"])
+    refused(lambda: SpectralPruner(model, per_layer, batches), "no per-layer class")
+    sequential = SpectralPruningArguments(compensation="sequential", units=["ffn"])
+    refused(lambda: SpectralPruner(model, sequential, batches), "least_squares")
+
+
+def test_a_table_is_never_tried_by_structure(monkeypatch):
+    monkeypatch.setattr(structure, "_built", lambda config: pytest.fail("built"))
+    assert not family_of(tiny_model("llama").config).by_structure
