@@ -124,6 +124,11 @@ class SpectralPruningArguments:
         "`uniform`: all layers get the same width, and the result is a stock class that loads anywhere; `per_layer`: each layer "
         "has its own width, and the result is a Cria class.",
     )
+    uniform_heads: bool = _field(
+        False,
+        "With `per_layer`: the same number of heads in all layers, so that only FFN widths differ. More programs can read such a "
+        "config.",
+    )
     criterion: str = _field(
         "spectral",
         "Importance criterion: spectral, energy, activation, activation_weights, fluctuation, magnitude, taylor, fisher, obs, "
@@ -266,6 +271,8 @@ class SpectralPruningArguments:
             raise ValueError(f"`units` is {self.units}; give each kind once, e.g. `ffn heads`.")
         if self.stock_class == "mistral" and self.layout == "per_layer":
             raise ValueError('`stock_class="mistral"` is for uniform results. Use `layout="uniform"` or leave it out.')
+        if self.uniform_heads and self.layout != "per_layer":
+            raise ValueError('`uniform_heads` is for `layout="per_layer"`; a uniform layout has them anyway. Leave it out.')
         if self.layout == "per_layer" and self.allocation == "proportional":
             raise ValueError(
                 '`allocation="proportional"` gives all layers one width. Use `layout="uniform"` or another allocation.'

@@ -35,7 +35,7 @@ from .evaluation.samples import model_samples, paired
 from .models.distributed import is_first_process, join_processes, of_first_process
 from .models.families import network_of
 from .models.families.groups import is_vision
-from .models.loading import without_quantisation_marks
+from .models.loading import on_one_device, without_quantisation_marks
 from .models.losses import predicts_next_token
 from .models.torch_model import check_unwrapped
 from .planning import sizes_after_round, summarise
@@ -114,7 +114,7 @@ class SpectralPruner:
         check_unwrapped(model)
         if not isinstance(model, PreTrainedModel):
             model = wrap_for(model, calibration_dataset, eval_dataset, self.args)
-        self.model = without_quantisation_marks(model)
+        self.model = on_one_device(without_quantisation_marks(model))
         self.base_model = getattr(model.config, "_name_or_path", "") or None
         self.criterion = check_model(model, self.args)
         self.data_collator = data_collator

@@ -97,7 +97,7 @@ def _limits(model: PreTrainedModel, args: SpectralPruningArguments) -> Limits:
     free = args.layout == "per_layer" or args.stock_class == "mistral"
     heads = next((group for group in unit_groups(model, args.units) if group.kind == "heads"), None)
     if free or heads is None or config.is_heterogeneous:
-        return Limits(args.round_to, _min_units(args))
+        return Limits(args.round_to, _min_units(args), equal_heads=args.uniform_heads)
     per_group = config.num_attention_heads // heads.size
     return Limits(args.round_to, _min_units(args), lambda count: stock_accepts_heads(config, count * per_group))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hf_spectral_prune.models.families import consumers, unit_groups
 from hf_spectral_prune.models.losses import loss_of, num_rows
 from hf_spectral_prune.planning import Limits
 from hf_spectral_prune.planning.damage import SuffixLoss, fisher_damage, loss_curves
+from hf_spectral_prune.planning.equal_heads import EqualHeads
 from hf_spectral_prune.rounds import _first_sequences
 from hf_spectral_prune.surgery.cut import repairs
 from hf_spectral_prune.surgery.narrow import cut_group
@@ -135,3 +137,38 @@ def test_fisher_widths_do_not_hang_on_the_criterion_and_keep_a_floor(batches):
     assert len(set(widths[0].values())) > 2
     group = next(group for group in unit_groups(model) if group.key == "layers.1.ffn")
     assert widths[0][group.key] == Limits(4, {"ffn": 4}, least_share=0.2).floor(group) == 8
+
+
+def test_uniform_heads_leave_only_ffn_widths_to_differ(batches):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()  # heads cost nothing
+    fields = {"layout": "per_layer", "allocation": "loss_curves", "target_reduction": 0.4}
+    output = prune(model, batches, uniform_heads=True, **fields)
+    counts = {kind: {len(kept) for key, kept in output.plan.kept.items() if key.endswith(kind)} for kind in ("ffn", "heads")}
+    assert len(counts["heads"]) == 1 and counts["heads"] != {4} and len(counts["ffn"]) > 1
+    config = output.model.config
+    assert config.num_key_value_heads == counts["heads"].pop() and config.num_attention_heads == 2 * config.num_key_value_heads
+
+
+def test_uniform_heads_cost_what_they_cost_in_all_layers():
+    groups = unit_groups(tiny_model())
+    damage = {group.key: torch.arange(group.size + 1.0) * (group.layer + 1) for group in groups}
+    equal = EqualHeads(groups)
+    [heads] = [group for group in equal.groups() if group.kind == "heads"]
+    assert heads.parameters_per_unit == sum(group.parameters_per_unit for group in groups if group.kind == "heads")
+    assert torch.equal(equal.damage(damage)[heads.key], 6 * torch.arange(heads.size + 1.0))
+    sizes = {group.key: group.size for group in equal.groups()} | {heads.key: 2}
+    assert {size for key, size in equal.everywhere(sizes).items() if key.endswith("heads")} == {2}
+    counted = equal.count(lambda sizes: len(sizes))
+    assert counted is not None and counted(sizes) == len(groups)
+
+
+def test_uniform_heads_need_layers_that_agree():
+    with pytest.raises(ValueError, match="uniform_heads"):
+        SpectralPruningArguments(uniform_heads=True)
+    groups = unit_groups(tiny_model(), ["heads"])
+    with pytest.raises(ValueError, match="already differ"):
+        EqualHeads([*groups, replace(groups[0], layer=9, size=1)])

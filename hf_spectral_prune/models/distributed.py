@@ -35,7 +35,11 @@ _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 def works_together() -> bool:
     """Whether several processes do the same now, each on its part of the data, so that their sums belong together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and not _alone.get()
+    return _joined() and not _alone.get()
+
+
+def _joined() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def join_processes() -> None:
@@ -45,7 +49,7 @@ def join_processes() -> None:
         ValueError: `WORLD_SIZE` is set without the other variables of a launcher, so the processes cannot find each other.
     """
     size = os.environ.get("WORLD_SIZE", "1")
-    if not size.isdigit() or int(size) < 2 or torch.distributed.is_initialized():
+    if not size.isdigit() or int(size) < 2 or _joined():
         return
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
@@ -58,7 +62,7 @@ def join_processes() -> None:
 
 def is_first_process() -> bool:
     """Whether this is the process that saves and prints; a single one is."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    return not _joined() or torch.distributed.get_rank() == 0
 
 
 @contextmanager

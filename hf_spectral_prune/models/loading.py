@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.hooks import remove_hook_from_module
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from ..arguments import ModelArguments
 from ..utils.environment import accelerator
@@ -19,6 +22,8 @@ from .families import family_of
 from .folder_files import check_files, read_config
 from .loading_report import check_loaded, quiet_report
 from .stored import auto_class, check_not_quantised, check_whole_model
+
+logger = logging.get_logger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -174,3 +179,23 @@ def without_quantisation_marks(model: PreTrainedModel) -> PreTrainedModel:
         )
     quantizer.remove_quantization_config(model)
     return model
+
+
+def on_one_device(model: PreTrainedModel) -> PreTrainedModel:
+    """Brings weights that a `device_map` has spread over devices, or offloaded to memory or the disk, to the CPU, in place.
+
+    A model that lies on one device is left alone.
+    """
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) == 1 and torch.device("meta") not in devices:
+        return model
+    weights = get_state_dict_offloaded_model(model)
+    remove_hook_from_module(model, recurse=True)
+    vars(model).pop("hf_device_map", None)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    logger.warning(
+        "The model's weights were spread by `device_map`. They are brought to the CPU's memory and pruned there; load the model "
+        "without `device_map` and move it to an accelerator that has room for all of it to be faster."
+    )
+    return model.to("cpu")  # type: ignore[arg-type]

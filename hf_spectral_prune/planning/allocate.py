@@ -5,13 +5,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
 
 from torch import Tensor
 
 from ..models.families import UnitGroup
+from .equal_heads import EqualHeads
 
 Sizes = dict[str, int]
 # Parameters or MACs of the model once every group has its size.
@@ -29,12 +30,14 @@ class Limits:
         min_units: least number of units (of channels where a unit has several) a group keeps, by kind.
         loadable_heads: whether a stock config accepts this number of heads units in every layer.
         least_share: least share of its units that a group keeps.
+        equal_heads: whether all layers keep one number of heads where each has its own FFN width.
     """
 
     round_to: int = 8
     min_units: Mapping[str, int] | None = None
     loadable_heads: Callable[[int], bool] = lambda count: True
     least_share: float = 0.0
+    equal_heads: bool = False
 
     def step(self, group: UnitGroup) -> int:
         """Number of units that go at a time."""
@@ -213,6 +216,9 @@ def per_layer_sizes(
     Raises:
         ValueError: the target is out of reach with the floors.
     """
+    if limits.equal_heads:
+        equal, limits = EqualHeads(groups), replace(limits, equal_heads=False)
+        return equal.everywhere(per_layer_sizes(equal.groups(), now, target, limits, equal.damage(damage), equal.count(count)))
     _check_reachable(groups, now, target, limits, uniform=False, count=count)
     queue: list[tuple[float, int, int]] = []
     paths = []

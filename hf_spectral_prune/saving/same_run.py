@@ -24,6 +24,7 @@ _DECIDING = (
     "target_scope",
     "units",
     "layout",
+    "uniform_heads",
     "criterion",
     "criterion_args",
     "allocation",

@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import ENCODER_TASKS, FAMILIES, FFN_ONLY, logits, random_batch, refused, tiny_encoder, tiny_model
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.arguments import ModelArguments
 from hf_spectral_prune.models.loading import load_model
 from hf_spectral_prune.saving.reload import check_in_fresh_process
@@ -184,3 +185,23 @@ def test_the_self_check_fails_where_the_folder_lacks_a_weight_that_the_probe_doe
         check_in_fresh_process(folder, model)
     shutil.rmtree(folder)
     check_in_fresh_process(saved(model, folder), model)
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_models_that_a_device_map_has_offloaded_are_pruned_like_others(place, tmp_path, batches):
+    """Where there is no accelerator, "disk" is the only place that a map can offload to; hooks bring the weights for a moment."""
+    tiny_model().save_pretrained(tmp_path / "dense")
+    device_map = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    device_map |= {f"model.layers.{layer}": place if layer else "cpu" for layer in range(3)}
+    spread = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", device_map=device_map, offload_folder=str(tmp_path / "off"))
+    assert any(parameter.is_meta for parameter in spread.parameters()) == (place == "disk")
+    args = SpectralPruningArguments(target_reduction=0.3, target_scope="prunable", round_to=4, disable_tqdm=True)
+    found = SpectralPruner(spread, args, batches).prune()
+    expected = SpectralPruner(AutoModelForCausalLM.from_pretrained(tmp_path / "dense"), args, batches).prune()
+    assert found.plan.kept == expected.plan.kept
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], value), name
+    found.model.save_pretrained(tmp_path / "pruned")
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "pruned"), batches[0]), logits(found.model, batches[0])
+    )
