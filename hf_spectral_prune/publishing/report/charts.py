@@ -163,7 +163,7 @@ def _rows(labels: Sequence[str], title: str, xlabel: str) -> tuple[Figure, Axes]
     axis = _panel(figure, left, _BOTTOM, _WIDTH - left - _RIGHT, height)
     axis.set_ylim(count - 0.5, -0.5)
     _label_layers(axis.yaxis, labels, max(1, int(height / 12)))
-    axis.set_title(title)
+    axis.set_title(title, x=(_LEFT - left) / (_WIDTH - left - _RIGHT))  # above the names too, so that the key has its room
     axis.set_xlabel(xlabel)
     axis.annotate("layer", (0, 0), (-12, -13), "axes fraction", "offset points", ha="right", fontsize=9.5, color=COLOURS["faint"])
     axis.spines["left"].set_visible(False)
@@ -186,7 +186,7 @@ def _set_scale(axis: Axes, values: Sequence[float], *, logarithmic: bool) -> Non
         axis.set_xlim(low / margin, high * margin)
         # A label every decade or every few; within two decades a few more.
         subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
-        axis.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=9))
+        axis.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=6))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: _decade(value)))
     else:

@@ -60,7 +60,7 @@ STYLE: Any = {
 }
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _NO_METADATA: dict[str, None] = dict.fromkeys(["Creator", "Date", "Format", "Type"])
-_DPI = 160
+_DPI = 224
 # Pixels for a point, at most.
 _LARGEST = 1.5
 
