@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         NDPCallback,
         ndi_regularizer,
     )
+    from .studies.targets import prune_to_targets
     from .surgery import apply_plan, masked, settle_class
     from .surgery.plan import PruningPlan
     from .trainer.pruning import SpectralPruningCallback
@@ -61,6 +62,7 @@ _PUBLIC = {
         "NDPCallback",
         "ndi_regularizer",
     ],
+    "studies.targets": ["prune_to_targets"],
     "evaluation.figures": ["latency", "num_parameters", "paired_latency", "perplexity"],
     "evaluation.metrics": ["load_metric"],
     "surgery.plan": ["PruningPlan"],

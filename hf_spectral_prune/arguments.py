@@ -109,6 +109,22 @@ class SpectralPruningArguments:
     overwrite_output_dir: bool = _field(False, "Replace the contents of `output_dir` if it is not empty.")
 
     target_reduction: float = _field(0.2, "Fraction to remove, between 0 and 1; `target_scope` says of what.")
+    target_reductions: list[float] | None = _field(
+        None,
+        "Several fractions from one run, e.g. 0.1 0.2 0.3, instead of `target_reduction`: each result is saved in a folder of "
+        "its own in `output_dir`, and a larger one keeps no unit that a smaller one has removed.",
+    )
+    target_bytes: float | None = _field(
+        None,
+        "Bytes that the weights, and the key/value cache of one sequence at `target_context`, may take at the most, instead of "
+        "`target_reduction`.",
+    )
+    target_context: int = _field(0, "Number of positions at which `target_bytes` counts the key/value cache; 0 counts none.")
+    scores: str | None = _field(
+        None,
+        "File that a run with `save_scores` wrote: its scores and allocation are used. Model, data and options must be its own.",
+    )
+    save_scores: str | None = _field(None, "File (.npz) to write the scores and the allocation to, for runs with other targets.")
     target_scope: Literal["all", "non_embedding", "prunable", "flops"] = _field(
         "prunable",
         "What the fraction is counted over: the parameters of the `units` (`prunable`), those outside the embeddings, all "
@@ -192,8 +208,10 @@ class SpectralPruningArguments:
         "compensation.",
     )
     stop_drop: float = _field(0.01, "How much worse `stop_metric` may get than before pruning (absolute).")
-    recovery: Literal["none", "full", "lora", "distill"] = _field(
-        "none", "Training after the last round: all weights, LoRA adapters that are merged, or distillation from the dense model."
+    recovery: Literal["none", "full", "lora", "distill", "blocks"] = _field(
+        "none",
+        "Training after the last round: all weights, LoRA adapters that are merged, distillation from the dense model, or "
+        "`blocks`: one layer after the other toward the dense residual stream, in the memory of one layer and without labels.",
     )
     recovery_args: dict[str, Any] | str | None = _field(
         None, "Options of the recovery (RecoveryArguments) as JSON, e.g. '{\"lora_r\": 8}'."
@@ -238,6 +256,7 @@ class SpectralPruningArguments:
         for name in ("criterion_args", "recovery_args", "training_args"):
             setattr(self, name, _read_json(name, getattr(self, name)))
         self._check_range("target_reduction", 0, 1, open_ends=True)
+        self._check_targets()
         for name in (
             "recalibrate_every",
             "round_to",
@@ -291,6 +310,25 @@ class SpectralPruningArguments:
             ValueError: no such preset; or see the class.
         """
         return cls(**preset_options(name) | options)
+
+    def _check_targets(self) -> None:
+        targets = self.target_reductions or []
+        if any(not 0 < target < 1 for target in targets) or len(set(targets)) < len(targets):
+            raise ValueError(f"`target_reductions` is {targets}; give each once, between 0 and 1, both excluded.")
+        if targets and self.push_to_hub:
+            raise ValueError("`push_to_hub` is for one result. Push each folder of `target_reductions` with `cria push`.")
+        if self.target_bytes is not None:
+            self._check_finite("target_bytes", None)
+            if targets:
+                raise ValueError("Both `target_bytes` and `target_reductions` are set. Give one of them.")
+        self._check_range("target_context", 0)
+        if self.target_context and self.target_bytes is None:
+            raise ValueError("`target_context` is the length of the cache that `target_bytes` counts. Set that too.")
+        for name in ("target_reductions", "scores", "save_scores"):
+            if getattr(self, name) and self.num_rounds > 1:
+                raise ValueError(
+                    f"`{name}` is for runs of one round, which cut by the scores of the dense model. Leave out `num_rounds`."
+                )
 
     @property
     def repairs(self) -> bool:

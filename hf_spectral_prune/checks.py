@@ -23,7 +23,7 @@ from .planning.reduction_target import check_scope
 from .planning.settled import settle_allocation
 from .publishing import hub
 from .recovery.distillation import check_teacher
-from .recovery.recover import lora_targets, recovery_arguments
+from .recovery.recover import check_blocks, lora_targets, recovery_arguments
 from .saving.folder import check_generation_options
 from .saving.place import check_output_dir
 from .saving.reload import check_reloads
@@ -177,9 +177,14 @@ def check_recovery(
         raise ValueError('`recovery="lora"` is for transformers, whose linear layers take adapters. Use `full` or `distill`.')
     if args.recovery == "lora":
         lora_targets(model, recovery_args.lora_target_modules)
-    if args.recovery == "distill" and (teacher is None or teacher is model):
-        raise ValueError('`recovery="distill"` needs the dense model. Pass `teacher`: a copy of the model, or its folder.')
-    if args.recovery == "distill":
+    if args.recovery == "blocks":
+        check_blocks(model)
+    taught = args.recovery in ("distill", "blocks")
+    if taught and (teacher is None or teacher is model):
+        raise ValueError(
+            f'`recovery="{args.recovery}"` needs the dense model. Pass `teacher`: a copy of the model, or its folder.'
+        )
+    if taught:
         check_teacher_fits(model, teacher)
 
 

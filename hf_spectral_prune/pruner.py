@@ -50,7 +50,8 @@ from .saving.folder import save_folder
 from .saving.output import PruningOutput, StationCosts, circumstances, pruning_report
 from .saving.place import names_in, reserved
 from .saving.same_run import check_same_run, deciding_options
-from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
+from .saving.scores_file import SharedScores, basis_of
+from .surgery import apply_plan, as_mistral, fingerprint, has_batch_norms, masked, recalibrate_norms, settle_class
 from .surgery.norms import norm_notes
 from .surgery.plan import PruningPlan
 from .utils.files import num_bytes
@@ -126,6 +127,8 @@ class SpectralPruner:
         check_recovery(self.model, self.args, train_dataset, teacher)
         if self.args.stop_metric is not None and self.eval_data is None:
             raise ValueError(f"`stop_metric` `{self.args.stop_metric}` needs data to measure it on. Pass `eval_dataset`.")
+        if self.args.target_reductions:
+            raise ValueError("`SpectralPruner` has one target. Pass `target_reductions` to `prune_to_targets`.")
         of_first_process(lambda: check_push(self.model, self.args))
         self.saved_to: Path | None = None
         self._place = ExitStack()  # keeps the place of the result from the start of `prune()` to its saving
@@ -136,6 +139,10 @@ class SpectralPruner:
         self.macs_before: dict[str, int] = {}
         self.bytes_before = 0
         self.scores: Scores = {}
+        self.shared: SharedScores | None = None  # of another run, which are used
+        self.found: SharedScores | None = None  # of this run, for others
+        self._within: PruningPlan | None = None
+        self._before: dict[str, float] | None = None
         self.state = checkpoint.RunState(
             max_steps=self.args.num_rounds,
             logging_steps=self.args.logging_steps,
@@ -172,6 +179,24 @@ class SpectralPruner:
             self._place = place.pop_all()  # until it is saved
         return output
 
+    def take_from(self, other: SpectralPruner) -> None:
+        """Takes scores, allocation curves and the dense model's figures from a run to a smaller target; cuts within its plan."""
+        assert other.output is not None
+        self.shared, self._within, self._before = other.found, other.output.plan, other.output.report.metrics_before
+
+    def _share(self, options: dict[str, Any]) -> None:
+        """Reads the scores of another run, where some are named, and checks that they are of this model, data and options."""
+        if self.args.scores is not None:
+            self.shared = SharedScores.load(self.args.scores)
+            self.shared.check(basis_of(options, fingerprint(self.model)), self.args.scores)
+
+    def _keep_shared(self, run: Run, options: dict[str, Any]) -> None:
+        """Keeps scores and allocation curves of the dense model for runs to other targets."""
+        found = self.shared or SharedScores(self.scores, run.damage, basis_of(options, run.fingerprint))
+        if (file := self.args.save_scores) is not None:
+            of_first_process(lambda: found.save(file))
+        self.found = found
+
     def _reserve(self, place: ExitStack) -> None:
         if self.args.output_dir is not None:
             place.enter_context(reserved(self.args.output_dir))
@@ -182,8 +207,11 @@ class SpectralPruner:
         args = self.args
         options = deciding_options(args, self.model, self.criterion, self.calibration)
         saved = self._saved(resume_from_checkpoint, options) if resume_from_checkpoint else None
+        self._share(options)
         set_seed(args.seed)
-        metrics_before = self.evaluate(metric_key_prefix="before") if self.eval_data is not None else {}
+        metrics_before = self._before or {}
+        if self._before is None and self.eval_data is not None:
+            metrics_before = self.evaluate(metric_key_prefix="before")
         said_before = self._samples()
         check_stop_metric(args, metrics_before)
         check_loss(self.model, metrics_before, self.calibration)
@@ -198,8 +226,13 @@ class SpectralPruner:
             if evidence is None:
                 evidence = self._calibrate()
             diagnostics: Diagnostics | None = None if run.scores else {}  # the report shows the dense model's
-            self.scores = self._score(evidence, diagnostics)
+            if self.shared is None:
+                self.scores = self._score(evidence, diagnostics)
+            else:
+                self.scores, run.damage = self.shared.scores, self.shared.damage
             plan = self._plan(run, round_index, evidence)
+            if args.num_rounds == 1:
+                self._keep_shared(run, options)
             if self._must_stop(run, plan, round_index, metrics_before):
                 break
             with self.costs.of("surgery"):
@@ -362,6 +395,8 @@ class SpectralPruner:
     def _start(self) -> Run:
         self.bytes_before = num_bytes(self.model)
         run = rounds.start(self.model, self.args, calibration=self.calibration)
+        if self._within is not None:
+            run.most = {key: len(kept) for key, kept in self._within.kept.items()}
         run.notes += norm_notes(self.model, self.calibration)
         if is_vision(self.model):
             self.macs_before = layer_macs(self.model, picture_of(self.model, self.calibration))
@@ -404,7 +439,8 @@ class SpectralPruner:
 
     def _calibrate(self) -> Evidence:
         with self.costs.of("calibration"):
-            return calibrate(self.model, self.args, self.criterion, self.calibration)
+            scored = self.shared is not None
+            return calibrate(self.model, self.args, self.criterion, self.calibration, scored=scored)
 
     def _score(self, evidence: Evidence, diagnostics: Diagnostics | None = None) -> Scores:
         with self.costs.of("scoring"):

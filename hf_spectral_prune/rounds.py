@@ -19,6 +19,7 @@ from .models.families import UnitGroup, family_of, unit_groups
 from .models.families.structure import structure_note
 from .models.losses import Batch, num_targets, single_sequences
 from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
+from .planning.allocate import within_sizes
 from .planning.damage import fisher_damage, loss_curves, score_damage
 from .planning.reduction_target import Target, set_target
 from .planning.search import fisher_sizes, search_per_layer, search_uniform
@@ -41,6 +42,7 @@ class Run:
         damage: {group key: (n_units + 1,)} cost of removing the 0, 1, ... lowest-scored units, where widths depend on it. The
             target has no part in it, so runs which differ in nothing else may share it.
         final_sizes: units of every group after the last round.
+        most: units that each group may keep at the most, where the plan is to lie within another.
     """
 
     groups: list[UnitGroup]
@@ -50,6 +52,7 @@ class Run:
     fingerprint: str
     damage: dict[str, Tensor] | None = None
     final_sizes: Sizes | None = None
+    most: Sizes = field(default_factory=dict)
     plan: PruningPlan | None = None
     notes: list[str] = field(default_factory=list)
     scores: list[RoundScores] = field(default_factory=list)
@@ -152,8 +155,16 @@ def decide(
         args = settle_allocation(model, args, calibration)
         if run.damage is None:
             run.damage = _measure_damage(model, args, run.groups, scores, calibration, evidence)
-        run.final_sizes = _allocate(model, args, run, scores, calibration)
+        sizes = _allocate(model, args, run, scores, calibration)
+        run.final_sizes = sizes if not run.most else _within(args, run, sizes)
     return choose(model, args, run, scores, share)
+
+
+def _within(args: SpectralPruningArguments, run: Run, sizes: Sizes) -> Sizes:
+    """The sizes, none of them above `run.most`."""
+    target = run.target
+    free = args.layout == "per_layer" and target.count is None
+    return within_sizes(target.groups, target.now, target.goal, run.limits, sizes, run.most, run.damage if free else None)
 
 
 def _measure_damage(
@@ -210,6 +221,11 @@ def _allocate(
         sizes = uniform_sizes(target.groups, target.now, target.goal, run.limits, damage)
         free = uniform_sizes(target.groups, target.now, target.goal, Limits(args.round_to, _min_units(args)), damage)
         run.notes += _head_notes(run.groups, sizes, free, fixed=family_of(model.config).stock_heads == "fixed")
+    if target.unit == "bytes":
+        left = target.now - sum((group.size - sizes[group.key]) * group.parameters_per_unit for group in target.groups)
+        left = left if target.count is None else target.count(sizes)
+        cache = f" and the key/value cache at {args.target_context:,} positions" if args.target_context else ""
+        run.notes.append(f"The target was {target.goal:,} bytes of weights{cache}: {left:,} of {target.now:,} stay.")
     if all(sizes[group.key] == group.size for group in run.groups):
         step = min(run.limits.step(group) * group.parameters_per_unit for group in target.groups)
         raise ValueError(

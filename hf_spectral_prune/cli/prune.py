@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..arguments import SpectralPruningArguments
 from .arguments import RunArguments
@@ -29,6 +30,7 @@ class PresetArguments:
 
 def main(argv: Sequence[str]) -> None:
     """Prunes a model and saves it, with its plan and report."""
+    argv = _with_several_targets(argv)
     types = [SpectralPruningArguments, RunArguments, PresetArguments, ScreenArguments]
     args, run, _, screen = parse(types, "prune", main.__doc__ or "", argv)
     if args.output_dir is None:
@@ -53,10 +55,42 @@ def main(argv: Sequence[str]) -> None:
         try:
             _prune(args, run)
             if is_first_process():
-                print(as_json(args.output_dir) if screen.json else ending(args.output_dir))
+                print(_ending(args, for_programs=screen.json))
         except KeyboardInterrupt as stopped:
             stopped.args = (_way_on(args),)
             raise
+
+
+def _ending(args: SpectralPruningArguments, *, for_programs: bool) -> str:
+    """What the run gives: for several targets their table, or a JSON object in a line for each."""
+    folder = str(args.output_dir)
+    if not args.target_reductions:
+        return as_json(folder) if for_programs else ending(folder)
+    from ..studies.targets import TABLE, folder_of
+
+    if for_programs:
+        return "\n".join(as_json(str(folder_of(folder, target))) for target in sorted(args.target_reductions))
+    table = (Path(folder) / TABLE).read_text(encoding="utf-8")
+    return f"{table}\nSaved in the folders of `{folder}`, each with a report page (report.html)."
+
+
+def _with_several_targets(argv: Sequence[str]) -> list[str]:
+    """The words with `--target_reduction 0.1 0.2` as what it is, `--target_reductions`."""
+    words = list(argv)
+    for index, word in enumerate(words):
+        if word == "--target_reduction":
+            values = list(itertools.takewhile(_is_number, words[index + 1 :]))
+            if len(values) > 1:
+                words[index] = "--target_reductions"
+    return words
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _way_on(args: SpectralPruningArguments) -> str:
@@ -73,6 +107,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     from ..planning.reduction_target import target_words
     from ..pruner import SpectralPruner
     from ..saving import checkpoint
+    from ..studies.targets import prune_to_targets
     from ..utils.progress import working
     from .inputs import load_data, load_model, load_processing_class, load_recovery_rows, needs_data
     from .inputs_text import metric_of
@@ -92,16 +127,17 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     train = None
     if args.recovery != "none":
         train = load_recovery_rows(run, model, processing_class, calibration, held_out, args.seed)
-    pruner = SpectralPruner(
-        model,
-        args,
-        calibration,
-        held_out,
-        processing_class,
-        train_dataset=train,
-        compute_metrics=metric,
-        teacher=load_model(run, run.tensors_file) if args.recovery == "distill" else None,
-    )
+    options: dict[str, Any] = {
+        "train_dataset": train,
+        "compute_metrics": metric,
+        "teacher": load_model(run, run.tensors_file) if args.recovery in ("distill", "blocks") else None,
+    }
+    if args.target_reductions:
+        if resume is not None:
+            raise ValueError("`resume_from_checkpoint` is for one target, and `target_reductions` names several. Leave it out.")
+        prune_to_targets(model, args, calibration, held_out, processing_class, **options)
+        return
+    pruner = SpectralPruner(model, args, calibration, held_out, processing_class, **options)
     target = target_words(pruner.model, pruner.args, calibration)
     if is_first_process():
         say(target)

@@ -51,19 +51,30 @@ class Evidence:
 
 
 def calibrate(
-    model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion, calibration: CalibrationData | None
+    model: PreTrainedModel,
+    args: SpectralPruningArguments,
+    criterion: Criterion,
+    calibration: CalibrationData | None,
+    *,
+    scored: bool = False,
 ) -> Evidence:
     """Runs the calibration data through the model for all that scores and repair read; empty where they read nothing.
 
     Over several processes, which all have the same data, each runs its share of the batches and the sums are added up: they are
     those of one process to the last bit, as long as float64 holds every sum of float32 products exactly. A criterion's own
     statistics are gathered by the first process, and the moments that they may read by each of them from all batches.
+
+    Args:
+        scored: whether the scores are known, so that only the repair reads anything.
     """
     repairs = args.compensation in ("bias", "least_squares")
     batches = calibration.batches if calibration is not None and args.compensation == "sequential" else ()
-    if not (criterion.needs_data or repairs):
+    if not ((criterion.needs_data and not scored) or repairs):
         return Evidence({}, {}, {}, batches)
     assert calibration is not None
+    if scored:
+        moments = _collect(model, args, criterion, calibration, "activations", ("after",))
+        return Evidence({}, {}, moments, batches)
     # Criteria that stream statistics of their own read no moments: no pass is spent on them.
     needed = criterion.needs_moments or repairs
     sides = criterion.sides if criterion.needs_moments else ("after",)

@@ -31,6 +31,11 @@ def moved_to(model: PreTrainedModel, batch: Batch) -> Batch:
 @torch.inference_mode()
 def run_base(model: PreTrainedModel, batch: Batch) -> None:
     """Runs a model on a batch as far as there are signals to read, without gradients."""
+    forward_base(model, batch)
+
+
+def forward_base(model: PreTrainedModel, batch: Batch) -> None:
+    """`run_base` with gradients, where they are on."""
     # The language-model head is skipped: no signal lies behind it, and it is a fifth of a small model's work.
     targets = {"labels", *find_labels(type(model))}
     inputs = {name: value for name, value in batch.items() if name not in targets}

@@ -242,6 +242,36 @@ def per_layer_sizes(
     return sizes
 
 
+def within_sizes(
+    groups: Sequence[UnitGroup],
+    now: int,
+    target: int,
+    limits: Limits,
+    sizes: Sizes,
+    most: Mapping[str, int],
+    damage: Damage | None = None,
+) -> Sizes:
+    """The sizes, none above `most`. With `damage`, what a bound takes from one group is given back to others up to the target.
+
+    Without `damage`, where layers must not differ, the result may lie below the target.
+    """
+    found = {key: min(size, most.get(key, size)) for key, size in sizes.items()}
+    while damage is not None and parameters_after(groups, found, now) < target:
+        gains = {}
+        for group in groups:
+            own, bound = found[group.key], most.get(group.key, group.size)
+            larger = [size for size in limits.choices(group) if own < size <= bound]
+            if larger:
+                curve, size = damage[group.key], larger[-1]
+                saved = float(curve[group.size - own] - curve[group.size - size])
+                gains[group.key, size] = saved / ((size - own) * group.parameters_per_unit)
+        if not gains:
+            break
+        key, size = max(gains, key=lambda place: gains[place])
+        found[key] = size
+    return found
+
+
 def _hull_path(group: UnitGroup, choices: list[int], damage: Tensor) -> list[tuple[float, int]]:
     """[(damage per parameter of this step, size after it)] along the lower convex hull, one entry per allowed size."""
     points = [(float(group.size - size), float(damage[group.size - size])) for size in choices]

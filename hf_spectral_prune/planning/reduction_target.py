@@ -14,7 +14,7 @@ from ..evaluation.figures import num_non_embedding_parameters, num_parameters
 from ..models.families import UnitGroup, consumers, family_of, network_of, unit_groups
 from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
-from ..models.losses import Batch
+from ..models.losses import Batch, predicts_next_token
 from . import Budget, Count, Sizes, budget_of, macs_per_unit
 from .flops import attention_path, layer_macs
 
@@ -26,7 +26,7 @@ class Target:
     """The cost that is to be cut.
 
     Attributes:
-        unit: "parameters" or "MACs".
+        unit: "parameters", "MACs" or "bytes".
         now, goal: of the model before pruning, and wanted after it.
         base: what the fraction is counted over.
         groups: the groups, with the cost in this unit as their `parameters_per_unit`.
@@ -71,10 +71,12 @@ def set_target(
         now: parameters as it stands, biases for a repair included.
 
     Raises:
-        ValueError: see `check_scope`.
+        ValueError: see `check_scope` and `_bytes_target`.
     """
     check_scope(model, args)
     groups = unit_groups(model, args.units)
+    if args.target_bytes is not None:
+        return _bytes_target(model, args, groups, now)
     if args.target_scope == "flops":
         return _macs_target(model, args, groups, calibration)
     budget = budget_of(model, groups) if family_of(model.config).traced else None
@@ -87,6 +89,41 @@ def set_target(
         base = before
     count = None if budget is None else budget.parameters
     return Target("parameters", now, before - int(args.target_reduction * base), base, groups, count, budget)
+
+
+def _bytes_target(model: PreTrainedModel, args: SpectralPruningArguments, groups: list[UnitGroup], now: int) -> Target:
+    """Bytes of the weights, and of one sequence's key/value cache in the weights' type at the stated number of positions.
+
+    Raises:
+        ValueError: the model takes no more than that already, or a cache is counted that it does not have.
+    """
+    size = model.dtype.itemsize
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    cache = 0
+    if args.target_context:
+        if not predicts_next_token(model):
+            raise ValueError(
+                f"`target_context` counts a key/value cache, which a {type(model).__name__} does not have. Leave it out."
+            )
+        cache = 2 * _head_size(model) * args.target_context * size  # of one key/value group: keys and values
+    every = [group for group in unit_groups(model) if group.kind == "heads"] if cache else []
+    total, goal = weights + cache * sum(group.size for group in every), int(args.target_bytes or 0)
+    if goal >= total:
+        raise ValueError(f"`target_bytes` is {goal:,}, and the model takes {total:,} bytes already. Lower it.")
+    costs = [
+        replace(group, parameters_per_unit=group.parameters_per_unit * size + (cache if group.kind == "heads" else 0))
+        for group in groups
+    ]
+    budget = budget_of(model, groups) if family_of(model.config).traced else None
+    others = weights - now * size
+    count = None if budget is None else lambda sizes: budget.parameters(sizes) * size + others
+    return Target("bytes", total, goal, total, costs, count, budget)
+
+
+def _head_size(model: PreTrainedModel) -> int:
+    config = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(size)
 
 
 def _macs_target(
@@ -118,6 +155,8 @@ def target_words(model: PreTrainedModel, args: SpectralPruningArguments, calibra
     kinds = " and ".join(_KINDS[kind] for kind in dict.fromkeys(group.kind for group in target.groups))
     removed = target.now - target.goal
     share = f"{100 * args.target_reduction:.4g} %"
+    if target.unit == "bytes":
+        return f"Removing {removed:,} of {target.base:,} bytes, from {kinds}: {target.goal:,} may stay."
     if target.unit == "MACs":
         return f"Removing {share} of the {target.base:,} MACs of one image, from {kinds}: {removed:,} MACs."
     if args.target_scope == "all":

@@ -1,4 +1,4 @@
-"""Recovery: the one fine-tuning stage after the last round (full, LoRA merged back, or distillation) on the HF Trainer."""
+"""Recovery: the one training after the last round (full, LoRA merged back, distillation, block by block) on the HF Trainer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from ..arguments import SpectralPruningArguments
 from ..data.rows import default_collator, hold_out, training_rows
 from ..models.distributed import is_sharded, of_first_process
 from ..models.families import family_of, max_tokens
+from ..models.losses import predicts_next_token
 from ..utils.environment import accelerator
 from ..utils.option_types import fitted
 from ..utils.words import did_you_mean
+from .blocks import stream_error, train_blocks
 from .distillation import DistillationTrainer, check_teacher, load_teacher
 from .judging import (
     MeasuredTrainer,
@@ -39,6 +41,9 @@ logger = logging.get_logger(__name__)
 # Where the Trainer takes more than the type hints of `TrainingArguments` say.
 _WIDER_HINTS: dict[str, Any] = {"resume_from_checkpoint": str | bool | None, "fsdp": Any, "accelerator_config": Any}
 
+# The figure that a recovery without labels is judged by.
+_STREAM_LOSS = "stream_loss"
+
 
 @dataclass
 class RecoveryArguments:
@@ -46,7 +51,8 @@ class RecoveryArguments:
 
     Attributes:
         method: "full" trains all weights; "lora" trains adapters and merges them, so that the result is one dense model of
-            the same class; "distill" trains all weights toward the labels and a dense teacher.
+            the same class; "distill" trains all weights toward the labels and a dense teacher; "blocks" trains one layer after
+            the other toward the dense teacher's residual stream, in the memory of one layer and without labels.
         lora_target_modules: linear layers that get an adapter, by the end of their names; None takes every producer and
             consumer of the family's table (attention and FFN projections).
         keep_adapters: also save the adapters, to `adapters/` in the Trainer's `output_dir`.
@@ -60,7 +66,7 @@ class RecoveryArguments:
         ValueError: a value that cannot work; says what to set instead.
     """
 
-    method: Literal["full", "lora", "distill"] = "full"
+    method: Literal["full", "lora", "distill", "blocks"] = "full"
     lora_r: int = 16
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
@@ -71,8 +77,9 @@ class RecoveryArguments:
     distill_hidden_weight: float | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in ("full", "lora", "distill"):
-            raise ValueError(f"`method` of the recovery is `{self.method}`; choose from `full`, `lora`, `distill`.")
+        if self.method not in (methods := ("full", "lora", "distill", "blocks")):
+            known = ", ".join(f"`{method}`" for method in methods)
+            raise ValueError(f"`method` of the recovery is `{self.method}`; choose from {known}.")
         if self.lora_r < 1:
             raise ValueError(f"`lora_r` is {self.lora_r}; it must be at least 1.")
         for name in ("lora_alpha", "distill_temperature"):
@@ -173,7 +180,7 @@ def recover(
         eval_dataset: the same, held out; without it a tenth of the training rows (512 at most) is split off.
         data_collator: for causal language models the default makes labels of the ids that are not padding; else it is the
             Trainer's.
-        teacher: the dense model, a folder or a Hub name, for "distill"; it may be on another device.
+        teacher: the dense model, a folder or a Hub name, for "distill" and "blocks"; it may be on another device.
         compute_metrics: as for Trainer.
 
     Raises:
@@ -183,9 +190,11 @@ def recover(
     _check_unsharded(model, training_args)
     notes: list[str] = []
     targets = lora_targets(model, args.lora_target_modules) if args.method == "lora" else []
-    if args.method == "distill":
+    if args.method in ("distill", "blocks"):
         teacher = load_teacher(teacher)
         check_teacher(model, teacher)
+    if args.method == "blocks":
+        check_blocks(model, training_args.world_size)
     training_args = copy.copy(training_args)
     training_args.resume_from_checkpoint = checkpoint_to_resume(training_args)
     length = min(512, max_tokens(model.config) or 512)
@@ -202,7 +211,7 @@ def recover(
         "eval_dataset": eval_rows,
     }
     with left_as_it_was(model):
-        metrics = held_out_metrics(model, training_args, "before", options)
+        metrics = _held_out(model, args, training_args, "before", options, teacher)
         before = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
         options |= {"train_dataset": train_rows, "callbacks": None if callbacks is None else list(callbacks)}
         if args.method == "lora":
@@ -214,8 +223,8 @@ def recover(
                 notes.append("The float16 weights were trained in float32, whose range Adam needs, and rounded back afterwards.")
         metrics |= {name: value for entry in history for name, value in entry.items() if name.startswith("train_")}
         options = {name: value for name, value in options.items() if name not in ("train_dataset", "callbacks")}
-        metrics |= held_out_metrics(model, training_args, "after", options)
-        name = judged_by(training_args)
+        metrics |= _held_out(model, args, training_args, "after", options, teacher)
+        name = _STREAM_LOSS if f"before_{_STREAM_LOSS}" in metrics else judged_by(training_args)
         kept: Literal["recovered", "unrecovered"] = "recovered"
         # One process decides: a user's figures may differ between processes, and with them the models that are kept.
         if not of_first_process(lambda: no_worse(metrics[f"before_{name}"], metrics[f"after_{name}"], training_args, name)):
@@ -230,6 +239,38 @@ def recover(
     return RecoveryOutput(model, kept, metrics, notes, history, adapters)
 
 
+def check_blocks(model: PreTrainedModel, processes: int = 1) -> None:
+    """Checks that a model's layers can be trained one after the other.
+
+    Raises:
+        ValueError: it has none that can be walked, or several processes were started.
+    """
+    if family_of(model.config).traced:
+        raise ValueError(
+            '`recovery="blocks"` is for transformers, whose layers follow each other in a list. Use `full` or `distill`.'
+        )
+    if processes > 1:
+        raise ValueError(
+            '`recovery="blocks"` works in one process. Start it without a launcher, or use `full`, `lora` or `distill`.'
+        )
+
+
+def _held_out(
+    model: PreTrainedModel,
+    args: RecoveryArguments,
+    training_args: TrainingArguments,
+    prefix: str,
+    options: dict[str, Any],
+    teacher: Any,
+) -> dict[str, float]:
+    """Held-out figures; where there are no labels to measure by, how far the last layer's output is from the dense model's."""
+    labelled = predicts_next_token(model) or {"label", "labels"} & set(options["eval_dataset"][0])
+    if args.method == "blocks" and not labelled:
+        with unprepared(model):
+            return {f"{prefix}_{_STREAM_LOSS}": stream_error(model, teacher, training_args, options)}
+    return held_out_metrics(model, training_args, prefix, options)
+
+
 def _check_unsharded(model: PreTrainedModel, training_args: TrainingArguments) -> None:
     launched = any(parse_flag_from_env(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED"))
     if training_args.fsdp or training_args.deepspeed or launched or is_sharded(model):
@@ -239,7 +280,7 @@ def _check_unsharded(model: PreTrainedModel, training_args: TrainingArguments) -
         )
 
 
-# ---- the two ways to train
+# ---- the ways to train
 
 
 def _train_whole(
@@ -249,6 +290,9 @@ def _train_whole(
     teacher: Any,
     options: dict[str, Any],
 ) -> list[dict[str, float]]:
+    if args.method == "blocks":
+        with unprepared(model):
+            return train_blocks(model, teacher, training_args, options)
     if args.method == "full":
         trainer = MeasuredTrainer(model=model, args=training_args, **options)
     else:

@@ -84,7 +84,7 @@ def pruning_report(
         parameters_before=run.parameters_before,
         parameters_after=parameters,
         reduction=1 - parameters / run.parameters_before,
-        target_reduction=args.target_reduction,
+        target_reduction=args.target_reduction if run.target.unit != "bytes" else 1 - run.target.goal / run.target.now,
         target_scope=args.target_scope,
         layout=args.layout,
         sizes={group.key: [group.size, len(run.plan.kept[group.key])] for group in run.groups},

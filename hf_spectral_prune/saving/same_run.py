@@ -21,6 +21,8 @@ from ..utils.environment import library_versions
 # Options that decide which units a run removes, and what it makes of the weights that stay.
 _DECIDING = (
     "target_reduction",
+    "target_bytes",
+    "target_context",
     "target_scope",
     "units",
     "layout",

@@ -64,6 +64,7 @@ _RECOVERIES = {
     "full": "fine-tuning of all weights",
     "lora": "LoRA adapters, merged into the weights",
     "distill": "distillation from the dense model",
+    "blocks": "reconstruction of the dense residual stream, one layer after the other",
 }
 
 

@@ -17,7 +17,7 @@ from ...utils.words import one_line
 from ..study_arguments import StudyArguments, check_list
 
 _COMPENSATIONS = ("none", "least_squares", "sequential")
-_RECOVERIES = ("none", "full", "lora", "distill")
+_RECOVERIES = ("none", "full", "lora", "distill", "blocks")
 # Options of a pruning run that make a cell what it is, whatever its criterion.
 _CELL_OPTIONS = (
     "criterion",
@@ -59,7 +59,7 @@ class ComparisonArguments(StudyArguments):
     )
     reductions: list[float] = _field([0.1, 0.2, 0.3, 0.5], "Fractions of the parameters to remove, between 0 and 1.")
     compensations: list[str] = _field(["none"], "Compensations (closed form) to try: none, least_squares, sequential.")
-    recoveries: list[str] = _field(["none"], "Recoveries (training) to try: none, full, lora, distill.")
+    recoveries: list[str] = _field(["none"], "Recoveries (training) to try: none, full, lora, distill, blocks.")
     seeds: list[int] = _field(
         [42],
         "Seeds for what is random: random criteria and recoveries. Everything else, including the choice of the calibration "

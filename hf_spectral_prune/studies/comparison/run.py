@@ -338,7 +338,7 @@ def _recover(shared: Shared, args: SpectralPruningArguments, model: PreTrainedMo
             shared.held_out,
             shared.processing_class,
             shared.data_collator,
-            shared.model if args.recovery == "distill" else None,
+            shared.model if args.recovery in ("distill", "blocks") else None,
             shared.compute_metrics,
         )
     return output.report()
