@@ -43,7 +43,7 @@ def train_blocks(
         options: of a Trainer: `train_dataset`, `eval_dataset`, `data_collator`, ...
 
     Returns:
-        For each layer the held-out error before and after, as a share of the dense stream's mean square.
+        For each layer the steps so far, and the held-out error before and after, as a share of the dense stream's mean square.
     """
     trainer = MeasuredTrainer(model=model, args=training_args, **options)
     train = _batches(trainer, options["train_dataset"], training_args.train_batch_size, shuffle=True)
@@ -55,16 +55,18 @@ def train_blocks(
     model.eval()
     teacher.eval()
     history: list[dict[str, float]] = []
+    steps = 0
     for layer in stage("Recovering blocks", range(len(layers_of(model))), show=not training_args.disable_tqdm):
         dense_stream = _taken_through(teacher, layer, dense_stream, every)
         goals = [goal for goal in dense_stream if goal is not None]
         before = _error(model, layer, own_stream[len(train) :], held_out, goals[len(train) :])
         kept = {name: value.clone() for name, value in layers_of(model)[layer].state_dict().items()}
-        _train(model, layer, own_stream[: len(train)], train, goals[: len(train)], training_args)
+        steps += _train(model, layer, own_stream[: len(train)], train, goals[: len(train)], training_args)
         after = _error(model, layer, own_stream[len(train) :], held_out, goals[len(train) :])
         if not after < before:  # a figure that is no number counts as worse
             layers_of(model)[layer].load_state_dict(kept)
-        history.append({"layer": layer, "block_error_before": before, "block_error_after": min(after, before)})
+        after = after if after < before else before
+        history.append({"step": steps, "layer": layer, "block_error_before": before, "block_error_after": after})
         own_stream = _taken_through(model, layer, own_stream, every)
     return history
 
@@ -145,8 +147,8 @@ def _train(
     batches: Sequence[Batch],
     goals: Sequence[Tensor],
     training_args: TrainingArguments,
-) -> None:
-    """Trains one layer, in place."""
+) -> int:
+    """Trains one layer, in place, and returns the number of steps."""
     block = layers_of(model)[layer]
     block.requires_grad_(True)
     parameters = list(block.parameters())
@@ -182,3 +184,4 @@ def _train(
         schedule.step()
         optimizer.zero_grad()
     block.requires_grad_(False)
+    return steps

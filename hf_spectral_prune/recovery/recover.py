@@ -264,7 +264,7 @@ def _held_out(
     teacher: Any,
 ) -> dict[str, float]:
     """Held-out figures; where there are no labels to measure by, how far the last layer's output is from the dense model's."""
-    labelled = predicts_next_token(model) or {"label", "labels"} & set(options["eval_dataset"][0])
+    labelled = predicts_next_token(model) or {"label", "labels"} & set(next(iter(options["eval_dataset"])))
     if args.method == "blocks" and not labelled:
         with unprepared(model):
             return {f"{prefix}_{_STREAM_LOSS}": stream_error(model, teacher, training_args, options)}

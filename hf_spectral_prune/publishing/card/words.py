@@ -116,10 +116,10 @@ def method_lines(saved: SavedFolder) -> list[str]:
     assert report.target_reduction is not None and report.target_scope is not None
     options = f" with {_options(saved.plan.criterion_args)}" if saved.plan.criterion_args else ""
     lines = [f"Criterion {code(saved.plan.criterion)}{options}. {criterion_words(saved.plan.criterion)}".strip()]
-    lines.append(
-        f"Layout `{report.layout}`; target: {percent(report.target_reduction)} of "
-        f"{_SCOPES[report.target_scope]}. {_share_words(saved)}".strip()
-    )
+    target = f"{percent(report.target_reduction)} of {_SCOPES[report.target_scope]}"
+    if arguments.get("target_bytes"):
+        target = f"{arguments['target_bytes']:,.0f} bytes at the most"
+    lines.append(f"Layout `{report.layout}`; target: {target}. {_share_words(saved)}".strip())
     lines += _round_lines(saved)
     compensation = arguments["compensation"]
     repair = "recovered" if compensation == "none" and _is_recovered(saved) else compensation
