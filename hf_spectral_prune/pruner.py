@@ -51,9 +51,10 @@ from .saving.output import PruningOutput, StationCosts, circumstances, pruning_r
 from .saving.place import names_in, reserved
 from .saving.same_run import check_same_run, deciding_options
 from .saving.scores_file import SharedScores, basis_of
-from .surgery import apply_plan, as_mistral, fingerprint, has_batch_norms, masked, recalibrate_norms, settle_class
+from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
 from .surgery.norms import norm_notes
 from .surgery.plan import PruningPlan
+from .utils.digests import data_digest
 from .utils.files import num_bytes
 from .utils.progress import RoundProgress, working
 from .utils.words import one_line
@@ -141,6 +142,7 @@ class SpectralPruner:
         self.scores: Scores = {}
         self.shared: SharedScores | None = None  # of another run, which are used
         self.found: SharedScores | None = None  # of this run, for others
+        self._basis: dict[str, Any] = {}
         self._within: PruningPlan | None = None
         self._before: dict[str, float] | None = None
         self.state = checkpoint.RunState(
@@ -186,13 +188,15 @@ class SpectralPruner:
 
     def _share(self, options: dict[str, Any]) -> None:
         """Reads the scores of another run, where some are named, and checks that they are of this model, data and options."""
+        if self.args.scores is not None or self.args.save_scores is not None:
+            self._basis = basis_of(options, data_digest([self.model.state_dict()]))
         if self.args.scores is not None:
             self.shared = SharedScores.load(self.args.scores)
-            self.shared.check(basis_of(options, fingerprint(self.model)), self.args.scores)
+            self.shared.check(self._basis, self.args.scores)
 
-    def _keep_shared(self, run: Run, options: dict[str, Any]) -> None:
+    def _keep_shared(self, run: Run) -> None:
         """Keeps scores and allocation curves of the dense model for runs to other targets."""
-        found = self.shared or SharedScores(self.scores, run.damage, basis_of(options, run.fingerprint))
+        found = self.shared or SharedScores(self.scores, run.damage, self._basis)
         if (file := self.args.save_scores) is not None:
             of_first_process(lambda: found.save(file))
         self.found = found
@@ -232,7 +236,7 @@ class SpectralPruner:
                 self.scores, run.damage = self.shared.scores, self.shared.damage
             plan = self._plan(run, round_index, evidence)
             if args.num_rounds == 1:
-                self._keep_shared(run, options)
+                self._keep_shared(run)
             if self._must_stop(run, plan, round_index, metrics_before):
                 break
             with self.costs.of("surgery"):

@@ -19,9 +19,9 @@ from .models.families import UnitGroup, family_of, unit_groups
 from .models.families.structure import structure_note
 from .models.losses import Batch, num_targets, single_sequences
 from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
-from .planning.allocate import within_sizes
+from .planning.allocate import at_most, within_sizes
 from .planning.damage import fisher_damage, loss_curves, score_damage
-from .planning.reduction_target import Target, set_target
+from .planning.reduction_target import Target, cost_of, set_target
 from .planning.search import fisher_sizes, search_per_layer, search_uniform
 from .planning.settled import settle_allocation
 from .surgery import add_consumer_biases, apply_plan, fingerprint, stock_accepts_heads
@@ -195,12 +195,30 @@ def _measure_damage(
     return loss_curves(model, groups, scores, batches, by_kind=by_kind, repair=repair, ridge=args.ridge, progress=progress)
 
 
+def _untried(args: SpectralPruningArguments, run: Run, goal: int) -> Sizes:
+    """Sizes just above a goal, by `run.damage` alone."""
+    target, damage, limits = replace(run.target, goal=goal), run.damage, run.limits
+    if args.layout == "uniform":
+        if target.count is not None:
+            return share_sizes(target.groups, target.now, goal, limits, target.count)
+        return uniform_sizes(target.groups, target.now, goal, limits, damage)
+    assert damage is not None
+    if args.allocation in ("fisher", "search"):
+        return fisher_sizes(target, limits, damage)
+    return per_layer_sizes(target.groups, target.now, goal, limits, damage, target.count)
+
+
 def _allocate(
     model: PreTrainedModel, args: SpectralPruningArguments, run: Run, scores: Scores, calibration: CalibrationData | None
 ) -> Sizes:
     """Sizes that the last round will leave, by `run.damage` or a search; adds notes about head counts to `run`."""
     target, damage = run.target, run.damage
-    if args.allocation == "search":
+    if target.unit == "bytes":
+        sizes = at_most(target.goal, lambda goal: _untried(args, run, goal), lambda sizes: cost_of(target, sizes))
+        cache = f" and the key/value cache at {args.target_context:,} positions" if args.target_context else ""
+        left = cost_of(target, sizes)
+        run.notes.append(f"The target was {target.goal:,} bytes of weights{cache}: {left:,} of {target.now:,} stay.")
+    elif args.allocation == "search":
         assert calibration is not None
         rows = _first_sequences(model, calibration, args.num_allocation_samples, _SEARCH_TARGETS)
         progress = not args.disable_tqdm
@@ -209,23 +227,11 @@ def _allocate(
         else:
             curves = damage
             sizes = of_first_process(lambda: search_per_layer(model, target, run.limits, curves, scores, rows, progress))
-    elif args.layout == "per_layer":
-        assert damage is not None
-        if args.allocation == "fisher":
-            sizes = fisher_sizes(target, run.limits, damage)
-        else:
-            sizes = per_layer_sizes(target.groups, target.now, target.goal, run.limits, damage, target.count)
-    elif target.count is not None:
-        sizes = share_sizes(target.groups, target.now, target.goal, run.limits, target.count)
     else:
-        sizes = uniform_sizes(target.groups, target.now, target.goal, run.limits, damage)
+        sizes = _untried(args, run, target.goal)
+    if args.layout == "uniform" and target.count is None and args.allocation != "search":
         free = uniform_sizes(target.groups, target.now, target.goal, Limits(args.round_to, _min_units(args)), damage)
         run.notes += _head_notes(run.groups, sizes, free, fixed=family_of(model.config).stock_heads == "fixed")
-    if target.unit == "bytes":
-        left = target.now - sum((group.size - sizes[group.key]) * group.parameters_per_unit for group in target.groups)
-        left = left if target.count is None else target.count(sizes)
-        cache = f" and the key/value cache at {args.target_context:,} positions" if args.target_context else ""
-        run.notes.append(f"The target was {target.goal:,} bytes of weights{cache}: {left:,} of {target.now:,} stay.")
     if all(sizes[group.key] == group.size for group in run.groups):
         step = min(run.limits.step(group) * group.parameters_per_unit for group in target.groups)
         raise ValueError(

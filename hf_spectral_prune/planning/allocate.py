@@ -242,6 +242,36 @@ def per_layer_sizes(
     return sizes
 
 
+def at_most(bound: int, sizes_for: Callable[[int], Sizes], cost: Count) -> Sizes:
+    """Sizes that cost no more than a bound, where allocations give sizes just above a goal: those for the highest goal that do.
+
+    Args:
+        sizes_for: allocation for a goal; raises a ValueError where it is out of reach.
+
+    Raises:
+        ValueError: there are none.
+    """
+    sizes = sizes_for(bound)
+    if cost(sizes) <= bound:
+        return sizes
+    found: Sizes | None = None
+    low, high = 0, bound
+    while high - low > max(1, bound >> 20):
+        middle = (low + high) // 2
+        try:
+            sizes = sizes_for(middle)
+        except ValueError:
+            low = middle
+            continue
+        if cost(sizes) <= bound:
+            found, low = sizes, middle
+        else:
+            high = middle
+    if found is None:
+        raise ValueError(f"No allowed sizes take at most {bound:,}. Raise `target_bytes`, or lower the floors and `round_to`.")
+    return found
+
+
 def within_sizes(
     groups: Sequence[UnitGroup],
     now: int,

@@ -16,6 +16,7 @@ from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
 from ..models.losses import Batch, predicts_next_token
 from . import Budget, Count, Sizes, budget_of, macs_per_unit
+from .allocate import parameters_after
 from .flops import attention_path, layer_macs
 
 _KINDS = {"ffn": "FFN neurons", "heads": "attention heads (key/value groups)", "channels": "channels"}
@@ -41,6 +42,11 @@ class Target:
     groups: list[UnitGroup]
     count: Count | None = None
     budget: Budget | None = None
+
+
+def cost_of(target: Target, sizes: Sizes) -> int:
+    """Cost of the model, in the target's unit, once every group has its size in `sizes`."""
+    return target.count(sizes) if target.count is not None else parameters_after(target.groups, sizes, target.now)
 
 
 def check_scope(model: PreTrainedModel, args: SpectralPruningArguments) -> None:

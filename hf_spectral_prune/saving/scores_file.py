@@ -89,6 +89,6 @@ class SharedScores:
                 )
 
 
-def basis_of(options: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-    """What scores follow from: `deciding_options` without those of the target, and the weights."""
-    return {name: value for name, value in options.items() if name not in _OF_THE_TARGET} | {"weights": fingerprint}
+def basis_of(options: dict[str, Any], weights: str) -> dict[str, Any]:
+    """What scores follow from: `deciding_options` without those of the target, and the digest of the weights."""
+    return {name: value for name, value in options.items() if name not in _OF_THE_TARGET} | {"weights": weights}
