@@ -229,7 +229,7 @@ def _allocate(
             sizes = of_first_process(lambda: search_per_layer(model, target, run.limits, curves, scores, rows, progress))
     else:
         sizes = _untried(args, run, target.goal)
-    if args.layout == "uniform" and target.count is None and args.allocation != "search":
+    if args.layout == "uniform" and target.count is None and target.unit != "bytes" and args.allocation != "search":
         free = uniform_sizes(target.groups, target.now, target.goal, Limits(args.round_to, _min_units(args)), damage)
         run.notes += _head_notes(run.groups, sizes, free, fixed=family_of(model.config).stock_heads == "fixed")
     if all(sizes[group.key] == group.size for group in run.groups):
