@@ -289,6 +289,8 @@ def within_sizes(
     while damage is not None and parameters_after(groups, found, now) < target:
         gains = {}
         for group in groups:
+            if group.kind == "heads" and limits.equal_heads:
+                continue
             own, bound = found[group.key], most.get(group.key, group.size)
             larger = [size for size in limits.choices(group) if own < size <= bound]
             if larger:
