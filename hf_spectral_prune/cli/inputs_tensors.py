@@ -69,7 +69,7 @@ def import_network(name: str) -> type[nn.Module]:
             "finds it, e.g. in the folder above it."
         ) from None
     if found is None:
-        raise ValueError(f"`network_class` `{name}`: the module `{module_name}` has no `{class_name}`.")
+        raise ValueError(f"`network_class` `{name}`: the module `{module_name}` has no `{class_name}`. Correct the name.")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"`network_class` `{name}` is no class derived from `torch.nn.Module`. Name the class, not a function.")
     return found
@@ -134,7 +134,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
             "`network.state_dict()` instead."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"`{file}` cannot be read: {_line(error)}") from None
+        raise ValueError(f"`{file}` cannot be read: {_line(error).rstrip('.')}. Save it again.") from None
     if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
         saved = saved["state_dict"]
     if not isinstance(saved, dict) or not saved or not all(isinstance(value, Tensor) for value in saved.values()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -64,11 +65,26 @@ def _parser(types: Sequence[Any], command: str) -> tuple[argparse.ArgumentParser
             return flags[-1]
 
         def error(self, message: str) -> NoReturn:
-            raise ValueError(message)
+            raise ValueError(_with_remedy(message))
 
     parser = Parser(list(types), prog=f"cria {command}", allow_abbrev=False, add_help=False)
     parser.add_argument("words", nargs="*")
     return parser, flags
+
+
+def _with_remedy(message: str) -> str:
+    """What argparse says of a flag's value, which names the value and not what it should be, in this package's words."""
+    flag = re.match(r"argument (--\w+)", message)
+    refused = re.search(r"invalid (int|float) value: '(.*)'$", message)
+    if flag and refused:
+        return f"`{flag[1]}` is {refused[2]!r}. Give a {'whole ' if refused[1] == 'int' else ''}number."
+    if flag and (refused := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message)):
+        return f"`{flag[1]}` is {refused[1]!r}. Choose from {refused[2].replace(chr(39), '`')}."
+    if flag and (refused := re.search(r"Truthy value expected: got (.*) but expected", message)):
+        return f"`{flag[1]}` is {refused[1]!r}. Give `True` or `False`."
+    if flag and "expected" in message:
+        return f"`{flag[1]}` has no value. Give one behind it."
+    return message
 
 
 def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[str]) -> list[Any]:

@@ -99,13 +99,13 @@ def load_table(
         assert dataset_name is not None
         dataset = _read_dataset(dataset_name, dataset_config_name, dataset_split, streaming)
     if not streaming and len(dataset) == 0:
-        raise ValueError(f"The calibration data set {calibration_file or dataset_name} has no rows. Give one with text.")
+        raise ValueError(f"The calibration data set `{calibration_file or dataset_name}` has no rows. Give one with text.")
     return dataset
 
 
 def _existing(file: str | Path) -> Path:
     if not Path(file).is_file():
-        raise FileNotFoundError(f"`calibration_file` {file} does not exist. Check the path.")
+        raise FileNotFoundError(f"`calibration_file` `{file}` does not exist. Check the path.")
     return Path(file)
 
 
@@ -120,17 +120,17 @@ def _read_text(path: Path) -> str:
     except _BROKEN_GZIP as error:
         raise ValueError(f"`{path}` is no whole gzip file ({error}). Get it again.") from None
     if not text.strip():
-        raise ValueError(f"The calibration file {path} is empty. Give a file with text.")
+        raise ValueError(f"The calibration file `{path}` is empty. Give a file with text.")
     return text
 
 
 def _read_table(path: Path, streaming: bool) -> Any:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix not in READERS:
-        raise ValueError(f"`calibration_file` {path} is not of a known type. Give .txt, .jsonl, .json, .csv, .tsv or .parquet.")
+        raise ValueError(f"`calibration_file` `{path}` is not of a known type. Give .txt, .jsonl, .json, .csv, .tsv or .parquet.")
     # `datasets` gives no rows at all, and no columns to name, for an empty file: it raises from deep inside.
     if path.stat().st_size == 0:
-        raise ValueError(f"The calibration file {path} is empty. Give a file with text.")
+        raise ValueError(f"The calibration file `{path}` is empty. Give a file with text.")
     try:
         # Quotation marks in tab-separated text are text.
         options: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}

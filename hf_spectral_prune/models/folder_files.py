@@ -112,18 +112,24 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _check_weights(folder: Path) -> int:
-    """How many weights the files hold, by their headers."""
-    if (folder / SAFE_WEIGHTS_INDEX_NAME).exists():
-        files = _shards(folder / SAFE_WEIGHTS_INDEX_NAME)
-    elif (folder / SAFE_WEIGHTS_NAME).exists():
-        files = [folder / SAFE_WEIGHTS_NAME]
-    elif (folder / WEIGHTS_INDEX_NAME).exists():
-        files = _shards(folder / WEIGHTS_INDEX_NAME)
-    elif (folder / WEIGHTS_NAME).exists():
-        files = [folder / WEIGHTS_NAME]
-    else:
-        raise ValueError(_no_weights(folder))
-    return sum(map(_num_tensors, files))
+    """How many weights the files hold that transformers will load, by their headers."""
+    for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if (folder / whole).exists():  # goes before shards
+            _check_one_set(folder, whole, index)
+            return _num_tensors(folder / whole)
+        if (folder / index).exists():
+            return sum(map(_num_tensors, _shards(folder / index)))
+    raise ValueError(_no_weights(folder))
+
+
+def _check_one_set(folder: Path, whole: str, index: str) -> None:
+    """Tells of a folder with shards beside the whole file: which of the two was saved last, its loading does not ask."""
+    shards = folder.glob(whole.replace(".", "-*-of-*.", 1))
+    if (folder / index).exists() and (shard := next(shards, None)):
+        raise ValueError(
+            f"`{folder}` holds two sets of weights: `{whole}`, and the shards of `{index}` (`{shard.name}`, ...). Take away the "
+            "set that is not meant."
+        )
 
 
 def _no_weights(folder: Path) -> str:

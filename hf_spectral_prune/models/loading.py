@@ -130,11 +130,13 @@ def model_name(run: ModelArguments) -> str:
     path = Path(name)
     looks_local = path.is_absolute() or name.startswith(".") or name.count("/") > 1
     if looks_local and not path.is_dir():
-        raise FileNotFoundError(f"`model_name_or_path` `{name}` is not a folder.")
+        raise FileNotFoundError(f"`model_name_or_path` `{name}` is not a folder. Check the path.")
     if path.is_dir() and run.gguf_file is None:
         check_whole_model(name)
     if path.is_dir() and run.gguf_file is None and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"`{name}` has no `config.json`, so it is no model folder (for a GGUF file set `gguf_file`).")
+        raise FileNotFoundError(
+            f"`{name}` has no `config.json`, so it is no model folder. Name one, or set `gguf_file` to a GGUF file in it."
+        )
     network = network_in(path) if path.is_dir() and run.gguf_file is None else None
     if network is not None:
         raise ValueError(
@@ -142,7 +144,7 @@ def model_name(run: ModelArguments) -> str:
             "`tensors_file` to its inputs."
         )
     if path.is_dir() and run.gguf_file is not None and not (path / run.gguf_file).is_file():
-        raise FileNotFoundError(f"`gguf_file` `{run.gguf_file}` is not in `{name}`.")
+        raise FileNotFoundError(f"`gguf_file` `{run.gguf_file}` is not in `{name}`. Name a file that is.")
     if path.is_dir() and run.gguf_file is None:
         check_files(path)
     return name

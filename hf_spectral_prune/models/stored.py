@@ -135,16 +135,20 @@ def stored_names(name: str) -> list[str]:
     Raises:
         OSError: it has no weights.
     """
-    for index in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
-        file = _file(name, index)
-        if file is not None:
-            return sorted(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"])
-    if (file := _file(name, SAFE_WEIGHTS_NAME)) is not None:
+    if (file := _file(name, SAFE_WEIGHTS_NAME)) is not None:  # in the order in which transformers looks for them
         with safe_open(file, "pt") as weights:
             return sorted(weights.keys())
+    if (file := _file(name, SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        return _in_index(file)
     if (file := _file(name, WEIGHTS_NAME)) is not None:
         return sorted(torch.load(file, map_location="meta", weights_only=True))
+    if (file := _file(name, WEIGHTS_INDEX_NAME)) is not None:
+        return _in_index(file)
     raise OSError(f"`{name}` has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}). Get the whole checkpoint.")
+
+
+def _in_index(file: str) -> list[str]:
+    return sorted(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"])
 
 
 def _file(name: str, file: str) -> str | None:

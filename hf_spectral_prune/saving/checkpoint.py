@@ -113,7 +113,10 @@ def load(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     missing = [name for name in _PARTS if not (folder / name).is_file()]
     if len(missing) == len(_PARTS):
-        raise FileNotFoundError(f"`{folder}` is no checkpoint of a pruning run: it has no `{missing[0]}`.")
+        raise FileNotFoundError(
+            f"`{folder}` is no checkpoint of a pruning run: it has no `{missing[0]}`. Name a `checkpoint-N` in the `output_dir` "
+            "of one."
+        )
     if missing:
         raise ValueError(f"`{folder}` is not whole: it has no `{missing[0]}`. {_REMEDY}")
     plan = _read(folder / _PLAN, PruningPlan.from_json)

@@ -59,7 +59,10 @@ def read_within(file: Path, most: int = 2**20) -> str:
     """
     size = file.stat().st_size
     if size > most:
-        raise ValueError(f"`{file}` has {size / 1e6:,.1f} MB, and no more than {most / 1e6:,.1f} MB of such a file are read.")
+        raise ValueError(
+            f"`{file}` has {size / 1e6:,.1f} MB, and no more than {most / 1e6:,.1f} MB of such a file are read. "
+            "Take a smaller one."
+        )
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -85,3 +85,18 @@ def test_a_line_is_of_bounded_length_and_moves_no_cursor(words, monkeypatch, cap
 )
 def test_only_near_spellings_are_offered(word, known, near):
     assert did_you_mean(word, known) == (f" Did you mean `{near}`?" if near else "")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--num_rounds", "2.5"], "`--num_rounds` is '2.5'. Give a whole number."),
+        (["--ridge="], "`--ridge` is ''. Give a number."),
+        (["--self_check", "perhaps"], "`--self_check` is 'perhaps'. Give `True` or `False`."),
+        (["--layout", "round"], "`--layout` is 'round'. Choose from `uniform`, `per_layer`."),
+        (["--num-rounds"], "`--num_rounds` has no value. Give one behind it."),
+    ],
+)
+def test_a_flag_with_the_wrong_value_says_what_to_give(words, line, capsys):
+    assert main(["prune", "model", *words]) == 2
+    assert capsys.readouterr().err == f"cria prune: {line}\n"

@@ -113,7 +113,7 @@ def _other_runs() -> Iterator[Fault]:
         "units": "ffn",
         "layout": "per_layer",
         "criterion": "magnitude",
-        "allocation": "loss_curves",
+        "allocation": "fisher",
         "num_rounds": 3,
         "recalibrate_every": 2,
         "compensation": "none",

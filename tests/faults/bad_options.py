@@ -59,17 +59,17 @@ _UNREAD = {"metric_for_best_model", "greater_is_better", "load_best_model_at_end
 
 
 def _values() -> Iterator[Fault]:
-    for options in (SpectralPruningArguments, RunArguments):
-        hints = get_type_hints(options)
-        for field in dataclasses.fields(options):
-            if field.name in _UNREAD:
-                continue
-            kind = next((kind for kind in (bool, int, float) if hints[field.name] in (kind, kind | None)), None)
-            for value in _WRONG_NUMBERS.get(kind, []):  # type: ignore[arg-type]
-                if (field.name, value) not in _MAY:
-                    yield flag(field.name, value, field.name)
-            if kind is bool:
-                yield flag(field.name, "perhaps", field.name)
+    both = (SpectralPruningArguments, RunArguments)
+    hints = {name: hint for options in both for name, hint in get_type_hints(options).items()}
+    for name in dict.fromkeys(field.name for options in both for field in dataclasses.fields(options)):
+        if name in _UNREAD:
+            continue
+        kind = next((kind for kind in (bool, int, float) if hints[name] in (kind, kind | None)), None)
+        for value in _WRONG_NUMBERS.get(kind, []):  # type: ignore[arg-type]
+            if (name, value) not in _MAY:
+                yield flag(name, value, name)
+        if kind is bool:
+            yield flag(name, "perhaps", name)
     for name, values in _LARGE.items():
         for value in values:
             yield flag(name, value, name.partition("_")[0])
@@ -197,7 +197,7 @@ def _recipes() -> Iterator[Fault]:
     wrong: dict[str, list[Any]] = {
         "num_rounds": ["2.5", "[1]", "{a: 1}", "null", "true", "yes", "2024-01-01", ".inf", ".nan", "1e400", "0x"],
         "target_reduction": ["null", "[0.1]", "{a: 1}", "true", "20 %", ".nan", ".inf", "-0.1", "2"],
-        "units": ["ffn", "{a: 1}", "3", "null", "[[ffn]]", "[3]", "[]"],
+        "units": ["ffn", "{a: 1}", "3", "{}", "[[ffn]]", "[3]", "[]"],
         "layout": ["[uniform]", "3", "null", "true", "{a: 1}"],
         "criterion": ["[energy]", "null", "3", "{a: 1}", "true"],
         "criterion_args": ["[1]", "3", "true"],

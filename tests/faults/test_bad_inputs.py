@@ -1,4 +1,4 @@
-"""Several hundred bad inputs through the command line: one line that names the place, exit 2, and nothing left behind.
+"""Several hundred bad inputs through the command line: one line with place and remedy, exit 2, and nothing left behind.
 
 Each is a fault that a user can have: a download or copy that broke off, another program's file, a value of the wrong type in a
 file or a flag. A few are harmless, and taken. The rest of them that are not run by default are marked `slow`.
@@ -25,10 +25,11 @@ from stage import Fault, Stage, write_sources
 
 from hf_spectral_prune.cli import main
 
+OPTIONS = "recipe, flags"
 FAMILIES = {
     "weights, config, tokenizer": bad_models,
     "checkpoint": bad_checkpoints,
-    "recipe, flags": bad_options,
+    OPTIONS: bad_options,
     "text, label, image, GGUF": bad_data,
     "plan, report, state, card": bad_folders,
 }
@@ -37,6 +38,12 @@ LEAST = 600
 MOST_SECONDS, MOST_MEMORY = 60, 2**30
 # Of every family one input in so many is run by default, evenly spread; all are by `make test-slow`.
 ONE_IN = 8
+# What a remedy begins with. An option or a recipe is mended by reading its name and its value.
+_VERBS = (
+    "give|set|take|name|lower|raise|get|use|choose|correct|put|load|install|merge|resume|save|leave|prune|rename|fill|add|check"
+)
+_VERBS += "|write|make|pass|mend|move|start|change|delete|download|run|begin|clear|export|train|keep|convert"
+REMEDY = re.compile(rf"\b({_VERBS})\b|Is it |Did you mean|must|lists all|Known: ", re.IGNORECASE)
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 
 
@@ -55,7 +62,7 @@ def stage(tmp_path, sources) -> Iterator[Stage]:
 def _cases() -> Iterator:
     for number, (family, fault) in enumerate(INPUTS):
         marks = [] if number % ONE_IN == 0 else [pytest.mark.slow]
-        yield pytest.param(fault, marks=marks, id=re.sub(r"[^\w .,:=/-]", "", f"{family}: {fault.name}")[:90])
+        yield pytest.param(family, fault, marks=marks, id=re.sub(r"[^\w .,:=/-]", "", f"{family}: {fault.name}")[:90])
 
 
 def _files(folder: Path) -> dict[str, float]:
@@ -67,8 +74,8 @@ def _peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-@pytest.mark.parametrize("fault", _cases())
-def test_bad_input_is_one_line_and_leaves_nothing(fault: Fault, stage: Stage, capfd):
+@pytest.mark.parametrize(("family", "fault"), _cases())
+def test_bad_input_is_one_line_and_leaves_nothing(family: str, fault: Fault, stage: Stage, capfd):
     words = fault.make(stage)
     before, peak, start = _files(stage.folder), _peak(), time.monotonic()
     status = main(words)
@@ -84,6 +91,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(fault: Fault, stage: Stage, ca
     assert len(lines) == 1, error
     for word in fault.says:
         assert word in lines[0]
+    what = lines[0].partition(": ")[2]
+    assert REMEDY.search(re.sub("`[^`]*`", "", what)) or (family == OPTIONS and "`" in what), what
     assert "please report" not in lines[0]
     assert _files(stage.folder) == before
 

@@ -205,3 +205,16 @@ def test_models_that_a_device_map_has_offloaded_are_pruned_like_others(place, tm
     assert torch.equal(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "pruned"), batches[0]), logits(found.model, batches[0])
     )
+
+
+def test_weights_that_transformers_would_not_load_are_not_looked_at(tmp_path):
+    """A whole file goes before an index: an old index without its shards is harmless, a second set of weights is refused."""
+    sharded, folder = tmp_path / "sharded", saved(tiny_model(), tmp_path / "m", architectures=None)
+    tiny_model(tie_word_embeddings=True).save_pretrained(sharded, max_shard_size="20KB")
+    shutil.copy(sharded / "model.safetensors.index.json", folder)
+    assert torch.equal(logits(load(folder), random_batch()), logits(tiny_model(), random_batch()))
+    shard = sorted(sharded.glob("model-*.safetensors"))[0]
+    shutil.copy(shard, folder)
+    refused(lambda: load(folder), "two sets of weights", f"`{shard.name}`", "Take away")
+    (folder / "model.safetensors.index.json").unlink()
+    load(folder)

@@ -28,7 +28,7 @@ def read_config(folder: str | Path) -> Any:
     if not path.is_dir():
         raise FileNotFoundError(f"`{folder}` is not a folder. Name one that `cria prune` or `save_pretrained()` wrote.")
     if not (path / CONFIG).is_file():
-        raise FileNotFoundError(f"`{folder}` has no `{CONFIG}`, so it is no model folder.")
+        raise FileNotFoundError(f"`{folder}` has no `{CONFIG}`, so it is no model folder. Name one.")
     check_files(path)
     network = network_in(path)
     if network is not None:
