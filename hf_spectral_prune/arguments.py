@@ -127,8 +127,8 @@ class SpectralPruningArguments:
     save_scores: str | None = _field(None, "File (.npz) to write the scores and the allocation to, for runs with other targets.")
     target_scope: Literal["all", "non_embedding", "prunable", "flops"] = _field(
         "prunable",
-        "What the fraction is counted over: the parameters of the `units` (`prunable`), those outside the embeddings, all "
-        "parameters (tied weights once), or the FLOPs of one image (vision models).",
+        "What the fraction is of: the parameters of the `units` (`prunable`), those outside the embeddings, all parameters (tied "
+        "weights once), or the FLOPs of one image.",
     )
     units: list[str] | None = _field(
         None,
