@@ -177,7 +177,8 @@ class SpectralPruningArguments:
         "Closed-form adjustment of the remaining weights after a cut, without training. `bias`: add the mean of the removed "
         "contributions to the biases. `least_squares`: refit the consumer columns of each layer by itself. `sequential`: refit "
         "them layer by layer on the output of the layers cut before, so that the residual stream stays close to the dense one. "
-        "`auto`: `sequential` for transformers with calibration data; none for channels, without data, and inside a Trainer.",
+        "`auto`: `sequential` for transformers with calibration data (`least_squares` for those known by structure only); none "
+        "for channels, without data, and inside a Trainer.",
     )
     ridge: float = _field(
         1e-2,
