@@ -297,6 +297,9 @@ class SpectralPruningArguments:
             raise ValueError(
                 '`allocation="proportional"` gives all layers one width. Use `layout="uniform"` or another allocation.'
             )
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            # As TrainingArguments does, which knows no perplexity.
+            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "perplexity"))
         if self.push_to_hub and not (self.hub_model_id and self.output_dir):
             name = "output_dir" if self.hub_model_id else "hub_model_id"
             raise ValueError(f"`push_to_hub` is set, but `{name}` is not. Set it too.")

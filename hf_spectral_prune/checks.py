@@ -28,7 +28,7 @@ from .saving.folder import check_generation_options
 from .saving.place import check_output_dir
 from .saving.reload import check_reloads
 from .saving.structure_proof import check_structure
-from .surgery import check_compensation, check_mistral, fingerprint
+from .surgery import check_compensation, check_mistral, fingerprint, has_batch_norms
 from .surgery.settle import check_class
 from .utils.files import SMALL_FILES, check_room, num_bytes
 from .utils.words import first_line, in_a_line
@@ -55,6 +55,20 @@ def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Crite
         check_mistral(model)
     check_result_class(model, args)
     return make_criterion(args.criterion, args.criterion_options)
+
+
+def check_arguments(args: Any) -> SpectralPruningArguments:
+    """The options of a pruner, or the defaults; tells of what belongs elsewhere."""
+    if args is None:
+        return SpectralPruningArguments()
+    if isinstance(args, TrainingArguments):
+        raise ValueError(
+            "`args` is a `TrainingArguments`, which say how to train. Pass `SpectralPruningArguments`, and how to recover in its "
+            "`training_args`, as a dict."
+        )
+    if not isinstance(args, SpectralPruningArguments):
+        raise ValueError(f"`args` is a `{type(args).__name__}`. Pass `SpectralPruningArguments`.")
+    return args
 
 
 def settle_options(
@@ -120,6 +134,14 @@ def _warn_of_few_texts(calibration: CalibrationData) -> None:
             f"The calibration source `{calibration.protocol['source']}` {what}. If that is one document or few, the model will "
             "suffer on text of other kinds: a table with a row per document, or a mix of sources, keeps more of it."
         )
+
+
+def needs_data(model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion) -> bool:
+    """Whether anything in a run reads calibration data: also batch norms after a cut, and the size of the images for FLOPs."""
+    measured = args.allocation in ("loss_curves", "fisher", "search") or (
+        args.allocation == "auto" and args.layout == "per_layer"
+    )
+    return criterion.needs_data or measured or args.repairs or args.target_scope == "flops" or has_batch_norms(model)
 
 
 def check_loss(model: PreTrainedModel, figures: Mapping[str, float], data: CalibrationData | None) -> None:

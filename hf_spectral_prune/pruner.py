@@ -13,21 +13,19 @@ from torch import nn
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
+    Trainer,
     TrainerCallback,
-    TrainerControl,
     TrainingArguments,
     set_seed,
 )
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.utils import logging
 
 from . import rounds
 from .arguments import SpectralPruningArguments
-from .checks import check_data, check_loss, check_model, check_output, check_push, check_recovery, settle_options
+from .checks import check_arguments, check_data, check_loss, check_model, check_output, check_push, check_recovery, settle_options
 from .criteria import Diagnostics, Scores
 from .criteria.calibrate import Evidence, calibrate
-from .data.for_model import read_data, wrap_for
+from .data.for_model import load_for_pruner, read_data, wrap_for
 from .data.labels import with_model_ids
 from .data.texts import CalibrationData
 from .evaluation.figures import held_out_figures, num_parameters
@@ -42,7 +40,7 @@ from .planning import sizes_after_round, summarise
 from .planning.flops import layer_macs
 from .planning.reduction_target import check_macs, macs_report, picture_of
 from .planning.stopping import check_stop_metric, stop_note
-from .publishing import hub, write_card
+from .recovery.forwarding import ForwardingCallback
 from .recovery.recover import RecoveryOutput, recover, recovery_arguments
 from .rounds import Run
 from .saving import checkpoint
@@ -51,26 +49,29 @@ from .saving.output import PruningOutput, StationCosts, circumstances, pruning_r
 from .saving.place import names_in, reserved
 from .saving.same_run import check_same_run, deciding_options
 from .saving.scores_file import SharedScores, basis_of
+from .saving.trainer_methods import TrainerMethods, name_best_checkpoint
 from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
 from .surgery.norms import norm_notes
 from .surgery.plan import PruningPlan
+from .trainer.pruning import SpectralPruningCallback
+from .trainer.schedule import PruningSchedule
 from .utils.digests import data_digest
 from .utils.files import num_bytes
-from .utils.progress import RoundProgress, working
+from .utils.progress import working
 from .utils.words import one_line
 
 logger = logging.get_logger(__name__)
 
 
-class SpectralPruner:
+class SpectralPruner(TrainerMethods):
     """Prunes a Hugging Face model by structured importance, with Trainer's conventions.
 
     Started on several processes by `accelerate launch` or `torchrun`, all of them make a pruner of the same model and data: each
     runs its share of the batches, and the first one saves and pushes. They end with the plan and weights of a single process.
 
     Args:
-        model: the model to prune; it is changed in place. A plain PyTorch network that turns one tensor into logits is wrapped
-            as a `TorchModelForImageClassification`.
+        model: the model to prune; it is changed in place. A folder or a name on the Hub is loaded, with its processing class. A
+            plain PyTorch network that turns one tensor into logits is wrapped as a `TorchModelForImageClassification`.
         args: options; the defaults remove 20 % of all parameters.
         calibration_dataset: texts or chats, a `datasets.Dataset` of them or of tokenised rows, a stream, batches, or
             `CalibrationData`; images as `build_images` takes them for models that read those.
@@ -79,9 +80,12 @@ class SpectralPruner:
         processing_class: tokenizer or image processor; needed for raw text and images, and saved beside the model.
         callbacks: `TrainerCallback`s; a round is a step.
         train_dataset: tokenised rows, texts or chats, a stream of any of them, or `CalibrationData`, for the recovery.
-        data_collator: see `recovery.recover`.
+        data_collator: as for Trainer, for all three data sets; see `recovery.recover`.
         teacher: see `recovery.recover`.
-        compute_metrics: as for Trainer; `evaluate()` then returns its figures beside the loss.
+        compute_metrics, preprocess_logits_for_metrics: as for Trainer; `evaluate()` then returns their figures beside the loss.
+        model_init: makes the model, in place of `model`.
+        compute_loss_func: as for Trainer, for the recovery.
+        peft_config: a `LoraConfig` for a recovery by adapters; it stands for `recovery="lora"`.
 
     Example:
         ```python
@@ -96,7 +100,7 @@ class SpectralPruner:
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module,
+        model: PreTrainedModel | nn.Module | str | Path | None = None,
         args: SpectralPruningArguments | None = None,
         calibration_dataset: Any = None,
         eval_dataset: Any = None,
@@ -107,16 +111,22 @@ class SpectralPruner:
         data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         teacher: PreTrainedModel | str | Path | None = None,
+        model_init: Callable[[], PreTrainedModel] | None = None,
+        compute_loss_func: Callable[..., Any] | None = None,
+        preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
+        peft_config: Any = None,
     ) -> None:
         join_processes()
-        self.args = args or SpectralPruningArguments()
+        self.args = check_arguments(args)
+        if peft_config is not None:
+            self.args = replace(self.args, recovery="lora")
         if not is_first_process():
             self.args = replace(self.args, disable_tqdm=True)
-        self.processing_class = processing_class
-        check_unwrapped(model)
-        if not isinstance(model, PreTrainedModel):
-            model = wrap_for(model, calibration_dataset, eval_dataset, self.args)
-        self.model = on_one_device(without_quantisation_marks(model))
+        loaded, self.processing_class = load_for_pruner(model, model_init, processing_class)
+        check_unwrapped(loaded)
+        if not isinstance(loaded, PreTrainedModel):
+            loaded = wrap_for(loaded, calibration_dataset, eval_dataset, self.args)
+        self.model = model = on_one_device(without_quantisation_marks(loaded))
         self.base_model = getattr(model.config, "_name_or_path", "") or None
         self.criterion = check_model(model, self.args)
         self.data_collator = data_collator
@@ -125,6 +135,8 @@ class SpectralPruner:
         check_data(model, self.args, self.criterion, self.calibration)
         self.eval_data = self._data(eval_dataset, "eval_dataset")
         self.train_dataset, self.compute_metrics, self.teacher = self._named(train_dataset), compute_metrics, teacher
+        self.compute_loss_func, self.peft_config = compute_loss_func, peft_config
+        self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         check_recovery(self.model, self.args, train_dataset, teacher)
         if self.args.stop_metric is not None and self.eval_data is None:
             raise ValueError(f"`stop_metric` `{self.args.stop_metric}` needs data to measure it on. Pass `eval_dataset`.")
@@ -145,21 +157,26 @@ class SpectralPruner:
         self._basis: dict[str, Any] = {}
         self._within: PruningPlan | None = None
         self._before: dict[str, float] | None = None
-        self.state = checkpoint.RunState(
-            max_steps=self.args.num_rounds,
-            logging_steps=self.args.logging_steps,
-            eval_steps=self.args.eval_steps,
-            save_steps=self.args.save_steps,
-            is_local_process_zero=is_first_process(),
-            is_world_process_zero=is_first_process(),
-        )
-        self.control = TrainerControl()
-        reporting = get_reporting_integration_callbacks("none" if self.args.report_to == ["none"] else self.args.report_to)
-        progress = [] if self.args.disable_tqdm else [RoundProgress]
-        self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback, *reporting, *progress, *(callbacks or [])], self.model, processing_class, None, None
-        )
-        self._event("on_init_end")
+        self._begin_callbacks(callbacks, self.args.num_rounds)
+
+    @staticmethod
+    def attach(
+        trainer: Trainer,
+        args: SpectralPruningArguments | None = None,
+        schedule: PruningSchedule | str | None = None,
+        calibration_dataset: Any = None,
+        **options: Any,
+    ) -> SpectralPruningCallback:
+        """Prunes inside the training of a Trainer instead: puts a `SpectralPruningCallback` on it, and returns that.
+
+        Example:
+            ```python
+            callback = SpectralPruner.attach(trainer, schedule="cubic", target_reduction=0.3, num_rounds=5)
+            trainer.train()
+            ```
+        """
+        callback = SpectralPruningCallback(args, calibration_dataset, schedule=schedule, **options)
+        return callback.attach(trainer)
 
     # ---- the steps of a run
 
@@ -180,6 +197,8 @@ class SpectralPruner:
             output = self._prune(resume_from_checkpoint)
             self._place = place.pop_all()  # until it is saved
         return output
+
+    train = prune  # by Trainer's name
 
     def take_from(self, other: SpectralPruner) -> None:
         """Takes scores, allocation curves and the dense model's figures from a run to a smaller target; cuts within its plan."""
@@ -281,7 +300,12 @@ class SpectralPruner:
                 self.data_collator,
                 self.teacher,
                 self.compute_metrics,
+                [ForwardingCallback(self.own_callbacks)],
+                compute_loss_func=self.compute_loss_func,
+                preprocess_logits_for_metrics=self.preprocess_logits_for_metrics,
+                peft_config=self.peft_config,
             )
+        self.state.log_history += self.recovered.log_history
         with suppress(OSError):  # the Trainer makes its folder even where it writes nothing
             Path(training["output_dir"]).rmdir()
         return self.recovered
@@ -311,11 +335,19 @@ class SpectralPruner:
             raise ValueError("`evaluate()` has no data. Pass `eval_dataset` to it or to SpectralPruner.")
         with self.costs.of("evaluation"):
             title = f"Evaluating ({metric_key_prefix})" if metric_key_prefix in ("before", "after") else "Evaluating"
-            progress = not self.args.disable_tqdm
-            figures = held_out_figures(self.model, data, self.compute_metrics, progress, title, spread=True)
+            figures = held_out_figures(
+                self.model,
+                data,
+                self.compute_metrics,
+                not self.args.disable_tqdm,
+                title,
+                spread=True,
+                preprocess_logits_for_metrics=self.preprocess_logits_for_metrics,
+            )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
-        self._event("on_evaluate", metrics=metrics)
+        if metric_key_prefix not in ("before", "after"):  # Trainer knows no such evaluations, nor do callbacks
+            self._event("on_evaluate", metrics=metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None) -> None:
@@ -355,44 +387,6 @@ class SpectralPruner:
                 )
             )
         self.saved_to, self._replaced = Path(folder), None
-
-    def create_model_card(self, base_model: str | None = None) -> Path:
-        """Writes the card (README.md) of the saved folder anew, or brings the one there up to date; `save_model()` does it too.
-
-        Args:
-            base_model: id on the Hub of the model that was pruned, where it was loaded from elsewhere.
-
-        Returns:
-            The file.
-
-        Raises:
-            ValueError: nothing was saved yet, or a figure is missing.
-        """
-        if self.saved_to is None:
-            raise ValueError("There is no saved folder to write a card for. Call `save_model()` first.")
-        folder = self.saved_to
-        return of_first_process(lambda: write_card(folder, self.args.hub_model_id, base_model))
-
-    def push_to_hub(self, commit_message: str | None = None, token: str | None = None, *, overwrite: bool = False) -> str:
-        """Pushes the saved folder to `hub_model_id` in one commit, saving it first if that was not done yet.
-
-        Args:
-            token: by default `hub_token`, or that of `hf auth login` or `HF_TOKEN`.
-            overwrite: replace another model that the repo holds.
-
-        Returns:
-            The address of the commit.
-
-        Raises:
-            ValueError, OSError: see `publishing.hub.push_folder`; one line, without the token.
-        """
-        if self.saved_to is None:
-            self._save()
-        assert self.saved_to is not None
-        self._event("on_push_begin")
-        args, folder = self.args, self.saved_to
-        token, private = token or args.hub_token, args.hub_private_repo or None
-        return of_first_process(lambda: hub.push_folder(folder, args.hub_model_id, token, private, commit_message, overwrite))
 
     # ---- steps
 
@@ -477,13 +471,14 @@ class SpectralPruner:
             now = num_parameters(self.model)
             self.log({"parameters": now, "reduction": 1 - now / run.parameters_before})
         if self.control.should_evaluate and self.eval_data is not None:
-            self.evaluate()
+            self._note_best(self.evaluate())
         # After the last round, too: recovery, evaluation and saving may fail.
         due = round_index % self.args.recalibrate_every == 0 or round_index == self.args.num_rounds
         if self.control.should_save and due:
             repaired = self.model if self._changes_weights() else None
             folder, plan, sizes = str(self.args.output_dir), run.plan, run.final_sizes
             of_first_process(lambda: checkpoint.save(folder, plan, sizes, self.state, run.scores, repaired))
+            name_best_checkpoint(self.state, folder)
             self._event("on_save")
 
     def _settle(self) -> None:
@@ -516,28 +511,6 @@ class SpectralPruner:
             logger.warning(note)
         self.output = PruningOutput(network_of(self.model), run.plan, metrics, report, run.scores)
         return self.output
-
-    # ---- Trainer's conventions
-
-    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Adds a callback (class or instance)."""
-        self.callback_handler.add_callback(callback)
-
-    def pop_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> TrainerCallback | None:
-        """Removes a callback and returns it."""
-        return self.callback_handler.pop_callback(callback)
-
-    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Removes a callback."""
-        self.callback_handler.remove_callback(callback)
-
-    def log(self, logs: dict[str, float]) -> None:
-        """Adds figures to `state.log_history` and hands them to the callbacks."""
-        self.state.log_history.append({**logs, "step": self.state.global_step})
-        self._event("on_log", logs=dict(logs))
-
-    def _event(self, name: str, **kwargs: Any) -> None:
-        self.control = getattr(self.callback_handler, name)(self.args, self.state, self.control, **kwargs)
 
     def _data(self, source: Any, name: str) -> CalibrationData | None:
         if source is None:

@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoImageProcessor, PreTrainedModel
 
+from .. import checks
 from ..arguments import ModelArguments, SpectralPruningArguments
 from ..criteria import make_criterion
 from ..data.images import build_images, load_images
@@ -21,7 +22,6 @@ from ..models.families.groups import is_vision
 from ..models.folder_files import read_config
 from ..models.loading import load_model as load_transformer
 from ..models.loading import load_tokenizer, model_name
-from ..surgery import has_batch_norms
 from ..utils.words import first_line
 from .arguments import DataArguments, NetworkArguments
 from .inputs_tensors import load_network, load_tensors, recovery_tensors
@@ -114,16 +114,9 @@ def _names_source(data_args: DataArguments) -> bool:
 
 
 def needs_data(data_args: DataArguments, args: SpectralPruningArguments, model: PreTrainedModel) -> bool:
-    """Whether anything in a run reads calibration data: also batch norms after a cut, and the size of the images for FLOPs."""
-    return (
-        make_criterion(args.criterion, args.criterion_options).needs_data
-        or args.repairs
-        or args.allocation in ("loss_curves", "fisher", "search")
-        or (args.allocation == "auto" and args.layout == "per_layer")
-        or args.target_scope == "flops"
-        or has_batch_norms(model)
-        or (args.recovery != "none" and data_args.recovery_file is None)
-    )
+    """Whether anything in a run reads calibration data; a recovery does, too, where it has no file of its own."""
+    recovers = args.recovery != "none" and data_args.recovery_file is None
+    return recovers or checks.needs_data(model, args, make_criterion(args.criterion, args.criterion_options))
 
 
 def _held_out_images(

@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from transformers.trainer_utils import RemoveColumnsCollator
 
-from ..arguments import SpectralPruningArguments
+from ..arguments import ModelArguments, SpectralPruningArguments
 from ..models.families import max_tokens
 from ..models.families.groups import is_vision
+from ..models.loading import load_model
 from ..models.packing import check_documents_apart
 from ..models.torch_model import TorchModelForImageClassification, check_rebuildable, importable, original_class, wrap
 from .blocks import Choice
@@ -27,6 +29,26 @@ from .texts import CalibrationData, build_calibration, unpadded_row, with_sizes
 # Sequences of raw text to evaluate on at most: half a million tokens, as many as WikiText-2 and the like have to test on.
 _MOST_EVAL_SEQUENCES = 1000
 Collator = Callable[[list[Any]], dict[str, Any]]
+
+
+def load_for_pruner(model: Any, model_init: Callable[[], Any] | None, processing_class: Any) -> tuple[Any, Any]:
+    """The model, loaded where it is named and made where there is a `model_init`, and its processing class.
+
+    Raises:
+        ValueError, FileNotFoundError: there is none, or two; or see `models.loading.load_model`.
+    """
+    if (model is None) == (model_init is None):
+        raise ValueError("Give `model`, or `model_init` that makes it: one of the two.")
+    if model_init is not None:
+        model = model_init()
+    if not isinstance(model, (str, Path)):
+        return model, processing_class
+    named = ModelArguments(model_name_or_path=str(model))
+    loaded = load_model(named)
+    if processing_class is None:
+        reader = AutoImageProcessor.from_pretrained if is_vision(loaded) else AutoTokenizer.from_pretrained
+        processing_class = reader(str(model))
+    return loaded, processing_class
 
 
 def read_data(

@@ -46,9 +46,8 @@ def training_rows(source: Any, processing_class: Any = None, length: int = 512) 
         ]
     if isinstance(source, Iterator):
         raise ValueError("`train_dataset` is a generator, which can be read once only. Give an `IterableDataset`, or a list.")
-    items = items_of(source)
-    first = items.first if isinstance(items, Stream) else items[0] if len(items) else None
-    if first is not None and is_text(first) and not (isinstance(first, Mapping) and set(first) & _INPUTS):
+    if is_raw_text(source):
+        items = items_of(source)
         if processing_class is None:
             raise ValueError(
                 "`train_dataset` holds texts, and there is no tokenizer. Pass `processing_class`, or tokenised rows."
@@ -64,6 +63,15 @@ def training_rows(source: Any, processing_class: Any = None, length: int = 512) 
 def _in_the_models_words(row: dict[str, Any]) -> dict[str, Any]:
     inputs = tokenised_row(row)
     return {name: inputs[name].tolist() for name in ("position_ids", "labels") if name in inputs}
+
+
+def is_raw_text(source: Any) -> bool:
+    """Whether it is texts or chats, which a tokenizer makes rows of."""
+    if source is None or isinstance(source, (CalibrationData, Iterator)):
+        return False
+    items = items_of(source)
+    first = items.first if isinstance(items, Stream) else items[0] if len(items) else None
+    return first is not None and is_text(first) and not (isinstance(first, Mapping) and bool(set(first) & _INPUTS))
 
 
 def _some(rows: list[Any], length: int) -> list[Any]:

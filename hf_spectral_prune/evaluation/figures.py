@@ -25,6 +25,7 @@ from ..models.packing import without_padding
 from ..utils.progress import stage
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
+Preprocess = Callable[[Any, Any], Any]
 
 
 def held_out_figures(
@@ -35,6 +36,7 @@ def held_out_figures(
     title: str = "Evaluating",
     *,
     spread: bool = False,
+    preprocess_logits_for_metrics: Preprocess | None = None,
 ) -> dict[str, float]:
     """What a model is judged by wherever it is judged: before and after, by the stop rule, the recovery and the studies.
 
@@ -50,7 +52,15 @@ def held_out_figures(
     """
     if compute_metrics is None and predicts_next_token(model):
         return perplexity(model, data, progress, title, spread=spread)
-    return task_metrics(model, data, compute_metrics or _default_metrics(model), progress, title, spread=spread)
+    return task_metrics(
+        model,
+        data,
+        compute_metrics or _default_metrics(model),
+        progress,
+        title,
+        spread=spread,
+        preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+    )
 
 
 def perplexity(
@@ -101,6 +111,7 @@ def task_metrics(
     title: str = "Evaluating",
     *,
     spread: bool = False,
+    preprocess_logits_for_metrics: Preprocess | None = None,
 ) -> dict[str, float]:
     """Loss of a model with a task head over batches with targets, and what `compute_metrics` makes of its predictions.
 
@@ -108,6 +119,7 @@ def task_metrics(
         compute_metrics: as for Trainer: gets an `EvalPrediction` with the outputs and targets of all batches (-100 where
             padded), as arrays. What it gives beside single numbers is left out.
         spread: see `held_out_figures`.
+        preprocess_logits_for_metrics: as for Trainer: makes of the outputs and targets of a batch what is kept of it.
 
     Returns:
         `loss`: mean over targets; and the metrics by their names.
@@ -115,7 +127,8 @@ def task_metrics(
     Raises:
         ValueError: a batch lacks the targets of the model's task.
     """
-    total, count, predicted = _measured(model, data, compute_metrics, title, progress, spread)
+    preprocess = preprocess_logits_for_metrics
+    total, count, predicted = _measured(model, data, compute_metrics, title, progress, spread, preprocess)
     if count == 0:
         raise ValueError("There is no target to evaluate on. Give batches with labels that are not -100.")
     figures = {"loss": total / count}
@@ -127,7 +140,13 @@ def task_metrics(
 
 
 def _measured(
-    model: PreTrainedModel, data: Iterable[Batch], compute_metrics: Any, title: str, progress: bool, spread: bool
+    model: PreTrainedModel,
+    data: Iterable[Batch],
+    compute_metrics: Any,
+    title: str,
+    progress: bool,
+    spread: bool,
+    preprocess: Preprocess | None = None,
 ) -> tuple[float, int, EvalPrediction]:
     """Summed loss, number of targets and, only where `compute_metrics` will ask for them, predictions and targets."""
     numbered: Iterable[tuple[int, Batch]] = share(tuple(enumerate(data))) if spread else enumerate(data)
@@ -145,10 +164,11 @@ def _measured(
                 of_batch.losses.append(float(loss))
                 of_batch.targets += num_targets(model, part)
                 if compute_metrics is not None:
-                    logits = tuple(value for name, value in outputs.items() if name.endswith("logits"))
-                    of_batch.predictions.append(nested_numpify(logits[0] if len(logits) == 1 else logits))
-                    given = tuple(part[name] for name in names if name in part)
-                    of_batch.labels.append(nested_numpify(given[0] if len(given) == 1 else given))
+                    logits: Any = tuple(value for name, value in outputs.items() if name.endswith("logits"))
+                    given: Any = tuple(part[name] for name in names if name in part)
+                    logits, given = (values[0] if len(values) == 1 else values for values in (logits, given))
+                    of_batch.predictions.append(nested_numpify(logits if preprocess is None else preprocess(logits, given)))
+                    of_batch.labels.append(nested_numpify(given))
     finally:
         model.train(was_training)
     if spread:

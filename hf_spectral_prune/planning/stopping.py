@@ -26,7 +26,9 @@ def stop_note(args: SpectralPruningArguments, round_index: int, before: dict[str
     """
     name = str(args.stop_metric).removeprefix("eval_")
     old, new = before[f"before_{name}"], now[f"eval_{name}"]
-    higher = args.greater_is_better
+    # Where it is that of another metric, it says nothing of this one.
+    watched = (args.metric_for_best_model or name).removeprefix("eval_")
+    higher = args.greater_is_better if watched == name else None
     if higher is None:
         higher = not name.endswith(("loss", "perplexity"))
     # Written so that a figure that is not a number stops the run.

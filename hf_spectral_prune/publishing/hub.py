@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
@@ -86,7 +86,7 @@ def push_folder(
     private: bool | None = None,
     commit_message: str | None = None,
     overwrite: bool = False,
-) -> str:
+) -> CommitInfo:
     """Pushes a folder that `save_model()` wrote, in one commit: weights, config, tokenizer, plan, report, card, plots, code.
 
     What else lies there stays behind, and is named.
@@ -101,7 +101,7 @@ def push_folder(
         overwrite: replace another model in the repo, with all its files; its history keeps them.
 
     Returns:
-        The address of the commit.
+        The commit, which is its address too.
 
     Raises:
         ValueError: the folder is not whole or was changed since its self-check, or the repo holds another model.
@@ -116,13 +116,13 @@ def push_folder(
     repo = open_repo(repo_id, token, private)
     message = commit_message or "Upload a pruned model"
 
-    def commit() -> str:
+    def commit() -> CommitInfo:
         contents = look_into(repo)
         check_free(repo, contents, saved.plan.fingerprint, overwrite)
         operations = _operations(repo, saved, files, local, contents, overwrite)
         with _plain_errors(repo):
             info = repo.api.create_commit(repo.id, operations, commit_message=message, parent_commit=contents.commit)
-        return str(info.commit_url)
+        return info
 
     return _with_retries(commit, repo, saved.path)
 

@@ -43,7 +43,13 @@ class MeasuredTrainer(Trainer):
         # A collator that draws (masked words) must draw the same each time.
         with _in_own_type(self.measured), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.args.seed)
-            figures = held_out_figures(self.measured, batches, self.compute_metrics, progress=not self.args.disable_tqdm)
+            figures = held_out_figures(
+                self.measured,
+                batches,
+                self.compute_metrics,
+                not self.args.disable_tqdm,
+                preprocess_logits_for_metrics=self.preprocess_logits_for_metrics,
+            )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ..arguments import SpectralPruningArguments
-from ..data.rows import default_collator, hold_out, training_rows
+from ..arguments import ModelArguments, SpectralPruningArguments
+from ..data.rows import default_collator, hold_out, is_raw_text, training_rows
 from ..models.distributed import is_sharded, of_first_process
 from ..models.families import family_of, max_tokens
+from ..models.loading import load_tokenizer
 from ..models.losses import predicts_next_token
 from ..utils.environment import accelerator
 from ..utils.option_types import fitted
@@ -131,6 +132,8 @@ def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArgument
     defaults = {
         "output_dir": f"{args.output_dir or 'cria'}-recovery",
         "save_strategy": "no",
+        "metric_for_best_model": args.metric_for_best_model,
+        "greater_is_better": args.greater_is_better,
         # A share of all steps: twenty points make a curve, however long the training is.
         "logging_steps": 0.05,
         "report_to": args.report_to,
@@ -157,15 +160,19 @@ def _fitted_options(field_name: str, options: Any, kind: Any) -> dict[str, Any]:
 
 def recover(
     model: PreTrainedModel,
-    args: RecoveryArguments,
-    training_args: TrainingArguments,
-    train_dataset: Any,
+    args: RecoveryArguments | None = None,
+    training_args: TrainingArguments | None = None,
+    train_dataset: Any = None,
     eval_dataset: Any = None,
     processing_class: Any = None,
     data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
     teacher: PreTrainedModel | str | Path | None = None,
     compute_metrics: Callable[[Any], dict[str, float]] | None = None,
     callbacks: Sequence[TrainerCallback] | None = None,
+    *,
+    compute_loss_func: Callable[..., Any] | None = None,
+    preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
+    peft_config: Any = None,
 ) -> RecoveryOutput:
     """Fine-tunes a pruned model once, in place, and keeps the result only if it is no worse on held-out data.
 
@@ -175,19 +182,36 @@ def recover(
     processes (data-parallel) all end with the same model; each measures all of the held-out rows.
 
     Args:
-        training_args: the Trainer's own: optimizer, schedule, precision, loggers, checkpoints.
-        train_dataset: tokenised rows (a `datasets.Dataset`, any map-style data set of dicts) or `CalibrationData`.
+        args: how to recover; by default all weights are trained, or what `peft_config` says.
+        training_args: the Trainer's own: optimizer, schedule, precision, loggers, checkpoints; by default those of `cria prune`.
+        train_dataset: tokenised rows (a `datasets.Dataset`, any map-style data set of dicts), texts or chats, or
+            `CalibrationData`. Texts are packed into blocks by `processing_class`, or by the tokenizer of the folder that the
+            model was loaded from.
         eval_dataset: the same, held out; without it a tenth of the training rows (512 at most) is split off.
         data_collator: for causal language models the default makes labels of the ids that are not padding; else it is the
             Trainer's.
         teacher: the dense model, a folder or a Hub name, for "distill" and "blocks"; it may be on another device.
-        compute_metrics: as for Trainer.
+        compute_metrics, preprocess_logits_for_metrics: as for Trainer.
+        callbacks, compute_loss_func: as for Trainer.
+        peft_config: a `LoraConfig` in place of the `lora_*` options; the adapters are merged at the end.
 
     Raises:
-        ValueError: LoRA targets that the model does not have, a teacher that is missing or of another shape, data that
-            cannot be split or has no labels, sharded training, a checkpoint that is not whole. All before the first step.
+        ValueError: nothing to train on, LoRA targets that the model does not have, a teacher that is missing or of another shape,
+            data that cannot be split or has no labels, sharded training, a checkpoint that is not whole. All before the first
+            step.
     """
+    if train_dataset is None:
+        raise ValueError("`recover` has nothing to train on. Pass `train_dataset`.")
+    if training_args is None:
+        training_args = TrainingArguments(**recovery_arguments(SpectralPruningArguments())[1])
+    args = RecoveryArguments("lora" if peft_config is not None else "full") if args is None else args
+    _check_peft(args, peft_config)
+    if compute_loss_func is not None and args.method in ("distill", "blocks"):
+        raise ValueError(f"`compute_loss_func` takes the place of the loss that `{args.method}` has of its own. Leave it out.")
     _check_unsharded(model, training_args)
+    source = model.config._name_or_path
+    if processing_class is None and source and any(is_raw_text(rows) for rows in (train_dataset, eval_dataset)):
+        processing_class = load_tokenizer(ModelArguments(model_name_or_path=source))
     notes: list[str] = []
     targets = lora_targets(model, args.lora_target_modules) if args.method == "lora" else []
     if args.method in ("distill", "blocks"):
@@ -208,6 +232,8 @@ def recover(
         "processing_class": processing_class,
         "data_collator": data_collator or default_collator(model, processing_class),
         "compute_metrics": compute_metrics,
+        "compute_loss_func": compute_loss_func,
+        "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
         "eval_dataset": eval_rows,
     }
     with left_as_it_was(model):
@@ -215,7 +241,7 @@ def recover(
         before = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
         options |= {"train_dataset": train_rows, "callbacks": None if callbacks is None else list(callbacks)}
         if args.method == "lora":
-            history, adapters = _train_lora(model, args, training_args, targets, options)
+            history, adapters = _train_lora(model, args, training_args, peft_config or targets, options)
         else:
             with trained_in_float32(model) as widened:
                 history, adapters = _train_whole(model, args, training_args, teacher, options), None
@@ -271,6 +297,18 @@ def _held_out(
     return held_out_metrics(model, training_args, prefix, options)
 
 
+def _check_peft(args: RecoveryArguments, peft_config: Any) -> None:
+    if peft_config is None:
+        return
+    kind = getattr(getattr(peft_config, "peft_type", None), "value", None)
+    if kind != "LORA":
+        raise ValueError(
+            f"`peft_config` is a `{type(peft_config).__name__}`, whose adapters cannot be merged. Give a `LoraConfig`."
+        )
+    if args.method != "lora":
+        raise ValueError(f"`peft_config` is for the method `lora`, and `method` is `{args.method}`. Leave one of them out.")
+
+
 def _check_unsharded(model: PreTrainedModel, training_args: TrainingArguments) -> None:
     launched = any(parse_flag_from_env(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED"))
     if training_args.fsdp or training_args.deepspeed or launched or is_sharded(model):
@@ -314,12 +352,15 @@ def _train_lora(
     model: PreTrainedModel,
     args: RecoveryArguments,
     training_args: TrainingArguments,
-    targets: list[str],
+    adapter: Any,
     options: dict[str, Any],
 ) -> tuple[list[dict[str, float]], Path | None]:
     from peft import LoraConfig, get_peft_model  # slow to import, and needed here alone
 
-    config = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, target_modules=targets)  # type: ignore[arg-type]
+    config: Any = adapter  # the user's, or the layers that get one
+    if isinstance(adapter, list):
+        alpha: Any = args.lora_alpha
+        config = LoraConfig(r=args.lora_r, lora_alpha=alpha, lora_dropout=args.lora_dropout, target_modules=adapter)
     wrapped: Any = get_peft_model(model, config)
     trainer = MeasuredTrainer(model=wrapped, measured=model, args=training_args, **options)
     try:

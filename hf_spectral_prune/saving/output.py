@@ -12,6 +12,7 @@ from ..arguments import SpectralPruningArguments
 from ..data.texts import CalibrationData
 from ..planning import RoundScores
 from ..publishing.card.base_model import base_model_facts
+from ..publishing.card.tables import before_after_table
 from ..publishing.pruning_report import PruningReport
 from ..recovery.recover import RecoveryOutput
 from ..rounds import Run
@@ -36,6 +37,16 @@ class PruningOutput:
     metrics: dict[str, float]
     report: PruningReport
     scores: list[RoundScores] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """The plan in a few lines, and the table of figures before and after."""
+        return f"{self.plan.summary()}\n\n{before_after_table(self.report)}"
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        return f"<PruningOutput: {type(self.model).__name__}, {self.plan.summary().splitlines()[0]}>"
 
 
 @dataclass

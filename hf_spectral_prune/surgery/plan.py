@@ -77,6 +77,27 @@ class PruningPlan:
         """Fraction of all parameters that leaves the model."""
         return 1 - self.parameters_after / self.parameters_before
 
+    def summary(self) -> str:
+        """The plan in a few lines: parameters, and the units of each kind."""
+        figures = f"{self.parameters_before:,} -> {self.parameters_after:,} parameters (-{self.reduction:.1%})"
+        lines = [f"{figures}, layout `{self.layout}`, criterion `{self.criterion}`"]
+        kinds: dict[str, list[str]] = {}
+        for key in self.kept:
+            kinds.setdefault(key.rpartition(".")[2] if key.startswith("layers.") else "channels", []).append(key)
+        for kind, keys in kinds.items():
+            widths = [len(self.kept[key]) for key in keys]
+            before = sum(self.sizes[key] for key in keys)
+            lines.append(
+                f"{kind}: {before:,} -> {sum(widths):,} units in {len(keys)} groups, {min(widths):,} to {max(widths):,} in each"
+            )
+        return "\n".join([*lines, *self.notes])
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        return f"<PruningPlan: {self.summary().splitlines()[0]}>"
+
     def kept_index(self, key: str) -> Tensor:
         """(n_kept,) int64 indices of one group."""
         return torch.tensor(self.kept[key], dtype=torch.int64)

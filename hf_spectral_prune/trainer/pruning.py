@@ -60,10 +60,11 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
 
     Args:
         args: how to prune; one round is a step of `schedule`, `num_rounds` in all.
-        calibration_dataset: as for SpectralPruner; not taken from the training data by itself.
+        calibration_dataset: as for SpectralPruner; by default `num_calibration_samples` rows of the training data.
         processing_class: tokenizer for raw text; the Trainer's by default.
-        schedule: see `PruningSchedule`.
-        score_steps: steps between scorings that are only logged; None scores at rounds alone.
+        schedule: see `PruningSchedule`; its kind alone, like "cubic", takes the defaults.
+        score_steps: steps between scorings that are logged; None scores at rounds alone, and logs no scores.
+        options: of `SpectralPruningArguments`, in place of `args`.
 
     Attributes:
         plan: what was kept so far, in the original model's numbering, or None before the first round.
@@ -71,7 +72,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         pruned_model: after training with sharded weights the pruned model, on the CPU of the first process; else None.
 
     Raises:
-        ValueError: at the Trainer's construction or before the first step: an unknown family, no calibration data, a
+        ValueError: at the Trainer's construction or before the first step: an unknown family, a
             schedule that ends after training, weights sharded otherwise (DeepSpeed stage 3, FSDP1, tensor parallelism),
             an option that needs another model object.
 
@@ -80,9 +81,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
 
     Example:
         ```python
-        callback = SpectralPruningCallback(
-            SpectralPruningArguments(target_reduction=0.3, num_rounds=5), texts, schedule=PruningSchedule("cubic", end_epoch=1)
-        )
+        callback = SpectralPruningCallback(target_reduction=0.3, num_rounds=5, schedule="cubic")
         callback.attach(trainer)  # its figures go to the trainer's loggers
         trainer.train()
         ```
@@ -90,17 +89,19 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
 
     def __init__(
         self,
-        args: SpectralPruningArguments,
+        args: SpectralPruningArguments | None = None,
         calibration_dataset: Any = None,
         processing_class: Any = None,
-        schedule: PruningSchedule | None = None,
+        schedule: PruningSchedule | str | None = None,
         score_steps: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(args, calibration_dataset, processing_class, score_steps)
-        self.schedule = schedule or PruningSchedule()
+        super().__init__(args, calibration_dataset, processing_class, score_steps, **options)
+        kind: Any = schedule
+        self.schedule = PruningSchedule(kind) if isinstance(schedule, str) else schedule or PruningSchedule()
         self.pruned_model: PreTrainedModel | None = None
         self.run: Run | None = None
-        self._removal: Removal = Cutting(args, None)
+        self._removal: Removal = Cutting(self.args, None)
         self._loading = ExitStack()
         self._replacements = Replacements()
         self._due: dict[int | None, list[int]] = {}
@@ -141,11 +142,12 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         control: TrainerControl,
         model: Any = None,
         processing_class: Any = None,
-        optimizer: Any = None,
         train_dataloader: Any = None,
+        optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
         """Lays the schedule over the steps, takes up a run that was begun, and runs rounds that are due before the next step."""
+        self._train_dataloader = train_dataloader
         self._loading.close()
         self._check_ready(args, state, model)
         self.check(args, model, processing_class)
@@ -168,6 +170,11 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Runs the rounds that are due, or a scoring."""
+        if self.run is None:
+            raise ValueError(
+                f"`{type(self).__name__}` was added while the training was under way, after its rounds were laid out. Add it "
+                "before `train()`: `Trainer(callbacks=[...])` or `attach(trainer)`."
+            )
         self._removal.after_step(model)
         if state.global_step in self._due:
             self._rounds(state.global_step, model, optimizer, state, control)
@@ -220,7 +227,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
                 "pruning/parameters": self.plan.parameters_after,
                 "pruning/reduction": self.plan.reduction,
             }
-            self.log(figures | score_figures(self.scores), state, control)
+            self.log(figures | (score_figures(self.scores) if self.score_steps is not None else {}), state, control)
 
     def _round(self, share: Fraction, model: PreTrainedModel, optimizer: Any) -> None:
         assert self.run is not None
@@ -258,6 +265,9 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         if self._has_pruned(model) and (plan is None or not self._removal.fits(plan, model)):
             self._go_on(model, optimizer, state)
         else:
+            if self.plan is not None and plan is None:
+                name = type(self).__name__
+                logger.warning(f"This `{name}` has pruned another model before. It begins anew, with the same calibration data.")
             # The fingerprint is taken with the first round, of weights that a process then has whole.
             self.run = rounds.start(model, self.args, weights="", calibration=self._calibration)
             self._last_round = 0

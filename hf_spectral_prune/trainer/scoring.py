@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from .. import rounds
 from ..arguments import SpectralPruningArguments
-from ..checks import check_data, check_model
+from ..checks import check_arguments, check_data, check_model, needs_data
 from ..criteria import Criterion, Scores
 from ..criteria.calibrate import Evidence, calibrate
 from ..data.for_model import read_data
@@ -70,16 +70,17 @@ class ScoreTrackingCallback(LoggingCallback):
 
     Args:
         args: the criterion, the units, and what else concerns the scores.
-        calibration_dataset: as for SpectralPruner; not taken from the training data by itself.
+        calibration_dataset: as for SpectralPruner; by default `num_calibration_samples` rows of the training data.
         processing_class: tokenizer for raw text; the Trainer's by default.
         score_steps: optimizer steps between scorings; None for no scoring.
+        options: of `SpectralPruningArguments`, in place of `args`.
 
     Attributes:
         scores: {group key: (n_units,)} of the last scoring.
 
     Raises:
-        ValueError: at construction: `score_steps` below 1. At the Trainer's construction or before the first step: an unknown
-            family, no calibration data, weights sharded in a way that cannot be gathered.
+        ValueError: at construction: `score_steps` below 1, or an option that cannot work. At the Trainer's construction or
+            before the first step: an unknown family, weights sharded in a way that cannot be gathered.
 
     Example:
         ```python
@@ -91,20 +92,25 @@ class ScoreTrackingCallback(LoggingCallback):
 
     def __init__(
         self,
-        args: SpectralPruningArguments,
+        args: SpectralPruningArguments | None = None,
         calibration_dataset: Any = None,
         processing_class: Any = None,
         score_steps: int | None = 100,
+        **options: Any,
     ) -> None:
+        if args is not None and options:
+            names = ", ".join(f"`{name}`" for name in options)
+            raise ValueError(f"Both `args` and {names} are given. Put all options into `args`, or give them without it.")
         if score_steps is not None and score_steps < 1:
             raise ValueError(f"`score_steps` is {score_steps}; it must be at least 1.")
-        self.args = args
+        self.args = check_arguments(SpectralPruningArguments(**options) if options else args)
         self.calibration_dataset = calibration_dataset
         self.processing_class = processing_class
         self.score_steps = score_steps
         self.scores: Scores = {}
         self._criterion: Criterion | None = None
         self._calibration: CalibrationData | None = None
+        self._train_dataloader: Any = None  # before the first step there is none
         self._sharded = False
         self._spread = False  # over several processes
 
@@ -117,9 +123,11 @@ class ScoreTrackingCallback(LoggingCallback):
         control: TrainerControl,
         model: Any = None,
         processing_class: Any = None,
+        train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
         """Checks again: the model and what it is spread over may have changed since."""
+        self._train_dataloader = train_dataloader
         self.check(args, model, processing_class)
 
     def on_step_end(
@@ -143,10 +151,20 @@ class ScoreTrackingCallback(LoggingCallback):
         self._sharded = shards_weights(model)
         self._spread = self._sharded or AcceleratorState().distributed_type != DistributedType.NO
         self._criterion = check_model(model, self.args)
-        if self._calibration is None and self.calibration_dataset is not None:
-            processing_class = self.processing_class or processing_class
-            self._calibration = read_data(self.calibration_dataset, processing_class, model, self.args, "calibration_dataset")
-        check_data(model, self.args, self._criterion, self._calibration)
+        if self._calibration is None:
+            self._calibration = self._read(model, self.processing_class or processing_class)
+        if self._calibration is not None or self._train_dataloader is not None:  # else it comes with the training
+            check_data(model, self.args, self._criterion, self._calibration)
+
+    def _read(self, model: Any, processing_class: Any) -> CalibrationData | None:
+        """The calibration data; where none was given and something needs it, rows of the training data, once that is there."""
+        assert self._criterion is not None
+        if self.calibration_dataset is not None:
+            return read_data(self.calibration_dataset, processing_class, model, self.args, "calibration_dataset")
+        if self._train_dataloader is None or not needs_data(model, self.args, self._criterion):
+            return None
+        rows, collator = self._train_dataloader.dataset, self._train_dataloader.collate_fn
+        return read_data(rows, processing_class, model, self.args, "train_dataset", collator)
 
     def _copy(self, model: PreTrainedModel) -> PreTrainedModel | None:
         """What the first process scores where training is spread: the model, or a whole copy of sharded weights (else None)."""

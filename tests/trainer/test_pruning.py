@@ -323,6 +323,46 @@ def test_added_after_the_trainer_was_made_it_works_too(batches, tmp_path):
     assert widths(trainer.model) != widths(tiny_model())
 
 
+def test_the_calibration_data_is_by_default_of_the_training_data(tmp_path):
+    """The same sample that a pruner draws of those rows."""
+    callback = SpectralPruningCallback(pruning_args(num_calibration_samples=9))
+    make_trainer(tiny_model(), tmp_path, [callback]).train()
+    pruner = SpectralPruner(tiny_model(), pruning_args(num_calibration_samples=9), text_rows(), data_collator=causal_collator())
+    assert callback.plan.kept == pruner.plan().kept
+
+
+def test_a_pruner_is_attached_to_a_trainer_in_a_line(tmp_path):
+    trainer = make_trainer(tiny_model(), tmp_path)
+    options = {"target_reduction": 0.3, "target_scope": "prunable", "units": "ffn", "round_to": 4, "min_ffn_units": 4}
+    callback = SpectralPruner.attach(trainer, schedule="cubic", num_rounds=3, **options)
+    trainer.train()
+    assert list(parameters_at_steps(trainer)) == [1, 2, 3]  # a log a round, of few figures
+    assert callback.plan.parameters_after == num_parameters(trainer.model)
+    entries = [entry for entry in trainer.state.log_history if "pruning/round" in entry]
+    assert all(len(entry) < 8 for entry in entries)
+    refused(lambda: SpectralPruningCallback(pruning_args(), target_reduction=0.3), "Both `args` and `target_reduction`")
+    refused(lambda: SpectralPruningCallback(schedule="cubical"), "`cubical`", "`cubic`")
+    refused(lambda: SpectralPruningCallback(TrainingArguments(str(tmp_path))), "`TrainingArguments`")
+
+
+def test_a_callback_that_comes_late_or_again_is_told(batches, tmp_path, caplog):
+    late = SpectralPruningCallback(pruning_args(), batches)
+
+    class AddsOne(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                trainer.add_callback(late)
+
+    trainer = make_trainer(tiny_model(), tmp_path, [AddsOne()])
+    refused(trainer.train, "while the training was under way")
+    again = SpectralPruningCallback(pruning_args(), batches)
+    make_trainer(tiny_model(), tmp_path, [again]).train()
+    hf_logging.enable_propagation()
+    make_trainer(tiny_model(), tmp_path, [again]).train()
+    hf_logging.disable_propagation()
+    assert "has pruned another model before" in caplog.text
+
+
 def test_training_that_stops_early_is_told(batches, tmp_path, caplog):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -343,7 +383,6 @@ def unknown_family():
 
 BAD = {
     "unknown family": (unknown_family, {}, {}, {}, "`mamba` is not a known family"),
-    "no calibration": (tiny_model, {}, {"calibration_dataset": None}, {}, "no calibration data"),
     "ends after training": (tiny_model, {}, {"schedule": PruningSchedule("linear", end_step=7)}, {}, "ends at step 7.*at step 6"),
     "starts after training": (tiny_model, {}, {"schedule": PruningSchedule(start_epoch=2)}, {}, "`start_epoch`"),
     "starts after its end": (tiny_model, {}, {"schedule": PruningSchedule("cubic", start_step=5, end_step=5)}, {}, "end later"),
