@@ -137,8 +137,8 @@ class SpectralPruningArguments:
     )
     layout: Literal["uniform", "per_layer"] = _field(
         "uniform",
-        "`uniform`: all layers get the same width, and the result is a stock class that loads anywhere; `per_layer`: each layer "
-        "has its own width, and the result is a Cria class.",
+        "`uniform`: one width for all layers, a stock class that loads anywhere; `per_layer`: a width for each layer, a Cria "
+        "class.",
     )
     uniform_heads: bool = _field(
         False,

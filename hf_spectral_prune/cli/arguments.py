@@ -112,9 +112,8 @@ class DataArguments:
     )
     label_column: str | None = _field(
         None,
-        "Column with the label of a text, for models that classify texts: it gives the loss its targets, and evaluation its "
-        "`metric`. Labels with names are matched by name. If a text may have several labels: a column of lists, or columns of 0 "
-        "and 1 joined by commas.",
+        "Column with the label of a text, for models that classify texts; labels with names are matched by name. If a text may "
+        "have several labels: a column of lists, or columns of 0 and 1 joined by commas.",
     )
     text_pair_column: str | None = _field(None, "Column with the second text, for models that classify pairs.")
     metric: str = _field(
