@@ -222,9 +222,7 @@ class SpectralPruningArguments:
     )
     seed: int = _field(42, "Seed of everything random.")
     self_check: bool = _field(True, "After saving, reload the folder in a fresh process and compare its logits.")
-    push_to_hub: bool = _field(
-        False, "Push the saved folder to the Hub in one commit; token and repo are checked before pruning begins."
-    )
+    push_to_hub: bool = _field(False, "Push the saved folder to the Hub in one commit; token and repo are checked first.")
     hub_model_id: str | None = _field(
         None, "Repo on the Hub to push to, e.g. your-name/cria-llama; created if it does not exist."
     )
