@@ -16,7 +16,7 @@ from hf_spectral_prune.cli.main import main as cria
 
 # What decides in which way the work is shared: options of the run.
 WAYS: dict[str, dict[str, Any]] = {
-    "least squares": {"compensation": "least_squares", "num_rounds": 2, "save_strategy": "steps"},
+    "least squares": {"compensation": "least_squares", "allocation": "loss_curves", "num_rounds": 2, "save_strategy": "steps"},
     "sequential": {"layout": "per_layer", "stop_metric": "eval_perplexity", "stop_drop": 1e6},
     "by parts": {"compensation": "least_squares", "layout": "per_layer", "max_moment_gib": 1e-6},
     "statistics": {"criterion": "taylor", "compensation": "none", "layout": "per_layer", "allocation": "fisher"},
