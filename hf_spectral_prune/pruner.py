@@ -82,7 +82,8 @@ class SpectralPruner(TrainerMethods):
         train_dataset: tokenised rows, texts or chats, a stream of any of them, or `CalibrationData`, for the recovery.
         data_collator: as for Trainer, for all three data sets; see `recovery.recover`.
         teacher: see `recovery.recover`.
-        compute_metrics, preprocess_logits_for_metrics: as for Trainer; `evaluate()` then returns their figures beside the loss.
+        compute_metrics: as for Trainer; `evaluate()` then returns its figures beside the loss.
+        preprocess_logits_for_metrics: as for Trainer.
         model_init: makes the model, in place of `model`.
         compute_loss_func: as for Trainer, for the recovery.
         peft_config: a `LoraConfig` for a recovery by adapters; it stands for `recovery="lora"`.

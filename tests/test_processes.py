@@ -37,7 +37,7 @@ def test_two_processes_end_with_what_one_ends_with(way, together, tmp_path):
 def test_command_line_shares_the_work_and_one_process_saves(together, folder, tmp_path, capsys):
     assert [result["command"] for result in together] == [0, 0]
     logs = [(folder / f"rank{rank}.log").read_text() for rank in range(2)]
-    assert "Saved to" in logs[0] and "Saved to" not in logs[1]
+    assert "Saved in" in logs[0] and "Saved in" not in logs[1]
     words = [word.replace(str(folder / "cria"), str(tmp_path / "alone")) for word in pruning_together.command(folder)]
     assert cria(words) == 0
     for name in ("model.safetensors", "pruning_plan.json", "pruning_scores.json"):

@@ -191,8 +191,10 @@ def recover(
         data_collator: for causal language models the default makes labels of the ids that are not padding; else it is the
             Trainer's.
         teacher: the dense model, a folder or a Hub name, for "distill" and "blocks"; it may be on another device.
-        compute_metrics, preprocess_logits_for_metrics: as for Trainer.
-        callbacks, compute_loss_func: as for Trainer.
+        compute_metrics: as for Trainer.
+        preprocess_logits_for_metrics: as for Trainer.
+        callbacks: as for Trainer.
+        compute_loss_func: as for Trainer.
         peft_config: a `LoraConfig` in place of the `lora_*` options; the adapters are merged at the end.
 
     Raises:

@@ -161,7 +161,7 @@ def test_unusable_files_give_one_clear_line(tmp_path: Path, name: str, content: 
 
 
 def test_missing_file_and_wrong_column_and_no_source_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"`calibration_file` .*nowhere\.txt does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"`calibration_file` `.*nowhere\.txt` does not exist"):
         load_texts(tmp_path / "nowhere.txt")
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(ValueError, match=r"`text_column` is 'sentence'.*\['text'\]"):

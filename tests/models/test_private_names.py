@@ -7,12 +7,13 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import transformers
 from conftest import tiny_model
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, Trainer
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 import hf_spectral_prune
@@ -72,6 +73,12 @@ PRIVATE = {
     "_attn_implementation": lambda model, folder: model.config._attn_implementation in ("sdpa", "eager"),
     "_name_or_path": lambda model, folder: model.config._name_or_path == str(folder),
     "_commit_hash": lambda model, folder: "_commit_hash" in inspect.getsource(PreTrainedConfig),
+    "_determine_best_metric": lambda model, folder: (
+        {"metrics", "trial"} < {*signature(Trainer._determine_best_metric).parameters}
+    ),
+    "_get_collator_with_removed_columns": lambda model, folder: (
+        {"data_collator", "description"} < {*signature(Trainer._get_collator_with_removed_columns).parameters}
+    ),
     "_model_mapping": lambda model, folder: (
         isinstance(AutoModelForCausalLM, type)
         and issubclass(AutoModelForCausalLM, _BaseAutoModelClass)

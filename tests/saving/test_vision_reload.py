@@ -95,4 +95,4 @@ def test_only_traced_networks_need_torch_pruning(forks):
     command = [sys.executable, "-c", WITHOUT, os.path.dirname(os.path.dirname(__file__))]
     done = forks.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "pip install 'hf-spectral-prune[vision]'" in done.stdout.strip().splitlines()[-1]
+    assert "`pip install -e '.[vision]'`" in done.stdout.strip().splitlines()[-1]

@@ -384,7 +384,7 @@ def test_saving_writes_the_card_and_keeps_the_text_of_the_one_it_replaces(tokeni
     assert "theirs" not in data.tags
     assert "My notes." in text and "# out\n" in text
     assert "A **Cria**: `base`" in text and str(tmp_path) not in text
-    assert pruner.create_model_card("someone/base") == out / "README.md"
+    assert pruner.create_model_card(base_model="someone/base") == out / "README.md"
     assert ModelCard.load(out / "README.md").data.base_model == "someone/base"
 
 

@@ -418,7 +418,7 @@ def test_pruned_folder_changed_by_hand_is_refused(tmp_path, capsys):
 
     folder = tmp_path / "out"
     options = {"target_reduction": 0.1, "criterion": "magnitude", "min_ffn_units": 4, "disable_tqdm": True, "self_check": False}
-    args = SpectralPruningArguments(output_dir=str(folder), **options)
+    args = SpectralPruningArguments(output_dir=str(folder), target_scope="all", **options)
     pruner = SpectralPruner(tiny(), args, [random_batch(4, 32)], processing_class=TOKENIZER)
     pruner.prune()
     pruner.save_model()

@@ -248,7 +248,7 @@ def compared(tmp_path_factory) -> Path:
 def test_a_comparison_gets_a_page(compared, capsys):
     assert main(["report", str(compared)]) == 0
     page = read(compared)
-    assert list(page.sections) == ["block-0", "block-1", "cost", "settings"]
+    assert list(page.sections) == ["verdict", "block-0", "block-1", "cost", "settings"]
     assert len(page.images) == 2 and all("energy, random" in image["aria-label"] for image in page.images)
     whole = json.loads((compared / "comparison.json").read_text())
     assert f"{whole['dense']['parameters']:,}" in page.words

@@ -172,7 +172,6 @@ def test_resumed_run_ends_like_the_whole_one(stop, batches, tmp_path):
 
 BAD_RUNS = {
     "unknown family": (unknown_family, {}, {}, "`mamba` is not a known family"),
-    "no calibration": (tiny_model, {}, {"calibration_dataset": None}, "no calibration data"),
     "out of reach": (tiny_model, {"target_reduction": 0.9, "min_ffn_units": 20}, {}, "out of reach"),
     "too little": (tiny_model, {"target_reduction": 0.001}, {}, "smallest step"),
     "ends after training": (tiny_model, {}, {"schedule": PruningSchedule("linear", end_step=9)}, "ends at step 9"),
