@@ -104,8 +104,10 @@ def load_images(folder: str | Path, setting: str = "image_dir") -> Dataset:
     try:
         found = load_dataset("imagefolder", data_dir=str(folder), split="train")
     except (ValueError, FileNotFoundError, IndexError) as error:
-        reason = first_line(error)
-        raise ValueError(f"`{setting}` `{folder}` cannot be read as a folder of images: {reason}") from None
+        raise ValueError(
+            f"`{setting}` `{folder}` cannot be read as a folder of images: {first_line(error).rstrip('.')}. Name a folder of "
+            "image files, with one subfolder per class."
+        ) from None
     if len(found) == 0 or "image" not in found.column_names:
         raise ValueError(f"`{setting}` `{folder}` holds no images. Name a folder of image files, with one subfolder per class.")
     return found
