@@ -70,5 +70,5 @@ def choose_output(folder: str | Path, output_file: str | Path | None, default: s
     if output.is_dir():
         raise ValueError(f"`output_file` `{output}` is a folder. Name a file.")
     if not output.parent.is_dir():
-        raise FileNotFoundError(f"`output_file` `{output}`: there is no folder `{output.parent}`.")
+        raise FileNotFoundError(f"`output_file` `{output}`: there is no folder `{output.parent}`. Make it first.")
     return output

@@ -116,7 +116,7 @@ def read_tokenizer(folder: str | Path, vocab_size: int) -> GGUFTokenizer:
         what = f"of type {bpe['type']}" if bpe["type"] != "BPE" else f"a BPE with `{odd[0]}`"
         raise ValueError(
             f"The tokenizer in `{folder}` is {what}; to GGUF go byte-level BPE (GPT-2, SmolLM, Llama 3, Qwen2) and "
-            "SentencePiece BPE (Llama 2, Mistral)."
+            "SentencePiece BPE (Llama 2, Mistral). Use a model with one of those."
         )
     tokens, types = _tokens(folder, tokenizer, parts, vocab_size)
     common: Parts = {
