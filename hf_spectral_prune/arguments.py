@@ -184,9 +184,10 @@ class SpectralPruningArguments:
         1e-2,
         "Ridge of `least_squares`, as a share of the mean second moment; `sequential` chooses its own ridge on held-out rows.",
     )
-    round_to: int = _field(
-        8,
-        "FFN widths and numbers of channels are kept at multiples of this: 8 for speed, 32 for Q8_0/Q4_0 GGUF, 64 for GPU tiles.",
+    round_to: int | None = _field(
+        None,
+        "FFN widths and numbers of channels are kept at multiples of this: 8 for speed, 32 for Q8_0/Q4_0 GGUF, 64 for GPU tiles. "
+        "Without it 8, or less in a model so small that a step of 8 would be more than half of the target.",
     )
     min_ffn_units: int = _field(8, "Smallest FFN width of a layer.")
     min_kv_groups: int = _field(1, "Smallest number of key/value groups of a layer.")
@@ -258,7 +259,6 @@ class SpectralPruningArguments:
         self._check_targets()
         for name in (
             "recalibrate_every",
-            "round_to",
             "min_ffn_units",
             "min_kv_groups",
             "min_channels",
@@ -270,8 +270,9 @@ class SpectralPruningArguments:
         ):
             self._check_range(name, 1)
         self._check_range("max_seq_length", 2)
-        if self.num_allocation_samples is not None:
-            self._check_range("num_allocation_samples", 1)
+        for name in ("num_allocation_samples", "round_to"):
+            if getattr(self, name) is not None:
+                self._check_range(name, 1)
         self._check_range("num_rounds", 1, _MOST_ROUNDS)
         self._check_range("seed", 0, _LARGEST_SEED)
         for name in ("ridge", "stop_drop"):

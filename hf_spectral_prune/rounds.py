@@ -19,7 +19,7 @@ from .models.families import UnitGroup, family_of, unit_groups
 from .models.families.structure import structure_note
 from .models.losses import Batch, num_targets, single_sequences
 from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
-from .planning.allocate import at_most, within_sizes
+from .planning.allocate import ALIGNMENT, alignment_for, at_most, within_sizes
 from .planning.damage import fisher_damage, loss_curves, score_damage
 from .planning.reduction_target import Target, cost_of, set_target
 from .planning.search import fisher_sizes, search_per_layer, search_uniform
@@ -83,26 +83,35 @@ def start(
         add_consumer_biases(model, args.layout)
         target = replace(set_target(model, args, before, num_parameters(model), calibration), goal=target.goal)
     family = family_of(model.config)
+    notes = [structure_note(family)] if family.by_structure else []
+    limits = _limits(model, args, target)
+    if args.round_to is None and limits.round_to < ALIGNMENT:
+        step = f"a step of {ALIGNMENT} would be more than half of the target"
+        kept = f"kept at multiples of {limits.round_to}" if limits.round_to > 1 else "not rounded"
+        notes.append(f"FFN widths are {kept}: {step}.")
     return Run(
-        notes=[structure_note(family)] if family.by_structure else [],
+        notes=notes,
         groups=unit_groups(model, args.units),
-        limits=_limits(model, args),
+        limits=limits,
         parameters_before=before,
         target=target,
         fingerprint=weights,
     )
 
 
-def _limits(model: PreTrainedModel, args: SpectralPruningArguments) -> Limits:
+def _limits(model: PreTrainedModel, args: SpectralPruningArguments, target: Target) -> Limits:
     config = model.config
+    round_to = args.round_to
+    if round_to is None:
+        round_to = alignment_for(target.groups, target.now - target.goal, uniform=args.layout == "uniform")
     if family_of(config).traced:
-        return Limits(args.round_to, _min_units(args))
+        return Limits(round_to, _min_units(args))
     free = args.layout == "per_layer" or args.stock_class == "mistral"
     heads = next((group for group in unit_groups(model, args.units) if group.kind == "heads"), None)
     if free or heads is None or config.is_heterogeneous:
-        return Limits(args.round_to, _min_units(args), equal_heads=args.uniform_heads)
+        return Limits(round_to, _min_units(args), equal_heads=args.uniform_heads)
     per_group = config.num_attention_heads // heads.size
-    return Limits(args.round_to, _min_units(args), lambda count: stock_accepts_heads(config, count * per_group))
+    return Limits(round_to, _min_units(args), lambda count: stock_accepts_heads(config, count * per_group))
 
 
 def _min_units(args: SpectralPruningArguments) -> dict[str, int]:
@@ -230,7 +239,8 @@ def _allocate(
     else:
         sizes = _untried(args, run, target.goal)
     if args.layout == "uniform" and target.count is None and target.unit != "bytes" and args.allocation != "search":
-        free = uniform_sizes(target.groups, target.now, target.goal, Limits(args.round_to, _min_units(args)), damage)
+        anywhere = Limits(run.limits.round_to, run.limits.min_units)
+        free = uniform_sizes(target.groups, target.now, target.goal, anywhere, damage)
         run.notes += _head_notes(run.groups, sizes, free, fixed=family_of(model.config).stock_heads == "fixed")
     if all(sizes[group.key] == group.size for group in run.groups):
         step = min(run.limits.step(group) * group.parameters_per_unit for group in target.groups)

@@ -318,6 +318,17 @@ def test_stock_class_mistral_takes_the_head_count_as_it_is(batches):
     assert output.plan.notes == ()
 
 
+def test_a_small_model_takes_a_small_target_in_finer_steps_and_says_so(batches):
+    fields = {"target_reduction": 0.05, "units": ["ffn"], "criterion": "magnitude"}
+    output = make_pruner(tiny_model(), batches, round_to=None, **fields).prune()
+    (note,) = output.plan.notes
+    assert "FFN widths are not rounded: a step of 8" in note
+    prunable = sum(group.size * group.parameters_per_unit for group in unit_groups(tiny_model(), ["ffn"]))
+    assert 0.025 < (output.report.parameters_before - output.report.parameters_after) / prunable <= 0.05
+    with pytest.raises(ValueError, match="smallest step"):
+        make_pruner(tiny_model(), batches, round_to=8, **fields).prune()  # asked for by name, it is kept
+
+
 def test_non_finite_activations_name_the_layer(batches):
     model = tiny_model()
     with torch.no_grad():

@@ -21,6 +21,10 @@ Count = Callable[[Sizes], int]
 Damage = Mapping[str, Tensor]
 
 
+# What a processor computes fastest, as far as the target leaves the choice.
+ALIGNMENT = 8
+
+
 @dataclass(frozen=True)
 class Limits:
     """What sizes are allowed.
@@ -33,7 +37,7 @@ class Limits:
         equal_heads: whether all layers keep one number of heads where each has its own FFN width.
     """
 
-    round_to: int = 8
+    round_to: int = ALIGNMENT
     min_units: Mapping[str, int] | None = None
     loadable_heads: Callable[[int], bool] = lambda count: True
     least_share: float = 0.0
@@ -59,6 +63,24 @@ class Limits:
         step = self.step(group)
         below = range((group.size - 1) // step * step, self.floor(group) - 1, -step)
         return [group.size, *below]
+
+
+def alignment_for(groups: Sequence[UnitGroup], wanted: int, uniform: bool) -> int:
+    """What FFN widths are kept at multiples of, where nobody says: `ALIGNMENT`, or less in a model so small that a step of it
+    would be more than half of what is to go.
+
+    Args:
+        wanted: parameters to remove.
+        uniform: whether a step is taken in all layers at once.
+    """
+    costs = [group.parameters_per_unit for group in groups if group.kind == "ffn"]
+    if not costs or "channels" in {group.kind for group in groups}:
+        return ALIGNMENT
+    cost = sum(costs) if uniform else min(costs)
+    step = ALIGNMENT
+    while step > 1 and 2 * step * cost > wanted:
+        step //= 2
+    return step
 
 
 def parameters_after(groups: Sequence[UnitGroup], sizes: Sizes, parameters_now: int) -> int:

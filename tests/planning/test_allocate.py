@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hf_spectral_prune.models.families import UnitGroup
 from hf_spectral_prune.planning import Limits, parameters_after, per_layer_sizes, sizes_after_round, uniform_sizes
+from hf_spectral_prune.planning.allocate import alignment_for
 
 FFN_COST, HEAD_COST = 96, 1_280
 
@@ -131,3 +132,18 @@ def test_rounds_go_in_equal_shares_through_allowed_sizes():
     heads = [sizes_after_round(groups, final, Fraction(index, 4), limits)["layers.0.heads"] for index in (1, 2, 3, 4)]
     assert widths == [56, 48, 40, 32]
     assert heads == [4, 3, 3, 2]
+
+
+@settings(deadline=None)
+@given(width=st.integers(8, 4_096), layers=st.integers(1, 32), uniform=st.booleans(), share=st.floats(0.001, 0.9))
+def test_widths_are_multiples_of_eight_unless_a_step_would_be_most_of_the_target(width, layers, uniform, share):
+    groups = [UnitGroup(layer, "ffn", width, 1, FFN_COST) for layer in range(layers)]
+    wanted = int(share * width * layers * FFN_COST)
+    step, cost = alignment_for(groups, wanted, uniform), FFN_COST * (layers if uniform else 1)
+    assert step in (1, 2, 4, 8)
+    assert step == 8 or 2 * (2 * step) * cost > wanted  # the next wider step would not do
+    assert step == 1 or 2 * step * cost <= wanted
+
+
+def test_channels_keep_their_alignment():
+    assert alignment_for([UnitGroup(0, "channels", 16, 1, 10)], 1, uniform=False) == 8

@@ -71,7 +71,7 @@ class ComparisonArguments(StudyArguments):
     allocation: Literal["auto", "proportional", "scores", "loss_curves", "fisher", "search"] = _as_in_prune("allocation")
     num_allocation_samples: int | None = _as_in_prune("num_allocation_samples")
     ridge: float = _as_in_prune("ridge")
-    round_to: int = _as_in_prune("round_to")
+    round_to: int | None = _as_in_prune("round_to")
     min_ffn_units: int = _as_in_prune("min_ffn_units")
     min_kv_groups: int = _as_in_prune("min_kv_groups")
     recovery_args: dict[str, Any] | str | None = _as_in_prune("recovery_args")
