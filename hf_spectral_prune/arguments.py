@@ -13,6 +13,11 @@ from typing import Any, Literal, Self, get_type_hints
 _MOST_ROUNDS = 10_000
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
+# Allocations that measure a loss (or look for the least) on calibration data.
+MEASURED_ALLOCATIONS = ("loss_curves", "fisher", "search")
+# Recoveries that are taught by the dense model.
+TAUGHT_RECOVERIES = ("distill", "blocks")
+
 
 @functools.cache
 def _choices(kind: type, name: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
-from .arguments import SpectralPruningArguments
+from .arguments import MEASURED_ALLOCATIONS, TAUGHT_RECOVERIES, SpectralPruningArguments
 from .criteria import Criterion, make_criterion
 from .data.texts import CalibrationData
 from .models.families import check_unshared, family_of, kinds_of, unit_groups
@@ -104,7 +104,7 @@ def check_data(
     structure does not prove itself on the data, before any work."""
     check_structure(model, calibration.batches[0] if calibration is not None else None)
     args = settle_allocation(model, args, calibration)
-    measured = args.allocation in ("loss_curves", "fisher", "search")
+    measured = args.allocation in MEASURED_ALLOCATIONS
     needs = {
         f"the criterion `{args.criterion}`": criterion.needs_data,
         f"`compensation` `{args.compensation}`": args.repairs,
@@ -138,9 +138,7 @@ def _warn_of_few_texts(calibration: CalibrationData) -> None:
 
 def needs_data(model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion) -> bool:
     """Whether anything in a run reads calibration data: also batch norms after a cut, and the size of the images for FLOPs."""
-    measured = args.allocation in ("loss_curves", "fisher", "search") or (
-        args.allocation == "auto" and args.layout == "per_layer"
-    )
+    measured = args.allocation in MEASURED_ALLOCATIONS or (args.allocation == "auto" and args.layout == "per_layer")
     return criterion.needs_data or measured or args.repairs or args.target_scope == "flops" or has_batch_norms(model)
 
 
@@ -201,7 +199,7 @@ def check_recovery(
         lora_targets(model, recovery_args.lora_target_modules)
     if args.recovery == "blocks":
         check_blocks(model)
-    taught = args.recovery in ("distill", "blocks")
+    taught = args.recovery in TAUGHT_RECOVERIES
     if taught and (teacher is None or teacher is model):
         raise ValueError(
             f'`recovery="{args.recovery}"` needs the dense model. Pass `teacher`: a copy of the model, or its folder.'

@@ -38,7 +38,7 @@ from .models.losses import predicts_next_token
 from .models.torch_model import check_unwrapped
 from .planning import sizes_after_round, summarise
 from .planning.flops import layer_macs
-from .planning.reduction_target import check_macs, macs_report, picture_of
+from .planning.reduction_target import check_macs, example_image, macs_report
 from .planning.stopping import check_stop_metric, stop_note
 from .recovery.forwarding import ForwardingCallback
 from .recovery.recover import RecoveryOutput, recover, recovery_arguments
@@ -398,7 +398,7 @@ class SpectralPruner(TrainerMethods):
             run.most = {key: len(kept) for key, kept in self._within.kept.items()}
         run.notes += norm_notes(self.model, self.calibration)
         if is_vision(self.model):
-            self.macs_before = layer_macs(self.model, picture_of(self.model, self.calibration))
+            self.macs_before = layer_macs(self.model, example_image(self.model, self.calibration))
         self.state.global_step = 0
         return run
 
@@ -504,10 +504,10 @@ class SpectralPruner(TrainerMethods):
         report.size_on_disk_before = self.bytes_before
         metrics = {name: getattr(report, name) for name in ("parameters_before", "parameters_after", "reduction")}
         if is_vision(self.model):
-            picture = picture_of(self.model, self.calibration)
-            macs = layer_macs(self.model, picture)
+            image = example_image(self.model, self.calibration)
+            macs = layer_macs(self.model, image)
             check_macs(run.target, {key: len(kept) for key, kept in run.plan.kept.items()}, macs)
-            report.macs = macs_report(self.macs_before, macs, picture["pixel_values"].shape[1:])
+            report.macs = macs_report(self.macs_before, macs, image["pixel_values"].shape[1:])
         for note in run.plan.notes:
             logger.warning(note)
         self.output = PruningOutput(network_of(self.model), run.plan, metrics, report, run.scores)

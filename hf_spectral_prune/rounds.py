@@ -32,6 +32,8 @@ from .utils.environment import library_versions
 _ALLOCATION_TARGETS, _MOST_ALLOCATION_SAMPLES = 2000, 256
 # A search repairs on three quarters of its rows and judges by the rest.
 _SEARCH_TARGETS = 4 * _ALLOCATION_TARGETS
+# Allocations that begin with the Fisher information of single units.
+_BY_INFORMATION = ("fisher", "search")
 
 
 @dataclass
@@ -190,7 +192,7 @@ def _measure_damage(
     if args.allocation == "proportional" or (args.allocation == "search" and args.layout == "uniform"):
         return None
     assert calibration is not None
-    if args.allocation in ("fisher", "search"):
+    if args.allocation in _BY_INFORMATION:
         data = calibration.batches
         return of_first_process(lambda: fisher_damage(model, groups, data, progress=not args.disable_tqdm))
     batches = _first_sequences(model, calibration, args.num_allocation_samples)
@@ -212,7 +214,7 @@ def _untried(args: SpectralPruningArguments, run: Run, goal: int) -> Sizes:
             return share_sizes(target.groups, target.now, goal, limits, target.count)
         return uniform_sizes(target.groups, target.now, goal, limits, damage)
     assert damage is not None
-    if args.allocation in ("fisher", "search"):
+    if args.allocation in _BY_INFORMATION:
         return fisher_sizes(target, limits, damage)
     return per_layer_sizes(target.groups, target.now, goal, limits, damage, target.count)
 

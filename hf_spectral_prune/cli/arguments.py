@@ -130,8 +130,8 @@ class DataArguments:
         if self.max_seq_length < 2:
             raise ValueError(f"`max_seq_length` is {self.max_seq_length}; it must be at least 2.")
         if self.num_eval_samples is None:
-            pictures = self.image_dir or self.eval_image_dir or self.image_column or self.tensors_file
-            self.num_eval_samples = 1000 if self.label_column or pictures else self.num_eval_texts
+            images = self.image_dir or self.eval_image_dir or self.image_column or self.tensors_file
+            self.num_eval_samples = 1000 if self.label_column or images else self.num_eval_texts
         if self.num_eval_samples < 0:
             raise ValueError(f"`num_eval_samples` is {self.num_eval_samples}; it must not be negative.")
         if self.calibration_file and self.dataset_name:

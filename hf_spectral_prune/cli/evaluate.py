@@ -58,9 +58,9 @@ def _check_source(run: RunArguments) -> None:
 
 def _macs(model: Any, held_out: Any) -> dict[str, int]:
     from ..planning.flops import layer_macs
-    from ..planning.reduction_target import picture_of
+    from ..planning.reduction_target import example_image
 
-    return {"macs": sum(layer_macs(model, picture_of(model, held_out)).values())}
+    return {"macs": sum(layer_macs(model, example_image(model, held_out)).values())}
 
 
 def _speed(model: Any, run: RunArguments) -> dict[str, float]:

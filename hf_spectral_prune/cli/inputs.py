@@ -41,7 +41,7 @@ def load_processing_class(run: NetworkArguments) -> Any:
     """
     if run.network_class is not None:
         return None
-    if run.gguf_file is not None or not _reads_pictures(run):
+    if run.gguf_file is not None or not _reads_images(run):
         return load_tokenizer(run)
     try:
         return AutoImageProcessor.from_pretrained(model_name(run), trust_remote_code=run.trust_remote_code)
@@ -53,7 +53,7 @@ def load_processing_class(run: NetworkArguments) -> Any:
         ) from None
 
 
-def _reads_pictures(run: ModelArguments) -> bool:
+def _reads_images(run: ModelArguments) -> bool:
     config = read_config(model_name(run), run.trust_remote_code)
     return getattr(config, "num_channels", None) is not None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..arguments import SpectralPruningArguments
+from ..arguments import TAUGHT_RECOVERIES, SpectralPruningArguments
 from .arguments import RunArguments
 from .parsing import parse
 from .screen import ScreenArguments, as_json, ending, say
@@ -130,7 +130,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     options: dict[str, Any] = {
         "train_dataset": train,
         "compute_metrics": metric,
-        "teacher": load_model(run, run.tensors_file) if args.recovery in ("distill", "blocks") else None,
+        "teacher": load_model(run, run.tensors_file) if args.recovery in TAUGHT_RECOVERIES else None,
     }
     if args.target_reductions:
         if resume is not None:

@@ -156,7 +156,7 @@ def _images_and_labels(
         return _Column(rows, column), labels
     if isinstance(source, (Tensor, np.ndarray)):
         return source, None
-    if isinstance(source, tuple) and len(source) == 2 and not _is_picture(source[0]):
+    if isinstance(source, tuple) and len(source) == 2 and not _is_image(source[0]):
         images, labels = source
         if len(images) != len(labels):
             raise ValueError(f"There are {len(images)} images and {len(labels)} labels. Give one label per image.")
@@ -223,8 +223,8 @@ class _Pairs:
 
 
 def _image_column(source: Dataset, image_column: str | None) -> str:
-    pictures = [name for name, feature in source.features.items() if isinstance(feature, Image)]
-    known = [*pictures, *(name for name in ("pixel_values",) if name in source.column_names)]
+    images = [name for name, feature in source.features.items() if isinstance(feature, Image)]
+    known = [*images, *(name for name in ("pixel_values",) if name in source.column_names)]
     chosen = image_column or (known[0] if len(known) == 1 else None)
     if chosen is None or chosen not in known:
         what = f"`image_column` is {image_column!r}" if image_column else "Which column holds the images?"
@@ -272,7 +272,7 @@ def _pixels(images: list[Any], processing_class: Any, config: PreTrainedConfig |
         if len(shapes) > 1:
             raise ValueError(f"The images have different shapes: {sorted(shapes)[0]} and {sorted(shapes)[-1]}. Give one shape.")
         return torch.stack([torch.as_tensor(image) for image in images]).float()
-    if not (_is_picture(first) or isinstance(first, (Tensor, np.ndarray))):
+    if not (_is_image(first) or isinstance(first, (Tensor, np.ndarray))):
         raise ValueError(f"An image is a {type(first).__name__}. Give PIL images, arrays or tensors.")
     if processing_class is None:
         raise ValueError(
@@ -285,7 +285,7 @@ def _pixels(images: list[Any], processing_class: Any, config: PreTrainedConfig |
     return processing_class(images=images, return_tensors="pt")["pixel_values"]
 
 
-def _is_picture(value: Any) -> bool:
+def _is_image(value: Any) -> bool:
     """Whether it is a PIL image, asked without importing it, because work on text does without."""
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(value, pil.Image)
@@ -295,7 +295,7 @@ def _converted(image: Any, config: PreTrainedConfig | None) -> Any:
     """A PIL image with as many channels as the model reads: most folders have a grey, transparent or CMYK one somewhere."""
     mode = {1: "L", 3: "RGB"}.get(getattr(config, "num_channels", None) or 0)
     # Integers of more than 8 bits and fractions ("I", "I;16", "F") would be clipped: how to scale them is the user's to say.
-    if mode is None or not _is_picture(image) or image.mode == mode or image.mode.startswith(("I", "F")):
+    if mode is None or not _is_image(image) or image.mode == mode or image.mode.startswith(("I", "F")):
         return image
     return image.convert(mode)
 
@@ -306,7 +306,7 @@ def _is_raw(image: Tensor | np.ndarray) -> bool:
 
 def _check_channels(image: Any, config: PreTrainedConfig | None) -> None:
     wanted = getattr(config, "num_channels", None)
-    if _is_picture(image):
+    if _is_image(image):
         found, kind = len(image.getbands()), f"mode {image.mode}"
     else:
         found, kind = (image.shape[-1] if image.ndim == 3 else 1), f"shape {tuple(image.shape)}"

@@ -141,6 +141,14 @@ def share_sizes(groups: Sequence[UnitGroup], now: int, target: int, limits: Limi
     return sizes
 
 
+def _by_kind(groups: Sequence[UnitGroup]) -> tuple[dict[str, list[UnitGroup]], dict[str, int]]:
+    """{kind: its groups} and {kind: cost of one unit in all of them}."""
+    kinds: dict[str, list[UnitGroup]] = {}
+    for group in groups:
+        kinds.setdefault(group.kind, []).append(group)
+    return kinds, {kind: sum(group.parameters_per_unit for group in members) for kind, members in kinds.items()}
+
+
 def uniform_sizes(groups: Sequence[UnitGroup], now: int, target: int, limits: Limits, damage: Damage | None = None) -> Sizes:
     """One size per kind for all layers, with the parameter count as close above `target` as the steps allow.
 
@@ -154,9 +162,7 @@ def uniform_sizes(groups: Sequence[UnitGroup], now: int, target: int, limits: Li
     Raises:
         ValueError: layers differ in size (a uniform layout cannot be made), or the target is out of reach.
     """
-    kinds: dict[str, list[UnitGroup]] = {}
-    for group in groups:
-        kinds.setdefault(group.kind, []).append(group)
+    kinds, cost_per_unit = _by_kind(groups)
     for kind, members in kinds.items():
         if len({group.size for group in members}) > 1:
             raise ValueError(
@@ -165,7 +171,6 @@ def uniform_sizes(groups: Sequence[UnitGroup], now: int, target: int, limits: Li
             )
     _check_reachable(groups, now, target, limits, uniform=True)
     share = (now - target) / sum(group.size * group.parameters_per_unit for group in groups)
-    cost_per_unit = {kind: sum(group.parameters_per_unit for group in members) for kind, members in kinds.items()}
     # The finest kind fills up to the target; among the fillings within its step, the nearest to equal shares (or the least
     # damage) wins.
     step = min(limits.step(members[0]) * cost_per_unit[kind] for kind, members in kinds.items())
@@ -193,10 +198,7 @@ def uniform_options(groups: Sequence[UnitGroup], now: int, target: int, limits: 
     Returns:
         Sizes within one step of the finest kind above `target`, from most units of the coarser kinds to fewest.
     """
-    kinds: dict[str, list[UnitGroup]] = {}
-    for group in groups:
-        kinds.setdefault(group.kind, []).append(group)
-    cost_per_unit = {kind: sum(group.parameters_per_unit for group in members) for kind, members in kinds.items()}
+    kinds, cost_per_unit = _by_kind(groups)
     steps = {kind: limits.step(members[0]) * cost_per_unit[kind] for kind, members in kinds.items()}
     finest = min(steps, key=lambda kind: steps[kind])
     coarser = [kind for kind in kinds if kind != finest]

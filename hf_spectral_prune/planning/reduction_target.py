@@ -135,7 +135,7 @@ def _head_size(model: PreTrainedModel) -> int:
 def _macs_target(
     model: PreTrainedModel, args: SpectralPruningArguments, groups: list[UnitGroup], calibration: CalibrationData | None
 ) -> Target:
-    macs = layer_macs(model, picture_of(model, calibration))
+    macs = layer_macs(model, example_image(model, calibration))
     total = sum(macs.values())
     paths = {module: name for name, module in network_of(model).named_modules()}
     costs = []
@@ -173,7 +173,7 @@ def target_words(model: PreTrainedModel, args: SpectralPruningArguments, calibra
     return f"Removing {share} of the {target.base:,} parameters outside the embeddings, from {kinds}: {whole}."
 
 
-def picture_of(model: PreTrainedModel, calibration: CalibrationData | None) -> Batch:
+def example_image(model: PreTrainedModel, calibration: CalibrationData | None) -> Batch:
     """One input of a model that reads images: the first of the calibration data, else one of the config's size."""
     if calibration is None:
         return {"pixel_values": example_input(model).to(model.dtype)}

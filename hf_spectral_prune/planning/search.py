@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from ..models.losses import Batch
 from ..utils.progress import stage
-from .allocate import Limits, Sizes, parameters_after, per_layer_sizes, uniform_options, uniform_sizes
+from .allocate import Limits, Sizes, per_layer_sizes, uniform_options, uniform_sizes
 from .choose import highest
-from .reduction_target import Target
+from .reduction_target import Target, cost_of
 from .trial import divergence
 
 # Information says what a little change costs, not what emptying a layer does: each keeps this much of the mean share that stays.
@@ -20,7 +20,6 @@ _LEAST_SHARE = 0.4
 # What the information of heads counts beside that of neurons. A repair makes up for the loss of whole heads better than
 # information foretells, by how much differs from model to model.
 HEAD_PRICES = (0.1, 0.3, 1.0, 3.0)
-_FIRST = HEAD_PRICES.index(1.0)
 
 
 def fisher_sizes(target: Target, limits: Limits, damage: Mapping[str, Tensor], head_price: float = 1.0) -> Sizes:
@@ -35,7 +34,7 @@ def fisher_sizes(target: Target, limits: Limits, damage: Mapping[str, Tensor], h
     removed = (target.now - target.goal) / sum(group.size * group.parameters_per_unit for group in target.groups)
     floored = replace(limits, least_share=_LEAST_SHARE * max(0, 1 - removed))
     least = {group.key: floored.floor(group) for group in target.groups}
-    if (parameters_after(target.groups, least, target.now) if target.count is None else target.count(least)) > target.goal:
+    if cost_of(target, least) > target.goal:
         floored = limits
     heads = {group.key for group in target.groups if group.kind == "heads"}
     priced = {key: curve * head_price if key in heads else curve for key, curve in damage.items()}
@@ -76,13 +75,12 @@ def search_per_layer(
     Raises:
         ValueError: see `per_layer_sizes`.
     """
+    by_price = {price: fisher_sizes(target, limits, damage, price) for price in HEAD_PRICES}
     options: list[Sizes] = []
-    for price in HEAD_PRICES:
-        sizes = fisher_sizes(target, limits, damage, price)
+    for sizes in by_price.values():
         if sizes not in options:
             options.append(sizes)
-    first = options.index(fisher_sizes(target, limits, damage))
-    return _nearest(model, options, first, scores, batches, progress)
+    return _nearest(model, options, options.index(by_price[1.0]), scores, batches, progress)
 
 
 def _nearest(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ..arguments import ModelArguments, SpectralPruningArguments
+from ..arguments import TAUGHT_RECOVERIES, ModelArguments, SpectralPruningArguments
 from ..data.rows import default_collator, hold_out, is_raw_text, training_rows
 from ..models.distributed import is_sharded, of_first_process
 from ..models.families import family_of, max_tokens
@@ -208,7 +208,7 @@ def recover(
         training_args = TrainingArguments(**recovery_arguments(SpectralPruningArguments())[1])
     args = RecoveryArguments("lora" if peft_config is not None else "full") if args is None else args
     _check_peft(args, peft_config)
-    if compute_loss_func is not None and args.method in ("distill", "blocks"):
+    if compute_loss_func is not None and args.method in TAUGHT_RECOVERIES:
         raise ValueError(f"`compute_loss_func` takes the place of the loss that `{args.method}` has of its own. Leave it out.")
     _check_unsharded(model, training_args)
     source = model.config._name_or_path
@@ -216,7 +216,7 @@ def recover(
         processing_class = load_tokenizer(ModelArguments(model_name_or_path=source))
     notes: list[str] = []
     targets = lora_targets(model, args.lora_target_modules) if args.method == "lora" else []
-    if args.method in ("distill", "blocks"):
+    if args.method in TAUGHT_RECOVERIES:
         teacher = load_teacher(teacher)
         check_teacher(model, teacher)
     if args.method == "blocks":

@@ -42,8 +42,8 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     For sequence classification without a pad token it is one sequence, as its end cannot be told among others.
     """
     if is_vision(model):
-        picture = example_input(model).to(model.dtype)
-        return {"pixel_values": torch.cat([picture, -picture])}
+        image = example_input(model).to(model.dtype)
+        return {"pixel_values": torch.cat([image, -image])}
     generator = torch.Generator().manual_seed(0)
     # Not to the last position: RoBERTa's numbering begins behind its pad token.
     length = min(64, (getattr(model.config, "max_position_embeddings", None) or 128) // 2)

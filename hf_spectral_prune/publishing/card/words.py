@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ...arguments import MEASURED_ALLOCATIONS
 from ...criteria import CRITERIA
 from ...models.cria import AUTO_CLASSES
 from ..formats import percent
@@ -344,7 +345,7 @@ def limit_lines(saved: SavedFolder) -> list[str]:
 def _fitted_words(saved: SavedFolder) -> str:
     """What but the scores the calibration data decided."""
     repaired = saved.report.arguments["compensation"] != "none"
-    if _allocation(saved) in ("loss_curves", "fisher", "search"):
+    if _allocation(saved) in MEASURED_ALLOCATIONS:
         return "The widths and the compensation were" if repaired else "The widths were"
     return "The compensation was" if repaired else ""
 

@@ -17,7 +17,7 @@ from transformers import EvalPrediction, PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from ... import rounds
-from ...arguments import SpectralPruningArguments
+from ...arguments import TAUGHT_RECOVERIES, SpectralPruningArguments
 from ...calibration import GroupMoments, collect_moments
 from ...calibration.collect import SIDES
 from ...calibration.parts import moments_within
@@ -338,7 +338,7 @@ def _recover(shared: Shared, args: SpectralPruningArguments, model: PreTrainedMo
             shared.held_out,
             shared.processing_class,
             shared.data_collator,
-            shared.model if args.recovery in ("distill", "blocks") else None,
+            shared.model if args.recovery in TAUGHT_RECOVERIES else None,
             shared.compute_metrics,
         )
     return output.report()
