@@ -173,6 +173,10 @@ class SpectralPruningArguments:
         "512 tokens; 256 if a sequence has one label), and 8,000 for a search.",
     )
     num_rounds: int = _field(1, "Number of rounds of scoring, choosing and cutting; each removes an equal share.")
+    reallocate: bool = _field(
+        False,
+        "Measure or rank anew in every round how much goes from which group; otherwise the first round decides that for all.",
+    )
     recalibrate_every: int = _field(
         1,
         "Rounds between calibration passes; the rounds in between score again from the remaining moments, with no forward pass.",

@@ -423,7 +423,8 @@ class SpectralPruner(TrainerMethods):
         return saved
 
     def _resume(self, run: Run, saved: checkpoint.Checkpoint) -> None:
-        share = Fraction(saved.state.global_step, self.args.num_rounds)
+        # With `reallocate` the sizes in a checkpoint are those of its own round.
+        share = Fraction(1) if self.args.reallocate else Fraction(saved.state.global_step, self.args.num_rounds)
         checkpoint.check_step(saved, self.args.num_rounds, sizes_after_round(run.groups, saved.final_sizes, share, run.limits))
         apply_plan(self.model, saved.plan)
         if self._changes_weights():

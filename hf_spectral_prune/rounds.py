@@ -43,7 +43,8 @@ class Run:
     Attributes:
         damage: {group key: (n_units + 1,)} cost of removing the 0, 1, ... lowest-scored units, where widths depend on it. The
             target has no part in it, so runs which differ in nothing else may share it.
-        final_sizes: units of every group after the last round.
+        costs: of the model before the first round and wanted after the last, in the target's unit.
+        final_sizes: units of every group after the last round; with `reallocate` after the round that was decided last.
         most: units that each group may keep at the most, where the plan is to lie within another.
     """
 
@@ -52,6 +53,7 @@ class Run:
     parameters_before: int
     target: Target
     fingerprint: str
+    costs: tuple[int, int]
     damage: dict[str, Tensor] | None = None
     final_sizes: Sizes | None = None
     most: Sizes = field(default_factory=dict)
@@ -98,6 +100,7 @@ def start(
         parameters_before=before,
         target=target,
         fingerprint=weights,
+        costs=(target.now, target.goal),
     )
 
 
@@ -151,7 +154,8 @@ def decide(
 ) -> PruningPlan:
     """The plan of a round after which `share` of the way from the original sizes to `run.final_sizes` is gone.
 
-    The first round of a run fixes the final sizes, by what it costs to remove units; `run.notes` then tells of head counts.
+    The first round of a run fixes the final sizes, by what it costs to remove units; `run.notes` then tells of head counts. With
+    `reallocate` every round fixes those that it leaves itself.
 
     Args:
         run: with `damage` of another run of the same scores and repair, nothing is measured.
@@ -162,13 +166,51 @@ def decide(
     Raises:
         ValueError: the target is out of reach, or less than the smallest step.
     """
+    if args.reallocate:
+        run.final_sizes = reallocated(model, args, run, scores, share, calibration, evidence)
+        return choose(model, args, run, scores, 1)
     if run.final_sizes is None:
         args = settle_allocation(model, args, calibration)
         if run.damage is None:
             run.damage = _measure_damage(model, args, run.groups, scores, calibration, evidence)
         sizes = _allocate(model, args, run, scores, calibration)
+        _check_removed(args, run, sizes)
         run.final_sizes = sizes if not run.most else _within(args, run, sizes)
     return choose(model, args, run, scores, share)
+
+
+def reallocated(
+    model: PreTrainedModel,
+    args: SpectralPruningArguments,
+    run: Run,
+    scores: Scores,
+    share: Fraction | int,
+    calibration: CalibrationData | None = None,
+    evidence: Evidence | None = None,
+) -> Sizes:
+    """Sizes that a round leaves after which `share` of the way to the target is gone, allocated for the model as it stands.
+
+    Args:
+        model: perhaps cut already; see `decide` for the others.
+
+    Raises:
+        ValueError: see `decide`.
+    """
+    args = settle_allocation(model, args, calibration)
+    groups = unit_groups(model, args.units)
+    costs = {group.key: group.parameters_per_unit for group in run.target.groups}
+    costed = [replace(group, parameters_per_unit=costs[group.key]) for group in groups]
+    before, wanted = run.costs
+    sizes = {group.key: group.size for group in groups}
+    target = replace(run.target, groups=costed, now=cost_of(run.target, sizes), goal=before - int(share * (before - wanted)))
+    limits = replace(run.limits, whole={group.key: group.size for group in run.groups})
+    damage = _measure_damage(model, args, groups, scores, calibration, evidence)
+    now = replace(run, groups=groups, target=target, limits=limits, damage=damage, notes=[])
+    sizes = _allocate(model, args, now, scores, calibration)
+    if share == 1:
+        _check_removed(args, run, sizes)
+        run.notes += now.notes
+    return sizes
 
 
 def _within(args: SpectralPruningArguments, run: Run, sizes: Sizes) -> Sizes:
@@ -244,13 +286,18 @@ def _allocate(
         anywhere = Limits(run.limits.round_to, run.limits.min_units)
         free = uniform_sizes(target.groups, target.now, target.goal, anywhere, damage)
         run.notes += _head_notes(run.groups, sizes, free, fixed=family_of(model.config).stock_heads == "fixed")
-    if all(sizes[group.key] == group.size for group in run.groups):
-        step = min(run.limits.step(group) * group.parameters_per_unit for group in target.groups)
-        raise ValueError(
-            f"`target_reduction` is {args.target_reduction}, {target.now - target.goal:,} {target.unit}, which is less than "
-            f"the smallest step of this layout ({step:,} {target.unit} per layer). Raise the target or lower `round_to`."
-        )
     return sizes
+
+
+def _check_removed(args: SpectralPruningArguments, run: Run, sizes: Sizes) -> None:
+    """Checks that a run removes anything."""
+    if all(sizes[group.key] == group.size for group in run.groups):
+        unit, (before, wanted) = run.target.unit, run.costs
+        step = min(run.limits.step(group) * group.parameters_per_unit for group in run.target.groups)
+        raise ValueError(
+            f"`target_reduction` is {args.target_reduction}, {before - wanted:,} {unit}, which is less than "
+            f"the smallest step of this layout ({step:,} {unit} per layer). Raise the target or lower `round_to`."
+        )
 
 
 def _first_sequences(

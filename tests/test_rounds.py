@@ -172,3 +172,70 @@ def test_uniform_heads_need_layers_that_agree():
     groups = unit_groups(tiny_model(), ["heads"])
     with pytest.raises(ValueError, match="already differ"):
         EqualHeads([*groups, replace(groups[0], layer=9, size=1)])
+
+
+ALLOCATIONS = {
+    "scores": {"allocation": "scores", "criterion": "fisher"},
+    "loss_curves": {"allocation": "loss_curves"},
+    "fisher": {"allocation": "fisher"},
+    "search": {"allocation": "search", "compensation": "sequential"},
+}
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_allocation_made_anew_in_every_round_meets_the_target_and_is_the_first_ones_where_there_is_one_round(allocation, batches):
+    fields = {"layout": "per_layer", "target_reduction": 0.4, **ALLOCATIONS[allocation]}
+    model = tiny_model()
+    groups = unit_groups(model)
+    prunable = sum(group.size * group.parameters_per_unit for group in groups)
+    plans = [prune(copy.deepcopy(model), batches, **fields, reallocate=value).plan for value in (True, False)]
+    assert plans[0].kept == plans[1].kept
+    plan = prune(copy.deepcopy(model), batches, **fields, reallocate=True, num_rounds=3).plan
+    step = max(group.parameters_per_unit * (4 if group.kind == "ffn" else 1) for group in groups)
+    removed = plan.parameters_before - plan.parameters_after
+    assert 0.4 * prunable - step < removed <= 0.4 * prunable
+
+
+def test_shares_follow_scores_that_a_cut_has_changed_only_where_they_are_allocated_anew(batches, monkeypatch):
+    """The second round finds the last layer the cheapest, which it was not in the first one."""
+    order = {"first": (0.1, 1.0, 1.0), "later": (1.0, 1.0, 0.1)}
+
+    def scored(model, args, *more):
+        values = order["first" if all(group.size == 24 for group in unit_groups(model, ["ffn"])) else "later"]
+        return {
+            group.key: torch.full((group.size,), value, dtype=torch.float64)
+            for group, value in zip(unit_groups(model, ["ffn"]), values, strict=True)
+        }
+
+    monkeypatch.setattr("hf_spectral_prune.rounds.score", scored)
+    fields = {"units": ["ffn"], "layout": "per_layer", "allocation": "scores", "num_rounds": 2, "target_reduction": 1 / 3}
+    widths = {
+        value: [
+            len(kept) for kept in prune(tiny_model(), batches, **fields, criterion="energy", reallocate=value).plan.kept.values()
+        ]
+        for value in (False, True)
+    }
+    assert widths == {False: [4, 20, 24], True: [12, 24, 12]}
+
+
+def test_a_layer_keeps_its_share_of_the_whole_model_in_every_round():
+    group = unit_groups(tiny_model(), ["ffn"])[0]
+    cut = replace(group, size=12)
+    assert Limits(1, {}, least_share=0.4).floor(cut) == 5
+    assert Limits(1, {}, least_share=0.4, whole={group.key: 24}).floor(cut) == 10
+
+
+def test_resumed_run_allocates_anew_like_the_whole_one(batches, tmp_path):
+    fields = {"layout": "per_layer", "allocation": "scores", "criterion": "fisher", "num_rounds": 3, "reallocate": True}
+    whole = prune(tiny_model(), batches, **fields, save_strategy="steps", output_dir=str(tmp_path)).plan
+    args = SpectralPruningArguments(
+        target_reduction=0.2,
+        round_to=4,
+        min_ffn_units=4,
+        disable_tqdm=True,
+        compensation="none",
+        **fields,
+        output_dir=str(tmp_path),
+    )
+    resumed = SpectralPruner(tiny_model(), args, batches).prune(resume_from_checkpoint=tmp_path / "checkpoint-1")
+    assert resumed.plan.kept == whole.kept

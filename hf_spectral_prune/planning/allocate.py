@@ -34,6 +34,7 @@ class Limits:
         min_units: least number of units (of channels where a unit has several) a group keeps, by kind.
         loadable_heads: whether a stock config accepts this number of heads units in every layer.
         least_share: least share of its units that a group keeps.
+        whole: units of the groups before the first round, of which that is a share; where it is None those of now.
         equal_heads: whether all layers keep one number of heads where each has its own FFN width.
     """
 
@@ -41,6 +42,7 @@ class Limits:
     min_units: Mapping[str, int] | None = None
     loadable_heads: Callable[[int], bool] = lambda count: True
     least_share: float = 0.0
+    whole: Mapping[str, int] | None = None
     equal_heads: bool = False
 
     def step(self, group: UnitGroup) -> int:
@@ -54,9 +56,13 @@ class Limits:
         least = max(1, (self.min_units or {}).get(group.kind, 1))
         if group.kind == "channels":
             least = -(-least // group.channels_per_unit)
-        least = max(least, math.ceil(group.size * self.least_share))
+        least = max(least, math.ceil(self.whole_size(group) * self.least_share))
         step = self.step(group)
         return min(group.size, -(-least // step) * step)
+
+    def whole_size(self, group: UnitGroup) -> int:
+        """Units of a group before the first round."""
+        return (self.whole or {}).get(group.key, group.size)
 
     def choices(self, group: UnitGroup) -> list[int]:
         """Allowed sizes, largest first: the group's own size, then multiples of the step down to the floor."""

@@ -25,14 +25,16 @@ HEAD_PRICES = (0.1, 0.3, 1.0, 3.0)
 def fisher_sizes(target: Target, limits: Limits, damage: Mapping[str, Tensor], head_price: float = 1.0) -> Sizes:
     """Sizes by the Fisher information of the units (`fisher_damage`), ranked over all groups.
 
-    No group keeps less than 0.4 of the share that all together keep, unless that puts the target out of reach (sizes are
-    rounded up to it).
+    No group keeps less than 0.4 of the share of the whole model that all together keep, unless that puts the target out of reach
+    (sizes are rounded up to it).
 
     Args:
         head_price: factor of the heads' information.
     """
-    removed = (target.now - target.goal) / sum(group.size * group.parameters_per_unit for group in target.groups)
-    floored = replace(limits, least_share=_LEAST_SHARE * max(0, 1 - removed))
+    costs = [(group.size, limits.whole_size(group), group.parameters_per_unit) for group in target.groups]
+    left = sum(size * cost for size, _, cost in costs) - (target.now - target.goal)
+    kept = left / sum(whole * cost for _, whole, cost in costs)
+    floored = replace(limits, least_share=_LEAST_SHARE * max(0, kept))
     least = {group.key: floored.floor(group) for group in target.groups}
     if cost_of(target, least) > target.goal:
         floored = limits

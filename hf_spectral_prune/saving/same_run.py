@@ -32,6 +32,7 @@ _DECIDING = (
     "allocation",
     "num_allocation_samples",
     "num_rounds",
+    "reallocate",
     "recalibrate_every",
     "compensation",
     "ridge",

@@ -18,7 +18,6 @@ from .. import rounds
 from ..arguments import SpectralPruningArguments
 from ..checks import check_loss
 from ..criteria.calibrate import Evidence
-from ..planning import Sizes
 from ..recovery.judging import check_whole
 from ..rounds import Run
 from ..saving.same_run import check_same_run, deciding_options
@@ -205,6 +204,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
             "attributes": {
                 "plan": None if run is None or run.plan is None else run.plan.to_json(),
                 "final_sizes": None if run is None else run.final_sizes,
+                "costs": None if run is None else run.costs,
                 "last_round": self._last_round,
                 "options": self._options,
             },
@@ -275,7 +275,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
             if plan is not None:
                 check_same_run(saved.get("options"), self._options, "this checkpoint")
                 self._last_round = saved.get("last_round", round_at(self._due, state.global_step))
-                self._take_up(plan, saved["final_sizes"], model, optimizer)
+                self._take_up(plan, saved, model, optimizer)
         scheduled = round_at(self._due, state.global_step)
         if state.global_step > 0 and scheduled > self._last_round:
             logger.warning(
@@ -302,9 +302,13 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
             "Use a new callback to prune it further."
         )
 
-    def _take_up(self, plan: PruningPlan, final_sizes: Sizes, model: PreTrainedModel, optimizer: Any) -> None:
+    def _take_up(self, plan: PruningPlan, saved: Mapping[str, Any], model: PreTrainedModel, optimizer: Any) -> None:
         assert self.run is not None
-        self.run = replace(self.run, final_sizes=final_sizes, plan=plan, parameters_before=plan.parameters_before)
+        # The run was begun with a model that may be cut already.
+        costs = tuple(saved.get("costs") or self.run.costs)
+        self.run = replace(
+            self.run, final_sizes=saved["final_sizes"], costs=costs, plan=plan, parameters_before=plan.parameters_before
+        )
         self.run.groups = [replace(group, size=plan.sizes[group.key]) for group in self.run.groups]
         self._removal.take_up(model, plan, optimizer)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,13 +15,12 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState, Training
 
 from ... import rounds
 from ...arguments import SpectralPruningArguments, _field
-from ...criteria import Scores
-from ...criteria.calibrate import Evidence
 from ...models.families import parts, unit_groups
-from ...planning import Sizes, parameters_after, per_layer_sizes
-from ...planning.damage import score_damage
 from ...surgery.plan import PruningPlan
 from ...trainer.pruning import SpectralPruningCallback
+
+# Options that the method is defined with.
+_OF_THE_METHOD = (("criterion", "ndi"), ("layout", "per_layer"), ("allocation", "scores"), ("reallocate", True))
 
 
 @dataclass
@@ -39,6 +37,7 @@ class NDPArguments(SpectralPruningArguments):
         "scores", "`scores`: the least importance per parameter goes first, down to the floors of `min_ffn_units` and the like."
     )
     num_rounds: int = _field(4, "Rounds of score, rank and cut over the schedule.")
+    reallocate: bool = _field(True, "True: the ranking is made anew in every round.")
     finetune_share: float | None = _field(
         None,
         "Targeted fine-tuning after the last round: of the groups that lost units, the share whose weights go on learning, those "
@@ -47,7 +46,7 @@ class NDPArguments(SpectralPruningArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, own in (("criterion", "ndi"), ("layout", "per_layer"), ("allocation", "scores")):
+        for name, own in _OF_THE_METHOD:
             if getattr(self, name) != own:
                 raise ValueError(
                     f"`{name}` is `{getattr(self, name)}`, but NDP is defined with `{own}`. Leave it out, or use "
@@ -79,13 +78,6 @@ class NDPCallback(SpectralPruningCallback):
             raise ValueError(f"`args` of `NDPCallback` is a {type(args).__name__}. Give `NDPArguments`.")
         super().__init__(args, *more, **options)
         self._learning: set[nn.Parameter] | None = None
-        self._costs = (0, 0)  # of the model before the first round, and wanted after the last
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the callback."""
-        state = super().state()
-        state["attributes"]["costs"] = self._costs
-        return state
 
     def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
         """Raises what would make the training fail later."""
@@ -109,50 +101,12 @@ class NDPCallback(SpectralPruningCallback):
                 parameter.grad = None
 
     def begin_run(self, model: PreTrainedModel, saved: Mapping[str, Any]) -> None:
-        """Takes up the costs of the run, or tells of a target that the floors put out of reach."""
+        """Tells of a target that the floors put out of reach."""
         self._learning = None
         assert self.run is not None
-        if self.plan is not None:
-            # The run was begun with a model that may be cut already.
-            self._costs = tuple(saved["costs"])
-        else:
-            self._costs = (self.run.target.now, self.run.target.goal)
-            groups = unit_groups(model, self.args.units)
-            equal = {group.key: torch.ones(group.size) for group in groups}
-            sizes = ranked_sizes(model, self.args, self.run, equal, self._costs[1])
-            if all(sizes[group.key] == group.size for group in groups):
-                raise ValueError(
-                    f"`target_reduction` is {self.args.target_reduction}, which is less than the smallest step of any layer. "
-                    "Raise it or lower `round_to`."
-                )
-
-    def choose_units(self, model: PreTrainedModel, share: Fraction, evidence: Evidence) -> PruningPlan:
-        """The plan of a round: all units of the network ranked anew."""
-        assert self.run is not None
-        before, wanted = self._costs
-        goal = before - int(share * (before - wanted))
-        self.run.final_sizes = ranked_sizes(model, self.args, self.run, self.scores, goal)
-        return rounds.choose(model, self.args, self.run, self.scores, 1)
-
-
-def ranked_sizes(model: PreTrainedModel, args: SpectralPruningArguments, run: rounds.Run, scores: Scores, goal: int) -> Sizes:
-    """Sizes of the groups once the model costs `goal` or little more, the least score per parameter first over all groups.
-
-    Args:
-        model: as it stands, perhaps cut already.
-        run: says what is counted and which sizes are allowed.
-        scores: {group key: (n_units,)} of the model as it stands.
-        goal: parameters (MACs with `target_scope="flops"`).
-
-    Raises:
-        ValueError: the target is out of reach with the floors.
-    """
-    target = run.target
-    costs = {group.key: group.parameters_per_unit for group in target.groups}
-    groups = [replace(group, parameters_per_unit=costs[group.key]) for group in unit_groups(model, args.units)]
-    sizes = {group.key: group.size for group in groups}
-    now = parameters_after(target.groups, sizes, target.now) if target.count is None else target.count(sizes)
-    return per_layer_sizes(groups, now, goal, run.limits, score_damage(scores), target.count)
+        if self.plan is None:
+            equal = {group.key: torch.ones(group.size) for group in unit_groups(model, self.args.units)}
+            rounds.reallocated(model, self.args, self.run, equal, 1)
 
 
 def affected_parameters(model: PreTrainedModel, plan: PruningPlan, share: float) -> set[nn.Parameter]:

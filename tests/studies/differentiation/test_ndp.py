@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from hf_spectral_prune import NDPArguments, NDPCallback, PruningSchedule, SpectralPruningArguments
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import parts, unit_groups
-from hf_spectral_prune.rounds import choose, start
-from hf_spectral_prune.studies.differentiation.pruning import affected_parameters, ranked_sizes
+from hf_spectral_prune.rounds import decide, start
+from hf_spectral_prune.studies.differentiation.pruning import affected_parameters
 from hf_spectral_prune.surgery import apply_plan
 from hf_spectral_prune.surgery.plan import PruningPlan
 
@@ -80,10 +81,9 @@ def test_the_ranking_is_global_and_made_anew_at_every_round():
     run = start(model, args, weights="")
     scores = {f"layers.{layer}.ffn": torch.full((24,), value) for layer, value in enumerate((0.1, 9.0, 8.0))}
     cost = unit_groups(model, ["ffn"])[0].parameters_per_unit
-    before = num_parameters(model)
-    run.final_sizes = ranked_sizes(model, args, run, scores, before - 18 * cost)
-    assert list(run.final_sizes.values()) == [8, 24, 24]
-    plan = choose(model, args, run, scores, 1)
+    assert run.costs[0] - run.costs[1] == 36 * cost
+    plan = decide(model, args, run, scores, Fraction(1, 2))
+    assert [len(kept) for kept in plan.kept.values()] == [8, 24, 24]
     apply_plan(model, plan, check_weights=False)
     run.add(plan)
     # Training has changed what the layers are worth: the second round takes the rest from the last one.
@@ -92,7 +92,7 @@ def test_the_ranking_is_global_and_made_anew_at_every_round():
         "layers.1.ffn": torch.full((24,), 9.0),
         "layers.2.ffn": torch.full((24,), 0.1),
     }
-    assert list(ranked_sizes(model, args, run, scores, before - 36 * cost).values()) == [8, 24, 4]
+    assert [len(kept) for kept in decide(model, args, run, scores, 1).kept.values()] == [8, 24, 4]
 
 
 def test_moments_follow_and_all_weights_keep_learning(batches, tmp_path):
@@ -200,6 +200,7 @@ def test_what_cannot_be_pruned_is_told_before_any_step(case, batches, tmp_path):
         ({"criterion": "energy"}, "NDP is defined with `ndi`"),
         ({"layout": "uniform"}, "NDP is defined with `per_layer`"),
         ({"allocation": "loss_curves"}, "NDP is defined with `scores`"),
+        ({"reallocate": False}, "NDP is defined with `True`"),
         ({"finetune_share": 0.0}, "above 0 and at most 1"),
         ({"finetune_share": 1.5}, "above 0 and at most 1"),
         ({"num_rounds": 0}, "`num_rounds` is 0"),
