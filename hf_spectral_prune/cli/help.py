@@ -38,8 +38,17 @@ GROUPS = {
     "What to remove": (
         *("target_reductions", "target_bytes", "target_context", "scores", "save_scores"),
         *("preset", "target_reduction", "target_scope", "units", "layout", "uniform_heads", "criterion", "criterion_args"),
-        *("allocation", "num_allocation_samples", "num_rounds", "recalibrate_every", "round_to", "min_ffn_units"),
-        *("min_kv_groups", "min_channels", "stock_class", "stop_metric", "stop_drop", "greater_is_better", "max_moment_gib"),
+        *("allocation", "num_allocation_samples", "num_rounds", "reallocate", "recalibrate_every", "round_to"),
+        *(
+            "min_ffn_units",
+            "min_kv_groups",
+            "min_channels",
+            "stock_class",
+            "stop_metric",
+            "stop_drop",
+            "greater_is_better",
+            "max_moment_gib",
+        ),
         *("seed",),
     ),
     "Compensation and recovery": (
