@@ -19,6 +19,8 @@ from .signals import Side, num_signal_channels
 logger = logging.get_logger(__name__)
 # Share of the free memory that moments may take where no limit is given: scoring needs some of it too.
 _SHARE = 0.5
+# Moments that are read but once are collected a layer at a time, or as many layers as fit this: holding more saves nothing.
+_READ_ONCE = 2**29
 
 
 class MomentsByPart(Mapping[str, GroupMoments]):
@@ -107,6 +109,8 @@ def moments_within(
     collect: Callable[[Sequence[UnitGroup]], dict[str, GroupMoments]],
     max_gib: float | None,
     ascent: Ascent | None = None,
+    *,
+    read_once: bool = False,
 ) -> Mapping[str, GroupMoments]:
     """Moments of all groups: at once where they fit `memory_limit`, else by parts.
 
@@ -114,22 +118,27 @@ def moments_within(
         groups: gives the groups of the model as it stands.
         sides: that `collect` fills.
         ascent: what `collect` goes up the layers with, if it does.
+        read_once: whether they are read once, group by group. With an `ascent` parts then cost nothing, and are made small.
     """
     limit = memory_limit(model, max_gib)
+    if (parts := len(split_by_memory(model, groups(), sides, limit))) > 1:
+        needed = sum(moment_bytes(model, group, sides) for group in groups())
+        logger.warning_once(
+            f"The calibration moments would take {needed / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB "
+            f"{'are free for them' if max_gib is None else 'are allowed'}: they are collected in {parts} parts, "
+            "and never kept together (`max_moment_gib`)."
+        )
+    if ascent is not None and read_once:
+        layers: dict[int, int] = {}
+        for group in groups():
+            layers[group.layer] = layers.get(group.layer, 0) + moment_bytes(model, group, sides)
+        limit = min(limit, max(_READ_ONCE, *layers.values()))
 
     def split() -> list[list[UnitGroup]]:
         return split_by_memory(model, groups(), sides, limit)
 
-    parts = split()
-    if len(parts) == 1:
-        return collect(parts[0])
-    needed = sum(moment_bytes(model, group, sides) for part in parts for group in part)
-    logger.warning_once(
-        f"The calibration moments would take {needed / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB "
-        f"{'are free for them' if max_gib is None else 'are allowed'}: they are collected in {len(parts)} parts, "
-        "and never kept together (`max_moment_gib`)."
-    )
-    return MomentsByPart(split, collect, ascent)
+    found = split()
+    return collect(found[0]) if len(found) == 1 else MomentsByPart(split, collect, ascent)
 
 
 __all__ = ["MomentsByPart", "memory_limit", "moment_bytes", "moments_within", "split_by_memory"]

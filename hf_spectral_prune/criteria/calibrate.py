@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -110,6 +111,9 @@ def _collect(
 
     # Gradients come from the end of the model, and not every model can be run a layer at a time: they take a pass a part.
     walks = signals == "activations" and not family_of(model.config).runs_whole
+    kept = args.num_rounds > 1 and args.recalibrate_every > 1  # later rounds score by what a cut leaves of them
+    repairs = args.compensation in ("bias", "least_squares") or (args.repairs and args.allocation in ("auto", "loss_curves"))
+    read_once = not (kept or criterion.needs_statistics or repairs)
     batches = calibration.batches if criterion.needs_statistics else share(calibration.batches)
     ascent = Ascent(model, batches) if walks else None
 
@@ -126,4 +130,5 @@ def _collect(
                 progress=progress,
             )
 
-    return moments_within(model, lambda: unit_groups(model, args.units), sides, collect, args.max_moment_gib, ascent)
+    groups = partial(unit_groups, model, args.units)
+    return moments_within(model, groups, sides, collect, args.max_moment_gib, ascent, read_once=read_once)

@@ -70,6 +70,10 @@ class Ascent:
         return outputs
 
 
+# {layer: the dense stream behind it, and what passed at the places in it, batch by batch}
+DenseSteps = dict[int, tuple[list[Tensor | None], dict[str, list[Tensor]]]]
+
+
 class Reached(Exception):
     """All that a run was made for is known: the rest of the model need not compute."""
 
@@ -83,11 +87,14 @@ class Streams:
 
     Args:
         batches: as for `collect_moments`.
+        known: steps of the dense stream, which are taken over from it and added to it; None keeps none. For walks of one model
+            and the same batches and places.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], known: DenseSteps | None = None) -> None:
         self.model = model
         self.batches = batches
+        self._known = known
         self._dense: list[Tensor | None] = [None] * len(batches)
         self._pruned: list[Tensor | None] = [None] * len(batches)
         # Both streams, and what is read behind the two consumers of a layer.
@@ -103,6 +110,10 @@ class Streams:
 
     def dense_step(self, layer: int, places: Mapping[str, Place]) -> dict[str, list[Tensor]]:
         """Takes the dense stream through a layer: {name: what passed at its place, (rows, T, n), batch by batch}."""
+        if self._known is not None and layer in self._known:
+            behind, known = self._known[layer]
+            self._dense = [*behind]
+            return dict(known)
         found: dict[str, list[Tensor]] = {name: [] for name in places}
         for index in range(len(self.batches)):
             output, values = self._through(self._dense, index, layer, places)
@@ -110,6 +121,9 @@ class Streams:
             for name, value in values.items():
                 # Behind the last consumer it mostly is the layer's output itself: then nothing is kept twice.
                 found[name].append(after if value is output else self._stored(value))
+        if self._known is not None:
+            self._known[layer] = [*self._dense], found
+            return dict(found)
         return found
 
     def pruned_step(self, layer: int) -> None:

@@ -13,7 +13,7 @@ from ..utils.progress import stage
 from .allocate import Limits, Sizes, per_layer_sizes, uniform_options, uniform_sizes
 from .choose import highest
 from .reduction_target import Target, cost_of
-from .trial import divergence
+from .trial import divergence, room_for_steps
 
 # Information says what a little change costs, not what emptying a layer does: each keeps this much of the mean share that stays.
 _LEAST_SHARE = 0.4
@@ -93,11 +93,12 @@ def _nearest(
     batches: Sequence[Batch],
     progress: bool,
 ) -> Sizes:
+    known = room_for_steps(model, batches)
     with stage("Trying sizes", unit="trials", show=progress) as bar:
 
         def judge(index: int) -> float:
             bar.update()
-            return divergence(model, highest(scores, options[index]), batches)
+            return divergence(model, highest(scores, options[index]), batches, known)
 
         return options[descend(len(options), first, judge)]
 

@@ -12,17 +12,29 @@ from transformers import PreTrainedModel
 
 from ..models.families import layers_of
 from ..models.losses import Batch
-from ..models.streams import Streams
+from ..models.streams import DenseSteps, Streams
 from ..surgery.sequential import cut_layer, groups_by_layer, held_out
 
 # The last of every so many rows judges, the others are what the repair is fitted on.
 _JUDGING = 4
 # One ridge for all: which is best matters less than what is removed, and to look for it would take most of the time.
 _RIDGE = 0.1
+# Bytes that the dense stream of all layers may take, and what is kept of it in a layer: it itself behind both consumers, and
+# what they give where a norm follows.
+_MOST_KEPT, _STREAMS = 2**30, 4
+
+
+def room_for_steps(model: PreTrainedModel, batches: Sequence[Batch]) -> DenseSteps | None:
+    """Where trials of one model share its dense stream (see `divergence`); None where that would take more than a GiB."""
+    positions = sum(batch["input_ids"].numel() for batch in batches)
+    values = _STREAMS * positions * model.config.hidden_size * len(layers_of(model))
+    return {} if values * model.dtype.itemsize <= _MOST_KEPT else None
 
 
 @torch.no_grad()
-def divergence(model: PreTrainedModel, kept: Mapping[str, Tensor], batches: Sequence[Batch]) -> float:
+def divergence(
+    model: PreTrainedModel, kept: Mapping[str, Tensor], batches: Sequence[Batch], known: DenseSteps | None = None
+) -> float:
     """KL divergence of what the dense model says from what it would say if cut to the units `kept` and repaired.
 
     In nats, the mean over the positions (or classes of a row) of rows that the repair was not fitted on. Of the outputs rather
@@ -32,11 +44,12 @@ def divergence(model: PreTrainedModel, kept: Mapping[str, Tensor], batches: Sequ
     Args:
         kept: {group key: indices}; groups without an entry stay whole.
         batches: as for `cut_sequentially`; two rows at least.
+        known: `room_for_steps`, the same for all trials of a model, so that its dense stream is worked out once.
     """
     layers = groups_by_layer(model)
     was_training = model.training
     model.eval()
-    streams = Streams(model, batches)
+    streams = Streams(model, batches, known)
     rows = held_out(batches, _JUDGING)
     try:
         for layer in range(len(layers_of(model))):
@@ -86,4 +99,4 @@ def _copied(model: PreTrainedModel, layer: int) -> Iterator[None]:
         layers[layer] = original
 
 
-__all__ = ["divergence"]
+__all__ = ["divergence", "room_for_steps"]

@@ -83,6 +83,23 @@ def test_no_more_than_a_part_is_held(options, batches, held):
     assert held[0] <= 4  # both sides of one group, and what is left of another in the reader's hands
 
 
+@pytest.mark.parametrize("options", [{}, {"compensation": "sequential", "num_rounds": 2}])
+def test_moments_that_are_read_once_are_held_for_one_layer_at_a_time(options, batches, held, monkeypatch):
+    whole = prune(batches, **options)
+    assert held[0] >= 2 * len(unit_groups(tiny_model()))
+    monkeypatch.setattr(parts, "_READ_ONCE", 0)
+    held[0] = 0
+    split = prune(batches, **options)
+    assert whole.plan.kept == split.plan.kept
+    assert held[0] <= 8  # of two layers, as the old part goes when the new one is asked for
+
+
+def test_moments_that_are_read_again_are_kept_together(batches, held, monkeypatch):
+    monkeypatch.setattr(parts, "_READ_ONCE", 0)
+    prune(batches, compensation="least_squares")
+    assert held[0] >= 2 * len(unit_groups(tiny_model()))
+
+
 def test_rounds_between_calibrations_read_the_cut_model(batches):
     """Kept moments are selected from; those by parts are collected anew, from a model whose earlier layers are cut."""
     output = prune(batches, num_rounds=2, recalibrate_every=2, max_moment_gib=1e-9)

@@ -12,10 +12,11 @@ from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.models.families import layers_of, unit_groups
 from hf_spectral_prune.models.losses import predicts_next_token
 from hf_spectral_prune.models.streams import Streams
+from hf_spectral_prune.planning import trial
 from hf_spectral_prune.planning.allocate import Limits, parameters_after, uniform_options
 from hf_spectral_prune.planning.choose import highest
 from hf_spectral_prune.planning.search import descend
-from hf_spectral_prune.planning.trial import divergence
+from hf_spectral_prune.planning.trial import divergence, room_for_steps
 from hf_spectral_prune.surgery.sequential import cut_layer, groups_by_layer, held_out
 
 DECODERS = [*FAMILIES, *FFN_ONLY]
@@ -55,6 +56,21 @@ def test_a_trial_is_the_divergence_of_the_cut_and_repaired_model(family):
     dense, pruned = (torch.cat([said(one, batch) for batch in batches]).double() for one in (model, cut))
     expected = float((dense.exp() * (dense - pruned)).sum(dim=-1).mean())
     assert found == pytest.approx(expected, rel=1e-3) and found > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bert"])
+def test_trials_of_one_model_share_its_dense_stream(family, monkeypatch):
+    model, batches = make(family).eval(), rows(family)
+    cuts = [{group.key: torch.arange(0, group.size, step) for group in unit_groups(model)} for step in (2, 3)]
+    expected = [divergence(model, kept, batches) for kept in cuts]
+    runs = []  # all layers are called whenever one is run
+    layers_of(model)[0].register_forward_hook(lambda *_args: runs.append(1))
+    assert divergence(model, cuts[0], batches) == expected[0]
+    alone, known = len(runs), room_for_steps(model, batches)
+    assert [divergence(model, kept, batches, known) for kept in cuts] == expected
+    assert len(runs) == 3 * alone - len(layers_of(model)) * len(batches)
+    monkeypatch.setattr(trial, "_MOST_KEPT", 0)
+    assert room_for_steps(model, batches) is None
 
 
 def test_nothing_removed_is_no_divergence(batches):
