@@ -68,6 +68,8 @@ def check_arguments(args: Any) -> SpectralPruningArguments:
         )
     if not isinstance(args, SpectralPruningArguments):
         raise ValueError(f"`args` is a `{type(args).__name__}`. Pass `SpectralPruningArguments`.")
+    if args.target_reductions:
+        raise ValueError("A run has one target. Pass `target_reductions` to `prune_to_targets`.")
     return args
 
 

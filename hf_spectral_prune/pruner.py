@@ -28,37 +28,33 @@ from .criteria.calibrate import Evidence, calibrate
 from .data.for_model import load_for_pruner, read_data, wrap_for
 from .data.labels import with_model_ids
 from .data.texts import CalibrationData
-from .evaluation.figures import held_out_figures, num_parameters
-from .evaluation.samples import model_samples, paired
+from .evaluation.figures import num_parameters
+from .evaluation.samples import paired, samples_if_any
 from .models.distributed import is_first_process, join_processes, of_first_process
 from .models.families import network_of
 from .models.families.groups import is_vision
 from .models.loading import on_one_device, without_quantisation_marks
 from .models.losses import predicts_next_token
 from .models.torch_model import check_unwrapped
-from .planning import sizes_after_round, summarise
+from .planning import summarise
 from .planning.flops import layer_macs
-from .planning.reduction_target import check_macs, example_image, macs_report
+from .planning.reduction_target import example_image, macs_report
 from .planning.stopping import check_stop_metric, stop_note
 from .recovery.forwarding import ForwardingCallback
 from .recovery.recover import RecoveryOutput, recover, recovery_arguments
 from .rounds import Run
 from .saving import checkpoint
-from .saving.folder import save_folder
 from .saving.output import PruningOutput, StationCosts, circumstances, pruning_report
 from .saving.place import names_in, reserved
-from .saving.same_run import check_same_run, deciding_options
-from .saving.scores_file import SharedScores, basis_of
+from .saving.same_run import deciding_options
+from .saving.scores_file import Known, SharedScores, basis_of
 from .saving.trainer_methods import TrainerMethods, name_best_checkpoint
-from .surgery import apply_plan, as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
+from .surgery import as_mistral, has_batch_norms, masked, recalibrate_norms, settle_class
 from .surgery.norms import norm_notes
 from .surgery.plan import PruningPlan
 from .trainer.pruning import SpectralPruningCallback
 from .trainer.schedule import PruningSchedule
-from .utils.digests import data_digest
 from .utils.files import num_bytes
-from .utils.progress import working
-from .utils.words import one_line
 
 logger = logging.get_logger(__name__)
 
@@ -141,8 +137,6 @@ class SpectralPruner(TrainerMethods):
         check_recovery(self.model, self.args, train_dataset, teacher)
         if self.args.stop_metric is not None and self.eval_data is None:
             raise ValueError(f"`stop_metric` `{self.args.stop_metric}` needs data to measure it on. Pass `eval_dataset`.")
-        if self.args.target_reductions:
-            raise ValueError("`SpectralPruner` has one target. Pass `target_reductions` to `prune_to_targets`.")
         of_first_process(lambda: check_push(self.model, self.args))
         self.saved_to: Path | None = None
         self._place = ExitStack()  # keeps the place of the result from the start of `prune()` to its saving
@@ -153,11 +147,9 @@ class SpectralPruner(TrainerMethods):
         self.macs_before: dict[str, int] = {}
         self.bytes_before = 0
         self.scores: Scores = {}
-        self.shared: SharedScores | None = None  # of another run, which are used
-        self.found: SharedScores | None = None  # of this run, for others
-        self._basis: dict[str, Any] = {}
-        self._within: PruningPlan | None = None
-        self._before: dict[str, float] | None = None
+        self.known = Known()  # of the dense model, by another run
+        self.found: SharedScores | None = None  # by this run, for others
+        self.said_before: dict[str, str] = {}
         self._begin_callbacks(callbacks, self.args.num_rounds)
 
     @staticmethod
@@ -202,24 +194,9 @@ class SpectralPruner(TrainerMethods):
     train = prune  # by Trainer's name
 
     def take_from(self, other: SpectralPruner) -> None:
-        """Takes scores, allocation curves and the dense model's figures from a run to a smaller target; cuts within its plan."""
+        """Takes what a run to a smaller target has found out of the dense model, and cuts within its plan."""
         assert other.output is not None
-        self.shared, self._within, self._before = other.found, other.output.plan, other.output.report.metrics_before
-
-    def _share(self, options: dict[str, Any]) -> None:
-        """Reads the scores of another run, where some are named, and checks that they are of this model, data and options."""
-        if self.args.scores is not None or self.args.save_scores is not None:
-            self._basis = basis_of(options, data_digest([self.model.state_dict()]))
-        if self.args.scores is not None:
-            self.shared = SharedScores.load(self.args.scores)
-            self.shared.check(self._basis, self.args.scores)
-
-    def _keep_shared(self, run: Run) -> None:
-        """Keeps scores and allocation curves of the dense model for runs to other targets."""
-        found = self.shared or SharedScores(self.scores, run.damage, self._basis)
-        if (file := self.args.save_scores) is not None:
-            of_first_process(lambda: found.save(file))
-        self.found = found
+        self.known = Known(other.found, other.output.report.metrics_before, other.said_before, other.output.plan)
 
     def _reserve(self, place: ExitStack) -> None:
         if self.args.output_dir is not None:
@@ -230,13 +207,12 @@ class SpectralPruner(TrainerMethods):
     def _prune(self, resume_from_checkpoint: bool | str | Path | None) -> PruningOutput:
         args = self.args
         options = deciding_options(args, self.model, self.criterion, self.calibration)
-        saved = self._saved(resume_from_checkpoint, options) if resume_from_checkpoint else None
-        self._share(options)
+        saved = checkpoint.asked_for(resume_from_checkpoint, args.output_dir, options) if resume_from_checkpoint else None
+        basis = basis_of(options, self.model) if args.scores or args.save_scores else {}
+        if args.scores is not None:
+            self.known = replace(self.known, shared=SharedScores.load(args.scores).check(basis, args.scores))
         set_seed(args.seed)
-        metrics_before = self._before or {}
-        if self._before is None and self.eval_data is not None:
-            metrics_before = self.evaluate(metric_key_prefix="before")
-        said_before = self._samples()
+        metrics_before = self._measure_dense()
         check_stop_metric(args, metrics_before)
         check_loss(self.model, metrics_before, self.calibration)
         run = self._start()
@@ -250,13 +226,13 @@ class SpectralPruner(TrainerMethods):
             if evidence is None:
                 evidence = self._calibrate()
             diagnostics: Diagnostics | None = None if run.scores else {}  # the report shows the dense model's
-            if self.shared is None:
+            if (shared := self.known.shared) is None:
                 self.scores = self._score(evidence, diagnostics)
             else:
-                self.scores, run.damage = self.shared.scores, self.shared.damage
+                self.scores, run.damage = shared.scores, shared.damage
             plan = self._plan(run, round_index, evidence)
             if args.num_rounds == 1:
-                self._keep_shared(run)
+                self._keep_found(shared or SharedScores(self.scores, run.damage, basis))
             if self._must_stop(run, plan, round_index, metrics_before):
                 break
             with self.costs.of("surgery"):
@@ -276,7 +252,8 @@ class SpectralPruner(TrainerMethods):
             self.recover()
         metrics_after = self.evaluate(metric_key_prefix="after") if self.eval_data is not None else {}
         output = self._finish(run, metrics_before, metrics_after)
-        output.report.samples = paired(said_before, self._samples()) or None
+        said_after = samples_if_any(self.model, self.eval_data, self.processing_class)
+        output.report.samples = paired(self.said_before, said_after) or None
         return output
 
     def recover(self) -> RecoveryOutput:
@@ -322,114 +299,37 @@ class SpectralPruner(TrainerMethods):
         self.scores = self._score(evidence)
         return self._plan(run, self.args.num_rounds, evidence)
 
-    def evaluate(self, eval_dataset: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Held-out figures of the model as it stands.
+    # ---- steps
 
-        Loss and perplexity of a causal language model; with `compute_metrics`, or for another task, the loss and its figures (a
-        classifier's accuracy by default). Labels of the data that are -100 do not count.
-
-        Raises:
-            ValueError: there is nothing to evaluate on, or the data lacks the task's targets.
-        """
-        data = self.eval_data if eval_dataset is None else self._data(eval_dataset, "eval_dataset")
-        if data is None:
-            raise ValueError("`evaluate()` has no data. Pass `eval_dataset` to it or to SpectralPruner.")
-        with self.costs.of("evaluation"):
-            title = f"Evaluating ({metric_key_prefix})" if metric_key_prefix in ("before", "after") else "Evaluating"
-            figures = held_out_figures(
-                self.model,
-                data,
-                self.compute_metrics,
-                not self.args.disable_tqdm,
-                title,
-                spread=True,
-                preprocess_logits_for_metrics=self.preprocess_logits_for_metrics,
-            )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
-        self.log(metrics)
-        if metric_key_prefix not in ("before", "after"):  # Trainer knows no such evaluations, nor do callbacks
-            self._event("on_evaluate", metrics=metrics)
+    def _measure_dense(self) -> dict[str, float]:
+        """Held-out figures of the dense model, and what it says itself, unless another run has measured them."""
+        known = self.known
+        metrics, self.said_before = known.metrics or {}, known.samples or {}
+        if known.metrics is None and self.eval_data is not None:
+            metrics = self.evaluate(metric_key_prefix="before")
+        if known.samples is None:
+            self.said_before = samples_if_any(self.model, self.eval_data, self.processing_class)
         return metrics
 
-    def save_model(self, output_dir: str | None = None) -> None:
-        """Saves weights, config, tokenizer, plan, report, state and card, then reloads the folder in a fresh process.
-
-        The folder appears whole or not at all. With `push_to_hub` it is then pushed.
-
-        Raises:
-            ValueError: no folder named, or it is not empty and `overwrite_output_dir` is off.
-            RuntimeError: the reloaded model differs (says where).
-            OSError: the push failed; the folder stays.
-        """
-        self._save(output_dir)
-        if self.args.push_to_hub:
-            try:
-                self.push_to_hub()
-            except (OSError, ValueError) as error:
-                raise OSError(f"{error} The model itself is saved in `{self.saved_to}`.") from None
-
-    def _save(self, output_dir: str | None = None) -> None:
-        folder = output_dir or self.args.output_dir
-        if folder is None:
-            raise ValueError("There is no folder to save to. Set `output_dir`.")
-        with self._place, working("Saving and reloading", show=not self.args.disable_tqdm):
-            of_first_process(
-                lambda: save_folder(
-                    folder,
-                    self.model,
-                    self.processing_class,
-                    state=self.state,
-                    output=self.output,
-                    overwrite=self.args.overwrite_output_dir,
-                    self_check=self.args.self_check,
-                    card_name=self.args.hub_model_id,
-                    source=self.base_model,
-                    replaced=self._replaced if folder == self.args.output_dir else None,
-                )
-            )
-        self.saved_to, self._replaced = Path(folder), None
-
-    # ---- steps
+    def _keep_found(self, found: SharedScores) -> None:
+        """Keeps scores and allocation curves of the dense model for runs to other targets."""
+        if (file := self.args.save_scores) is not None:
+            of_first_process(lambda: found.save(file))
+        self.found = found
 
     def _start(self) -> Run:
         self.bytes_before = num_bytes(self.model)
         run = rounds.start(self.model, self.args, calibration=self.calibration)
-        if self._within is not None:
-            run.most = {key: len(kept) for key, kept in self._within.kept.items()}
+        if (within := self.known.within) is not None:
+            run.most = {key: len(kept) for key, kept in within.kept.items()}
         run.notes += norm_notes(self.model, self.calibration)
         if is_vision(self.model):
             self.macs_before = layer_macs(self.model, example_image(self.model, self.calibration))
         self.state.global_step = 0
         return run
 
-    def _samples(self) -> dict[str, str]:
-        """What the model says itself, see `model_samples`; nothing where it cannot: no run may end for it."""
-        if self.eval_data is None:
-            return {}
-        try:
-            return model_samples(self.model, self.eval_data, self.processing_class)
-        except Exception as error:  # whatever the generation of a class of its own raises
-            logger.info(f"The report has no text of the model. {one_line(error)}")
-            return {}
-
-    def _saved(self, resume: bool | str | Path, options: dict[str, Any]) -> checkpoint.Checkpoint:
-        folder = checkpoint.latest(str(self.args.output_dir)) if resume is True else Path(str(resume))
-        if folder is None:
-            raise FileNotFoundError(
-                f"`resume_from_checkpoint` is set, but `{self.args.output_dir}` has no checkpoint. Start without it."
-            )
-        saved = checkpoint.load(folder)
-        check_same_run(saved.state.options, options, f"`{folder}`")
-        return saved
-
     def _resume(self, run: Run, saved: checkpoint.Checkpoint) -> None:
-        # With `reallocate` the sizes in a checkpoint are those of its own round.
-        share = Fraction(1) if self.args.reallocate else Fraction(saved.state.global_step, self.args.num_rounds)
-        checkpoint.check_step(saved, self.args.num_rounds, sizes_after_round(run.groups, saved.final_sizes, share, run.limits))
-        apply_plan(self.model, saved.plan)
-        if self._changes_weights():
-            saved.load_weights(self.model)
-        run.plan, run.final_sizes, run.scores = saved.plan, saved.final_sizes, saved.scores
+        checkpoint.resume(self.model, self.args, run, saved, repaired=self._changes_weights())
         self.state.global_step, self.state.log_history = saved.state.global_step, saved.state.log_history
         logger.info(f"Resumed after round {saved.state.global_step} from {saved.folder}.")
 
@@ -439,7 +339,7 @@ class SpectralPruner(TrainerMethods):
 
     def _calibrate(self) -> Evidence:
         with self.costs.of("calibration"):
-            scored = self.shared is not None
+            scored = self.known.shared is not None
             return calibrate(self.model, self.args, self.criterion, self.calibration, scored=scored)
 
     def _score(self, evidence: Evidence, diagnostics: Diagnostics | None = None) -> Scores:
@@ -505,10 +405,8 @@ class SpectralPruner(TrainerMethods):
         report.size_on_disk_before = self.bytes_before
         metrics = {name: getattr(report, name) for name in ("parameters_before", "parameters_after", "reduction")}
         if is_vision(self.model):
-            image = example_image(self.model, self.calibration)
-            macs = layer_macs(self.model, image)
-            check_macs(run.target, {key: len(kept) for key, kept in run.plan.kept.items()}, macs)
-            report.macs = macs_report(self.macs_before, macs, image["pixel_values"].shape[1:])
+            sizes = {key: len(kept) for key, kept in run.plan.kept.items()}
+            report.macs = macs_report(self.model, run.target, sizes, self.macs_before, self.calibration)
         for note in run.plan.notes:
             logger.warning(note)
         self.output = PruningOutput(network_of(self.model), run.plan, metrics, report, run.scores)

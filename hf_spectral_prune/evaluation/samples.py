@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ..data.texts import CalibrationData, unpadded_row
 from ..models.families import max_tokens
 from ..models.losses import Batch, moved_to, predicts_next_token, single_sequences
+from ..utils.words import one_line
+
+logger = logging.get_logger(__name__)
 
 NUM_TEXTS, PROMPT_TOKENS, NEW_TOKENS = 3, 16, 40
 _MOST_CHARACTERS = 300
@@ -37,6 +41,17 @@ def model_samples(model: PreTrainedModel, data: CalibrationData, tokenizer: Any)
     finally:
         model.train(was_training)
     return said
+
+
+def samples_if_any(model: PreTrainedModel, data: CalibrationData | None, tokenizer: Any) -> dict[str, str]:
+    """`model_samples`, and nothing where there is no data or the model fails at it: no run may end for it."""
+    if data is None:
+        return {}
+    try:
+        return model_samples(model, data, tokenizer)
+    except Exception as error:  # whatever the generation of a class of its own raises
+        logger.info(f"The report has no text of the model. {one_line(error)}")
+        return {}
 
 
 def paired(before: dict[str, str], after: dict[str, str]) -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -180,24 +180,29 @@ def example_image(model: PreTrainedModel, calibration: CalibrationData | None) -
     return {"pixel_values": calibration.batches[0]["pixel_values"][:1].to(model.dtype)}
 
 
-def check_macs(target: Target, sizes: Sizes, macs: Mapping[str, int]) -> None:
-    """Checks that a cut model takes the MACs that were counted before the cut.
+def macs_report(
+    model: PreTrainedModel, target: Target, sizes: Sizes, before: Mapping[str, int], calibration: CalibrationData | None
+) -> dict[str, Any]:
+    """What the report says of a cut model's MACs: totals, and [before, after] of every layer.
+
+    Args:
+        sizes: what its plan kept of every group.
+        before: MACs of the dense model's layers.
 
     Raises:
-        RuntimeError: it does not.
+        RuntimeError: it does not take the MACs that were counted before the cut.
     """
-    if target.unit == "MACs" and target.budget is not None and target.budget.macs(sizes) != sum(macs.values()):
+    image = example_image(model, calibration)
+    after = layer_macs(model, image)
+    total = sum(after.values())
+    if target.unit == "MACs" and target.budget is not None and target.budget.macs(sizes) != total:
         raise RuntimeError(
-            f"The cut model takes {sum(macs.values()):,} MACs, but the plan predicted {target.budget.macs(sizes):,}. This is a "
-            "fault of the tracing; please report it."
+            f"The cut model takes {total:,} MACs, but the plan predicted {target.budget.macs(sizes):,}. This is a fault of the "
+            "tracing; please report it."
         )
-
-
-def macs_report(before: Mapping[str, int], after: Mapping[str, int], shape: Sequence[int]) -> dict[str, Any]:
-    """What the report says of MACs: totals, and [before, after] of every layer."""
     return {
-        "input_shape": list(shape),
+        "input_shape": list(image["pixel_values"].shape[1:]),
         "before": sum(before.values()),
-        "after": sum(after.values()),
+        "after": total,
         "layers": {path: [count, after.get(path, 0)] for path, count in before.items()},
     }

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel, TrainerState
 
-from ..planning import SCORES_FILE, RoundScores, Sizes, scores_from_json, scores_to_json
+from ..arguments import SpectralPruningArguments
+from ..planning import SCORES_FILE, RoundScores, Sizes, scores_from_json, scores_to_json, sizes_after_round
+from ..rounds import Run
+from ..surgery import apply_plan
 from ..surgery.plan import PruningPlan
 from ..utils.files import SMALL_FILES, check_room, num_bytes, room_told
+from .same_run import check_same_run
 
 _PLAN, _STATE, _SIZES, _WEIGHTS = "pruning_plan.json", "pruner_state.json", "final_sizes.json", "repaired.safetensors"
 _PARTS = (_PLAN, _STATE, _SIZES, SCORES_FILE)
@@ -131,6 +136,43 @@ def load(folder: str | Path) -> Checkpoint:
             f"{_REMEDY}"
         )
     return Checkpoint(plan, sizes, state, scores, folder)
+
+
+def asked_for(resume: bool | str | Path, output_dir: str | None, options: dict[str, Any]) -> Checkpoint:
+    """The checkpoint that a run is to go on from.
+
+    Args:
+        resume: True for the latest one in `output_dir`, or a checkpoint folder.
+        options: `deciding_options` of the run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or of a run with other options.
+    """
+    folder = latest(str(output_dir)) if resume is True else Path(str(resume))
+    if folder is None:
+        raise FileNotFoundError(f"`resume_from_checkpoint` is set, but `{output_dir}` has no checkpoint. Start without it.")
+    saved = load(folder)
+    check_same_run(saved.state.options, options, f"`{folder}`")
+    return saved
+
+
+def resume(model: PreTrainedModel, args: SpectralPruningArguments, run: Run, saved: Checkpoint, *, repaired: bool) -> None:
+    """Cuts the dense model as the rounds of a checkpoint did, and takes their plan, sizes and scores into the run.
+
+    Args:
+        repaired: whether those rounds changed weights, so that the plan alone does not say them.
+
+    Raises:
+        ValueError: see `check_step` and `Checkpoint.load_weights`.
+    """
+    # With `reallocate` the sizes in a checkpoint are those of its own round.
+    share = Fraction(1) if args.reallocate else Fraction(saved.state.global_step, args.num_rounds)
+    check_step(saved, args.num_rounds, sizes_after_round(run.groups, saved.final_sizes, share, run.limits))
+    apply_plan(model, saved.plan)
+    if repaired:
+        saved.load_weights(model)
+    run.plan, run.final_sizes, run.scores = saved.plan, saved.final_sizes, saved.scores
 
 
 def check_step(checkpoint: Checkpoint, num_rounds: int, expected: Sizes) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..criteria import Scores
+from ..surgery.plan import PruningPlan
+from ..utils.digests import data_digest
 from ..utils.files import parse_json, written_whole
 from ..utils.words import in_a_line
 
@@ -75,8 +78,8 @@ class SharedScores:
             ) from None
         return cls(found["scores"], found["damage"] or None, basis)
 
-    def check(self, basis: dict[str, Any], place: str) -> None:
-        """Checks that they are of this model, these data and options.
+    def check(self, basis: dict[str, Any], place: str) -> SharedScores:
+        """These scores, if they are of this model, these data and options.
 
         Raises:
             ValueError: one differs; names it and both values.
@@ -87,8 +90,26 @@ class SharedScores:
                     f"`scores` `{place}` was written by a run whose `{name}` was {self.basis.get(name)!r}, and it is "
                     f"{basis.get(name)!r} now. Use the old value, or leave `scores` out."
                 )
+        return self
 
 
-def basis_of(options: dict[str, Any], weights: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Known:
+    """What is known of a dense model before a run: from a run to another target, or from a file of scores.
+
+    Attributes:
+        shared: scores and allocation curves; None where they are still to be computed.
+        metrics, samples: figures and texts of the dense model; None where they are still to be taken.
+        within: plan of a smaller target, whose removed units stay away.
+    """
+
+    shared: SharedScores | None = None
+    metrics: dict[str, float] | None = None
+    samples: dict[str, str] | None = None
+    within: PruningPlan | None = None
+
+
+def basis_of(options: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
     """What scores follow from: `deciding_options` without those of the target, and the digest of the weights."""
-    return {name: value for name, value in options.items() if name not in _OF_THE_TARGET} | {"weights": weights}
+    kept = {name: value for name, value in options.items() if name not in _OF_THE_TARGET}
+    return kept | {"weights": data_digest([model.state_dict()])}

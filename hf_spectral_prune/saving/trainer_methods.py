@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,23 @@ from transformers.trainer_pt_utils import log_metrics, metrics_format, save_metr
 from transformers.trainer_utils import PredictionOutput
 
 from ..data.rows import default_collator, training_rows
+from ..data.texts import CalibrationData
+from ..evaluation.figures import held_out_figures
 from ..models.distributed import is_first_process, of_first_process
 from ..publishing import hub, write_card
 from ..publishing.saved_folder import README
 from ..recovery.judging import unprepared
-from ..utils.progress import RoundProgress
+from ..utils.progress import RoundProgress, working
 from .checkpoint import RunState
+from .folder import save_folder
+from .output import PruningOutput, StationCosts
 
 # Callbacks that a handler has of itself; the others are the user's.
 _OWN = (DefaultFlowCallback, RoundProgress)
 
 
 class TrainerMethods:
-    """Callbacks, logs, predictions, card and push of a pruner. A subclass has a Trainer's attributes and `_save`."""
+    """Callbacks, logs, evaluation, predictions, saving, card and push of a pruner. A subclass has a Trainer's attributes."""
 
     args: Any
     model: Any
@@ -34,9 +39,15 @@ class TrainerMethods:
     data_collator: Callable[[list[Any]], dict[str, Any]] | None
     compute_metrics: Any
     preprocess_logits_for_metrics: Any
+    costs: StationCosts
+    eval_data: CalibrationData | None
+    output: PruningOutput | None
+    base_model: str | None
     saved_to: Path | None
     _data: Callable[[Any, str], Any]
-    _save: Callable[[], None]
+    # The place of the result, kept from the start of `prune()` to its saving, and the names there that may go when it comes.
+    _place: ExitStack
+    _replaced: frozenset[str] | None
 
     log_metrics = log_metrics
     metrics_format = staticmethod(metrics_format)
@@ -92,6 +103,35 @@ class TrainerMethods:
             raise ValueError(f"`metric_for_best_model` is `{name}`, but the evaluation gives {known}. Choose one of those.")
         Trainer._determine_best_metric(self, metrics, None)  # type: ignore[arg-type]
 
+    def evaluate(self, eval_dataset: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Held-out figures of the model as it stands.
+
+        Loss and perplexity of a causal language model; with `compute_metrics`, or for another task, the loss and its figures (a
+        classifier's accuracy by default). Labels of the data that are -100 do not count.
+
+        Raises:
+            ValueError: there is nothing to evaluate on, or the data lacks the task's targets.
+        """
+        data = self.eval_data if eval_dataset is None else self._data(eval_dataset, "eval_dataset")
+        if data is None:
+            raise ValueError("`evaluate()` has no data. Pass `eval_dataset` to it or to SpectralPruner.")
+        with self.costs.of("evaluation"):
+            title = f"Evaluating ({metric_key_prefix})" if metric_key_prefix in ("before", "after") else "Evaluating"
+            figures = held_out_figures(
+                self.model,
+                data,
+                self.compute_metrics,
+                not self.args.disable_tqdm,
+                title,
+                spread=True,
+                preprocess_logits_for_metrics=self.preprocess_logits_for_metrics,
+            )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(metrics)
+        if metric_key_prefix not in ("before", "after"):  # Trainer knows no such evaluations, nor do callbacks
+            self._event("on_evaluate", metrics=metrics)
+        return metrics
+
     def is_world_process_zero(self) -> bool:
         """Whether this process is the one that writes."""
         return is_first_process()
@@ -118,6 +158,44 @@ class TrainerMethods:
                 preprocess_logits_for_metrics=self.preprocess_logits_for_metrics,
             )
             return trainer.predict(rows, ignore_keys, metric_key_prefix)
+
+    def save_model(self, output_dir: str | None = None) -> None:
+        """Saves weights, config, tokenizer, plan, report, state and card, then reloads the folder in a fresh process.
+
+        The folder appears whole or not at all. With `push_to_hub` it is then pushed.
+
+        Raises:
+            ValueError: no folder named, or it is not empty and `overwrite_output_dir` is off.
+            RuntimeError: the reloaded model differs (says where).
+            OSError: the push failed; the folder stays.
+        """
+        self._save(output_dir)
+        if self.args.push_to_hub:
+            try:
+                self.push_to_hub()
+            except (OSError, ValueError) as error:
+                raise OSError(f"{error} The model itself is saved in `{self.saved_to}`.") from None
+
+    def _save(self, output_dir: str | None = None) -> None:
+        folder = output_dir or self.args.output_dir
+        if folder is None:
+            raise ValueError("There is no folder to save to. Set `output_dir`.")
+        with self._place, working("Saving and reloading", show=not self.args.disable_tqdm):
+            of_first_process(
+                lambda: save_folder(
+                    folder,
+                    self.model,
+                    self.processing_class,
+                    state=self.state,
+                    output=self.output,
+                    overwrite=self.args.overwrite_output_dir,
+                    self_check=self.args.self_check,
+                    card_name=self.args.hub_model_id,
+                    source=self.base_model,
+                    replaced=self._replaced if folder == self.args.output_dir else None,
+                )
+            )
+        self.saved_to, self._replaced = Path(folder), None
 
     def _check_folder(self) -> None:
         if self.args.output_dir is None or not Path(self.args.output_dir).is_dir():

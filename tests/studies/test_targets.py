@@ -33,11 +33,15 @@ def test_targets_of_one_run_are_nested_saved_and_compared(layout, batches, tmp_p
     monkeypatch.setattr(
         SpectralPruner, "_score", lambda self, *args, own=SpectralPruner._score: scored.append(1) or own(self, *args)
     )
+    said = []
+    monkeypatch.setattr("hf_spectral_prune.pruner.samples_if_any", lambda *given: said.append(given) or {})
     model, args = tiny_model(), arguments(target_reductions=TARGETS, output_dir=str(tmp_path / "out"), layout=layout)
     alone = SpectralPruner(copy.deepcopy(model), arguments(target_reduction=0.1, layout=layout), batches, batches).prune()
     scored.clear()
+    said.clear()
     outputs = prune_to_targets(model, args, batches, batches)
     assert len(scored) == 1
+    assert len(said) == 1 + len(TARGETS)  # the dense model speaks once
     assert outputs[0].plan.kept == alone.plan.kept  # the first is what a run by itself gives
     torch.testing.assert_close(outputs[0].model.state_dict(), alone.model.state_dict())
     for wider, smaller in pairwise(outputs):
