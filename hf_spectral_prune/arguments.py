@@ -9,6 +9,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self, get_type_hints
 
+from .utils.types import Json
+
 # A round scores and cuts: more than this is a slip of the finger, and would fill the memory before the first.
 _MOST_ROUNDS = 10_000
 _LARGEST_SEED = 2**32 - 1  # NumPy's
@@ -25,7 +27,7 @@ def _choices(kind: type, name: str) -> tuple[str, ...]:
     return get_type_hints(kind)[name].__args__
 
 
-def _masked(values: dict[str, Any]) -> dict[str, Any]:
+def _masked(values: Json) -> Json:
     """The same values with every token in them (also inside `training_args`) replaced by its name."""
     return {
         name: f"<{name.upper()}>"
@@ -50,7 +52,7 @@ _EXAMPLES = {
 }
 
 
-def _read_json(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
+def _read_json(name: str, value: Json | str | None) -> Json:
     """An option that is a JSON object, as a dict."""
     example = _EXAMPLES[name]
     if isinstance(value, str):
@@ -64,7 +66,7 @@ def _read_json(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 # Named sets of options.
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, Json] = {
     # arXiv:2605.18860: dominant modes, scores anew after every cut, no update of the weights in between, one training at the end.
     # A tenth of the modes: a fixed number does not carry over from one width to another.
     "paper": {
@@ -88,7 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset_options(name: str) -> dict[str, Any]:
+def preset_options(name: str) -> Json:
     """A copy of the options of a preset.
 
     Raises:
@@ -155,9 +157,7 @@ class SpectralPruningArguments:
         "Importance criterion: spectral, energy, activation, activation_weights, fluctuation, magnitude, taylor, fisher, obs, "
         "ndi, integrated_gradients or random; or one that an installed package adds.",
     )
-    criterion_args: dict[str, Any] | str | None = _field(
-        None, "Options of the criterion as JSON, e.g. '{\"num_neighbors\": 30}'."
-    )
+    criterion_args: Json | str | None = _field(None, "Options of the criterion as JSON, e.g. '{\"num_neighbors\": 30}'.")
     allocation: Literal["auto", "proportional", "scores", "loss_curves", "fisher", "search"] = _field(
         "auto",
         "How much to remove from each group. `proportional`: equal shares. `scores`: rank the scores of all groups together "
@@ -224,10 +224,10 @@ class SpectralPruningArguments:
         "Training after the last round: all weights, LoRA adapters that are merged, distillation from the dense model, or "
         "`blocks`: one layer after the other toward the dense residual stream, in the memory of one layer and without labels.",
     )
-    recovery_args: dict[str, Any] | str | None = _field(
+    recovery_args: Json | str | None = _field(
         None, "Options of the recovery (RecoveryArguments) as JSON, e.g. '{\"lora_r\": 8}'."
     )
-    training_args: dict[str, Any] | str | None = _field(
+    training_args: Json | str | None = _field(
         None, 'TrainingArguments of the recovery as JSON, e.g. \'{"max_steps": 500, "learning_rate": 1e-4}\'.'
     )
     seed: int = _field(42, "Seed of everything random.")
@@ -348,7 +348,7 @@ class SpectralPruningArguments:
         return self.compensation not in ("auto", "none")
 
     @property
-    def criterion_options(self) -> dict[str, Any]:
+    def criterion_options(self) -> Json:
         """`criterion_args` as a dict."""
         assert isinstance(self.criterion_args, dict)
         return dict(self.criterion_args)
@@ -375,7 +375,7 @@ class SpectralPruningArguments:
             words = ", ".join(f"`{value}`" for value in allowed)
             raise ValueError(f"`{name}` is `{getattr(given, 'value', given)}`; choose from {words}.{hint}")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """All options as plain values, tokens masked as in `TrainingArguments`."""
         return _masked(asdict(self))
 
@@ -383,7 +383,7 @@ class SpectralPruningArguments:
         """All options as JSON, as transformers' loggers ask for it."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def to_sanitized_dict(self) -> dict[str, Any]:
+    def to_sanitized_dict(self) -> Json:
         """Options with values that loggers accept (numbers and strings)."""
         return {
             name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in self.to_dict().items()

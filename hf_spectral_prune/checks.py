@@ -57,7 +57,7 @@ def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Crite
     return make_criterion(args.criterion, args.criterion_options)
 
 
-def check_arguments(args: Any) -> SpectralPruningArguments:
+def check_arguments(args: object) -> SpectralPruningArguments:
     """The options of a pruner, or the defaults; tells of what belongs elsewhere."""
     if args is None:
         return SpectralPruningArguments()
@@ -174,7 +174,7 @@ def _loss_of_dense(model: PreTrainedModel, batch: Batch) -> float:
 def check_recovery(
     model: PreTrainedModel,
     args: SpectralPruningArguments,
-    train_dataset: Any,
+    train_dataset: object,
     teacher: PreTrainedModel | str | Path | None,
 ) -> None:
     """Tells of a recovery without rows or teacher, of adapters that find no layer, and of options that the model cannot take."""

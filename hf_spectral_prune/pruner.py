@@ -7,11 +7,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import (
-    EvalPrediction,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
@@ -55,6 +54,10 @@ from .surgery.plan import PruningPlan
 from .trainer.pruning import SpectralPruningCallback
 from .trainer.schedule import PruningSchedule
 from .utils.files import num_bytes
+from .utils.types import Collator, LossFunction, Metrics, Preprocess, ProcessingClass
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 logger = logging.get_logger(__name__)
 
@@ -99,19 +102,19 @@ class SpectralPruner(TrainerMethods):
         self,
         model: PreTrainedModel | nn.Module | str | Path | None = None,
         args: SpectralPruningArguments | None = None,
-        calibration_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
+        calibration_dataset: object = None,
+        eval_dataset: object = None,
+        processing_class: ProcessingClass | None = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
         *,
-        train_dataset: Any = None,
-        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        train_dataset: object = None,
+        data_collator: Collator | None = None,
+        compute_metrics: Metrics | None = None,
         teacher: PreTrainedModel | str | Path | None = None,
         model_init: Callable[[], PreTrainedModel] | None = None,
-        compute_loss_func: Callable[..., Any] | None = None,
-        preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
-        peft_config: Any = None,
+        compute_loss_func: LossFunction | None = None,
+        preprocess_logits_for_metrics: Preprocess | None = None,
+        peft_config: PeftConfig | None = None,
     ) -> None:
         join_processes()
         self.args = check_arguments(args)
@@ -157,7 +160,7 @@ class SpectralPruner(TrainerMethods):
         trainer: Trainer,
         args: SpectralPruningArguments | None = None,
         schedule: PruningSchedule | str | None = None,
-        calibration_dataset: Any = None,
+        calibration_dataset: object = None,
         **options: Any,
     ) -> SpectralPruningCallback:
         """Prunes inside the training of a Trainer instead: puts a `SpectralPruningCallback` on it, and returns that.
@@ -412,11 +415,11 @@ class SpectralPruner(TrainerMethods):
         self.output = PruningOutput(network_of(self.model), run.plan, metrics, report, run.scores)
         return self.output
 
-    def _data(self, source: Any, name: str) -> CalibrationData | None:
+    def _data(self, source: object, name: str) -> CalibrationData | None:
         if source is None:
             return None
         return read_data(self._named(source), self.processing_class, self.model, self.args, name, self.data_collator)
 
-    def _named(self, source: Any) -> Any:
+    def _named(self, source: object) -> object:
         """Data whose labels have names, by the model's numbers for them; the text of a causal model has no labels to name."""
         return source if predicts_next_token(self.model) else with_model_ids(source, self.model.config)

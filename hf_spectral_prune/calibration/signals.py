@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class Reader:
     def reading(self, sink: Callable[[Tensor], None]) -> Iterator[None]:
         """Passes the module's raw input or output to `sink` at every forward pass while the context is open."""
         if self.side == "input":
-            handle: Any = self.module.register_forward_pre_hook(lambda _module, args: sink(args[0]))
+            handle = self.module.register_forward_pre_hook(lambda _module, args: sink(args[0]))
         else:
             handle = self.module.register_forward_hook(lambda _module, _args, output: sink(output))
         try:

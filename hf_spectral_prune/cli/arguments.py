@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..arguments import ModelArguments, _field, _read_json
+from ..utils.types import Json
 
 
 def _of_networks(name: str) -> str:
@@ -31,9 +32,7 @@ class NetworkArguments(ModelArguments):
         "Class of a plain PyTorch network, as `package.module:Class`; `model_name_or_path` is then a folder that its "
         "`save_pretrained` wrote, or the file of a state dict (.safetensors, .pt, .pth, .th, .bin).",
     )
-    network_args: dict[str, Any] | str | None = _field(
-        None, "Arguments to create this class with, as JSON, e.g. '{\"depth\": 56}'."
-    )
+    network_args: Json | str | None = _field(None, "Arguments to create this class with, as JSON, e.g. '{\"depth\": 56}'.")
 
     def __post_init__(self) -> None:
         self.network_args = _read_json("network_args", self.network_args)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ..utils.types import Json
 from .arguments import RunArguments
 from .parsing import parse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..data.texts import CalibrationData
 
 _SEED = 42  # that of `cria prune`, so that the same rows are held out
 
@@ -38,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
             "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file` "
             "(images: `--eval_image_dir`; a plain network: `--eval_tensors_file`)."
         )
-    figures: dict[str, Any] = {"parameters": num_parameters(model), "evaluation": held_out.protocol}
+    figures: Json = {"parameters": num_parameters(model), "evaluation": held_out.protocol}
     figures |= held_out_figures(model, held_out, metric)
     if is_vision(model):
         figures |= _macs(model, held_out)
@@ -56,14 +62,14 @@ def _check_source(run: RunArguments) -> None:
         )
 
 
-def _macs(model: Any, held_out: Any) -> dict[str, int]:
+def _macs(model: PreTrainedModel, held_out: CalibrationData) -> dict[str, int]:
     from ..planning.flops import layer_macs
     from ..planning.reduction_target import example_image
 
     return {"macs": sum(layer_macs(model, example_image(model, held_out)).values())}
 
 
-def _speed(model: Any, run: RunArguments) -> dict[str, float]:
+def _speed(model: PreTrainedModel, run: RunArguments) -> dict[str, float]:
     from ..evaluation.figures import latency
     from ..models.families import max_tokens
 

@@ -22,6 +22,7 @@ from ..models.families.groups import is_vision
 from ..models.folder_files import read_config
 from ..models.loading import load_model as load_transformer
 from ..models.loading import load_tokenizer, model_name
+from ..utils.types import ProcessingClass, Row
 from ..utils.words import first_line
 from .arguments import DataArguments, NetworkArguments
 from .inputs_tensors import load_network, load_tensors, recovery_tensors
@@ -33,7 +34,7 @@ def load_model(run: NetworkArguments, tensors_file: str | None) -> PreTrainedMod
     return load_transformer(run) if tensors_file is None else load_network(run, tensors_file)
 
 
-def load_processing_class(run: NetworkArguments) -> Any:
+def load_processing_class(run: NetworkArguments) -> ProcessingClass | None:
     """The model's tokenizer, or the image processor of one that reads images; None for a plain network.
 
     Raises:
@@ -130,7 +131,7 @@ def _held_out_images(
     return held_out if held_out.protocol["labels"] else None
 
 
-def _image_options(data_args: DataArguments, seed: int) -> dict[str, Any]:
+def _image_options(data_args: DataArguments, seed: int) -> Row:
     return {
         "batch_size": data_args.calibration_batch_size,
         "seed": seed,
@@ -141,7 +142,7 @@ def _image_options(data_args: DataArguments, seed: int) -> dict[str, Any]:
 
 def load_recovery_rows(
     data_args: DataArguments, model: Any, processing_class: Any, calibration: Any, held_out: Any, seed: int
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Rows to recover on, without those that are held out."""
     if not is_vision(model):
         return recovery_rows(data_args, model, processing_class, calibration, held_out, seed)

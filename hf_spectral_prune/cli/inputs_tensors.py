@@ -22,6 +22,7 @@ from ..data.texts import CalibrationData
 from ..models.cria.channels import cria_class
 from ..models.loading import choose_device
 from ..models.torch_model import TorchModelForImageClassification, wrap
+from ..utils.types import Json, Options
 from ..utils.words import shortened
 from .arguments import DataArguments, NetworkArguments
 
@@ -75,7 +76,7 @@ def import_network(name: str) -> type[nn.Module]:
     return found
 
 
-def _from_folder(network_class: type[nn.Module], folder: Path, arguments: dict[str, Any]) -> nn.Module:
+def _from_folder(network_class: type[nn.Module], folder: Path, arguments: Json) -> nn.Module:
     if not (folder / _WEIGHTS).is_file():
         raise FileNotFoundError(
             f"`{folder}` has no `{_WEIGHTS}`. Name a folder that PyTorchModelHubMixin's `save_pretrained` wrote, or the file of "
@@ -88,7 +89,7 @@ def _from_folder(network_class: type[nn.Module], folder: Path, arguments: dict[s
         raise _does_not_fit(network_class, folder, error) from None
 
 
-def _from_file(network_class: type[nn.Module], file: Path, arguments: dict[str, Any]) -> nn.Module:
+def _from_file(network_class: type[nn.Module], file: Path, arguments: Json) -> nn.Module:
     state = read_state_dict(file)
     try:
         network = cria_class(network_class)(**arguments)  # of this class, because it records its arguments
@@ -171,7 +172,7 @@ def load_tensors(data_args: DataArguments, seed: int) -> tuple[CalibrationData, 
         rows, rest = order[:held].sort().values, order[held:].sort().values
         others, eval_name = (pixels[rows], labels[rows]), f"{name}, held out"
         pixels, labels = pixels[rest], labels[rest]
-    options: dict[str, Any] = {"batch_size": data_args.calibration_batch_size, "seed": seed}
+    options: Options = {"batch_size": data_args.calibration_batch_size, "seed": seed}
     number = data_args.num_calibration_samples
     calibration = build_images(_source(pixels, labels), num_samples=number, name=name, **options)
     if others is None:
@@ -186,5 +187,5 @@ def recovery_tensors(data_args: DataArguments, seed: int) -> list[dict[str, Tens
     return [{name: value[row] for name, value in batch.items()} for batch in data for row in range(len(batch["pixel_values"]))]
 
 
-def _source(pixels: Tensor, labels: Tensor | None) -> Any:
+def _source(pixels: Tensor, labels: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
     return pixels if labels is None else (pixels, labels)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.for_model import check_ids
 from ..data.generated import self_generated
@@ -23,6 +23,7 @@ from ..evaluation.metrics import load_metric, multi_label_figures, regression_fi
 from ..models.families import max_tokens
 from ..models.loading import load_model
 from ..models.losses import predicts_next_token
+from ..utils.types import Options, Row
 from .arguments import DataArguments, NetworkArguments
 
 # A file, or a data set with its configuration and split.
@@ -54,7 +55,7 @@ def load_text_model(run: NetworkArguments) -> PreTrainedModel:
 
 
 def load_text(
-    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, seed: int
+    data_args: DataArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> tuple[CalibrationData, CalibrationData | None]:
     """Calibration and held-out evaluation data, whose token ids the model's embedding has; see `_load_text`."""
     calibration, held_out = _load_text(data_args, model, tokenizer, seed)
@@ -64,7 +65,7 @@ def load_text(
 
 
 def _load_text(
-    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, seed: int
+    data_args: DataArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> tuple[CalibrationData, CalibrationData | None]:
     """Calibration and held-out evaluation data.
 
@@ -100,14 +101,22 @@ def _load_text(
     return calibration, _joined(data_args, tokenizer, seed, others) if others else held_out
 
 
-def _joined(data_args: DataArguments, tokenizer: Any, seed: int, parts: dict[str, CalibrationData]) -> CalibrationData:
+def _joined(
+    data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int, parts: dict[str, CalibrationData]
+) -> CalibrationData:
     if len(parts) == 1:
         return next(iter(parts.values()))
     return mixed(parts, tokenizer, batch_size=data_args.calibration_batch_size, seed=seed)
 
 
 def _part(
-    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, seed: int, part: str, number: int, extra: int
+    data_args: DataArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    part: str,
+    number: int,
+    extra: int,
 ) -> tuple[CalibrationData, CalibrationData | None]:
     """`number` rows of one source of calibration text, and at most `extra` others of it to measure on."""
     shape = _shape(data_args, model, seed)
@@ -137,7 +146,9 @@ def _source_of(data_args: DataArguments, part: str) -> tuple[Source, bool]:
     return ((part, None, None, "train") if Path(part).is_file() else (None, part, None, "train")), data_args.streaming
 
 
-def load_held_out_text(data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, seed: int) -> CalibrationData | None:
+def load_held_out_text(
+    data_args: DataArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> CalibrationData | None:
     """Evaluation data of `eval_file` or `eval_split`; None where neither is named or there is nothing to measure.
 
     Raises:
@@ -157,7 +168,7 @@ def load_held_out_text(data_args: DataArguments, model: PreTrainedModel, tokeniz
     return data
 
 
-def _shape(data_args: DataArguments, model: PreTrainedModel, seed: int) -> dict[str, Any]:
+def _shape(data_args: DataArguments, model: PreTrainedModel, seed: int) -> Options:
     return {
         "max_seq_length": data_args.max_seq_length,
         "batch_size": data_args.calibration_batch_size,
@@ -172,7 +183,11 @@ def _num_eval(data_args: DataArguments, model: PreTrainedModel) -> int:
 
 
 def _labelled_text(
-    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, held_out: CalibrationData | None, seed: int
+    data_args: DataArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: CalibrationData | None,
+    seed: int,
 ) -> tuple[CalibrationData, CalibrationData | None]:
     rows, source = _labelled_rows(data_args, model, tokenizer, seed), _source_name(_calibration_source(data_args))
     shape = _shape(data_args, model, seed)
@@ -191,7 +206,7 @@ def _labelled_text(
 
 
 def _labelled_rows(
-    data_args: DataArguments, model: PreTrainedModel, tokenizer: Any, seed: int, source: Source | None = None
+    data_args: DataArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int, source: Source | None = None
 ) -> LabelledRows:
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ValueError(
@@ -232,7 +247,9 @@ def _calibration_source(data_args: DataArguments) -> Source:
     return data_args.calibration_file, data_args.dataset_name, data_args.dataset_config_name, data_args.dataset_split
 
 
-def _texts(data_args: DataArguments, source: Source, tokenizer: Any, tell: bool = True, streaming: bool | None = None) -> Any:
+def _texts(
+    data_args: DataArguments, source: Source, tokenizer: PreTrainedTokenizerBase, tell: bool = True, streaming: bool | None = None
+) -> Any:
     """The texts of a file or data set; says on screen which column they are read from."""
     texts = load_texts(*source, data_args.text_column, data_args.streaming if streaming is None else streaming)
     words = described(texts, tokenizer, data_args.text_column) if tell else None
@@ -287,8 +304,13 @@ def metric_of(data_args: DataArguments, trust_remote_code: bool = False) -> Call
 
 
 def recovery_rows(
-    data_args: DataArguments, model: Any, tokenizer: Any, calibration: Any, held_out: Any, seed: int
-) -> list[dict[str, Any]]:
+    data_args: DataArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    calibration: CalibrationData | None,
+    held_out: CalibrationData | None,
+    seed: int,
+) -> list[Row]:
     """Sequences to recover on, without those that are held out."""
     if data_args.label_column is not None:
         other = None if data_args.recovery_file is None else (data_args.recovery_file, None, None, "train")
@@ -314,13 +336,18 @@ def recovery_rows(
         for name, (source, _) in parts.items()
     ]
     # Without padding, whose width is another in every batch.
-    rows = [unpadded_row(row) for data in found or [calibration] for row in training_rows(data)]
+    if not found:
+        assert calibration is not None
+        found = [calibration]
+    rows = [unpadded_row(row) for data in found for row in training_rows(data)]
     others = [unpadded_row(row) for row in training_rows(held_out)] if held_out is not None else []
     hidden = {tuple(row["input_ids"].tolist()) for row in others}
     return [row for row in rows if tuple(row["input_ids"].tolist()) not in hidden]
 
 
-def _texts_to_recover_on(data_args: DataArguments, tokenizer: Any) -> dict[str, tuple[Any, float]]:
+def _texts_to_recover_on(
+    data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, tuple[Iterable[object], float]]:
     """{name: (source, weight)}; none where the model's own text is all there is, which is used as it was written."""
     if data_args.recovery_file is not None:
         return {
@@ -329,7 +356,7 @@ def _texts_to_recover_on(data_args: DataArguments, tokenizer: Any) -> dict[str, 
                 1.0,
             )
         }
-    parts: dict[str, tuple[Any, float]] = {}
+    parts: dict[str, tuple[Iterable[object], float]] = {}
     for part, weight in mixture_of(data_args.calibration).items():
         if part == "python_docs":
             parts[part] = default_texts()[0], weight

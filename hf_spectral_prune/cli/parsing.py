@@ -15,6 +15,7 @@ from typing import Any, NoReturn, get_type_hints
 from ..arguments import preset_options
 from ..utils.files import read_within
 from ..utils.option_types import fitted
+from ..utils.types import Json
 from ..utils.words import did_you_mean
 from ..utils.yaml_text import load_yaml
 from .help import help_text
@@ -49,7 +50,7 @@ OTHER_NAMES = {
 }
 
 
-def _parser(types: Sequence[Any], command: str) -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
+def _parser(types: Sequence[type], command: str) -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
     """The parser of a command, and its flags."""
     from transformers import HfArgumentParser
 
@@ -67,7 +68,7 @@ def _parser(types: Sequence[Any], command: str) -> tuple[argparse.ArgumentParser
         def error(self, message: str) -> NoReturn:
             raise ValueError(_with_remedy(message))
 
-    parser = Parser(list(types), prog=f"cria {command}", allow_abbrev=False, add_help=False)
+    parser = Parser(list(types), prog=f"cria {command}", allow_abbrev=False, add_help=False)  # type: ignore[arg-type]
     parser.add_argument("words", nargs="*")
     return parser, flags
 
@@ -87,7 +88,7 @@ def _with_remedy(message: str) -> str:
     return message
 
 
-def parse(types: Sequence[Any], command: str, description: str, argv: Sequence[str]) -> list[Any]:
+def parse(types: Sequence[type], command: str, description: str, argv: Sequence[str]) -> list[Any]:
     """Reads the recipe (if any) as defaults, then the flags. The words without a flag are the model and a YAML recipe.
 
     Raises:
@@ -164,7 +165,7 @@ def take_folder(command: str, argv: Sequence[str]) -> tuple[str | None, list[str
     raise ValueError(f"There is no folder. Write `cria {command} FOLDER`, with the folder first.")
 
 
-def _read_recipe(path: str, hints: Mapping[str, Any]) -> dict[str, Any]:
+def _read_recipe(path: str, hints: Mapping[str, Any]) -> Json:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"The recipe `{path}` does not exist.")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..arguments import TAUGHT_RECOVERIES, SpectralPruningArguments
+from ..utils.types import Options
 from .arguments import RunArguments
 from .parsing import parse
 from .screen import ScreenArguments, as_json, ending, say
@@ -127,7 +128,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     train = None
     if args.recovery != "none":
         train = load_recovery_rows(run, model, processing_class, calibration, held_out, args.seed)
-    options: dict[str, Any] = {
+    options: Options = {
         "train_dataset": train,
         "compute_metrics": metric,
         "teacher": load_model(run, run.tensors_file) if args.recovery in TAUGHT_RECOVERIES else None,

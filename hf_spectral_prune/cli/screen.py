@@ -6,9 +6,11 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
+
+from ..utils.types import Json
 
 if TYPE_CHECKING:
     from ..publishing.saved_folder import SavedFolder
@@ -80,5 +82,5 @@ def as_json(folder: str) -> str:
 
     report = read_folder(folder).report
     names = ("parameters_before", "parameters_after", "reduction", "metrics_before", "metrics_after", "latency", "size_on_disk")
-    figures: dict[str, Any] = {name: getattr(report, name) for name in (*names, "sizes", "notes")}
+    figures: Json = {name: getattr(report, name) for name in (*names, "sizes", "notes")}
     return json.dumps({"output_dir": folder, **figures})

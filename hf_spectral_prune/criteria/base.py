@@ -16,6 +16,7 @@ from ..calibration import GroupMoments
 from ..calibration.signals import Side, Spatial
 from ..models.families import UnitGroup
 from ..models.losses import Batch
+from ..utils.types import Options
 from ..utils.words import did_you_mean
 from . import plugins
 
@@ -194,7 +195,7 @@ def known_criteria() -> list[str]:
     return sorted({*CRITERIA, *plugins.names()})
 
 
-def make_criterion(name: str, options: dict[str, Any] | None = None) -> Criterion:
+def make_criterion(name: str, options: Options | None = None) -> Criterion:
     """A criterion by name, with its options; names not of this package are looked up among the entry points.
 
     Raises:
@@ -221,7 +222,7 @@ def make_criterion(name: str, options: dict[str, Any] | None = None) -> Criterio
     return criterion(**(options or {}))
 
 
-def _checked(name: str, loaded: Any) -> type[Criterion]:
+def _checked(name: str, loaded: object) -> type[Criterion]:
     if isinstance(loaded, type) and issubclass(loaded, Criterion) and dataclasses.is_dataclass(loaded):
         return loaded
     raise ValueError(
@@ -230,7 +231,7 @@ def _checked(name: str, loaded: Any) -> type[Criterion]:
     )
 
 
-def _check_value(name: str, option: str, value: Any, hint: Any) -> None:
+def _check_value(name: str, option: str, value: object, hint: Any) -> None:
     """An option from JSON may have any type: tell before the run, not from deep inside it."""
     allowed = get_args(hint) if get_origin(hint) is Literal else None
     if allowed is not None:
@@ -245,5 +246,5 @@ def _check_value(name: str, option: str, value: Any, hint: Any) -> None:
         raise ValueError(f"`{option}` of `{name}` is {value!r}. Give it a value of type {words}.")
 
 
-def _listed(names: Any) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in sorted(names))

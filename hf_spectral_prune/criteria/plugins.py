@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
 
 from ..utils.words import in_a_line
 
@@ -19,7 +18,7 @@ def names() -> list[str]:
     return sorted(_points())
 
 
-def load(name: str) -> Any:
+def load(name: str) -> object:
     """Imports what the entry point `name` points at.
 
     Raises:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..utils.progress import stage
+from ..utils.types import Row
 
 # Long text is tokenised in pieces of this size: a tokenizer keeps some hundred bytes a token while it works.
 _PIECE_CHARACTERS = 2**16
@@ -180,7 +181,7 @@ def block_stream(texts: Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, 
         left = left[full * length :]
 
 
-def text_rows(texts: Texts, tokenizer: PreTrainedTokenizerBase, choice: Choice) -> Iterator[dict[str, Any]]:
+def text_rows(texts: Texts, tokenizer: PreTrainedTokenizerBase, choice: Choice) -> Iterator[Row]:
     """A row for each text that is not blank, cut at `max_seq_length` tokens, with the tokenizer's special tokens."""
     if texts.is_stream:
         chosen: Iterable[str] = choice.of_stream(text for text in texts if not _is_blank(text))
@@ -199,7 +200,7 @@ def _is_blank(text: str) -> bool:
     return not text or text.isspace()
 
 
-def tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int, **options: Any) -> dict[str, Any]:
+def tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int, **options: bool) -> Row:
     """A text (or a pair of them) as the tokenizer truncates it to `length` tokens, of which it sees no more than it needs.
 
     A tokenizer works on the whole of a text before it cuts it, and keeps some hundred bytes a token meanwhile.

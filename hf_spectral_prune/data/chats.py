@@ -6,21 +6,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ..utils.types import Row
 
 # ShareGPT's words for the roles.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 _TURN = ({"role", "content"}, {"from", "value"})
 
 
-def is_chat(value: Any) -> bool:
+def is_chat(value: object) -> bool:
     """Whether a value is a list of messages: dicts with `role` and `content`, or ShareGPT's `from` and `value`."""
     if isinstance(value, Mapping):  # how a table keeps a list of dicts column by column
         return any(names <= set(value) and isinstance(value[min(names)], (list, tuple)) for names in _TURN)
-    turns = isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and len(value) > 0
-    return turns and all(isinstance(turn, Mapping) and any(names <= set(turn) for names in _TURN) for turn in value)
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        return False
+    return len(value) > 0 and all(isinstance(turn, Mapping) and any(names <= set(turn) for names in _TURN) for turn in value)
 
 
-def check_template(tokenizer: Any, what: str) -> None:
+def check_template(tokenizer: PreTrainedTokenizerBase | None, what: str) -> None:
     """Checks that a tokenizer can write chats.
 
     Args:
@@ -40,7 +44,7 @@ def check_template(tokenizer: Any, what: str) -> None:
         )
 
 
-def messages_of(value: Any) -> list[dict[str, Any]]:
+def messages_of(value: Any) -> list[Row]:
     """Messages with `role` and `content` alone of whatever is set; what else a message holds (tool calls, say) stays."""
     if isinstance(value, Mapping):
         value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
@@ -56,7 +60,7 @@ def messages_of(value: Any) -> list[dict[str, Any]]:
     return messages
 
 
-def _words(content: Any) -> str:
+def _words(content: object) -> str:
     """The words of a message: a text, parts (texts, or dicts with `text`, as beside images) joined, or a value written out."""
     if isinstance(content, (list, tuple)):
         return "".join(map(_words, content))
@@ -65,12 +69,12 @@ def _words(content: Any) -> str:
     return str(content)
 
 
-def as_messages(value: Any, role: str) -> list[dict[str, Any]]:
+def as_messages(value: object, role: str) -> list[Row]:
     """The messages of one column: its own where it holds a chat, else its text as one message of this role."""
     return messages_of(value) if is_chat(value) else [{"role": role, "content": value}] if value else []
 
 
-def render(messages: list[dict[str, Any]], tokenizer: Any) -> str:
+def render(messages: list[Row], tokenizer: PreTrainedTokenizerBase | None) -> str:
     """A chat as the model was trained to read it, special tokens included.
 
     Raises:
@@ -78,6 +82,7 @@ def render(messages: list[dict[str, Any]], tokenizer: Any) -> str:
     """
     if not messages:
         return ""
+    assert tokenizer is not None  # see `check_template`
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except (TemplateError, TypeError, KeyError, AttributeError) as error:

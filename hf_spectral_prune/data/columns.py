@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from ..utils.types import Row
 from .chats import as_messages, check_template, is_chat, messages_of, render
 
 # What columns of text are usually called; another name says too little, though it be the only one of strings (`id`, `source`).
@@ -26,7 +28,7 @@ class Reader:
     """
 
     columns: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], str]
+    read: Callable[[Row], str]
     rendered: bool = False
 
     @property
@@ -36,7 +38,12 @@ class Reader:
         return f"column{'s' if len(self.columns) > 1 else ''} {names}{' (by the chat template)' if self.rendered else ''}"
 
 
-def text_reader(kinds: Mapping[str, str], tokenizer: Any, text_column: str | None = None, setting: str = "text_column") -> Reader:
+def text_reader(
+    kinds: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    text_column: str | None = None,
+    setting: str = "text_column",
+) -> Reader:
     """The reader of a table's text or chats.
 
     Without `text_column`, the text is in `text`; else chats are in `messages` (or `conversations`, ...), in `prompt` and
@@ -59,7 +66,7 @@ def text_reader(kinds: Mapping[str, str], tokenizer: Any, text_column: str | Non
         return Reader(columns, lambda row: render(messages_of(row[name]) if row[name] else [], tokenizer), rendered=True)
     question, answer = columns
 
-    def read(row: Mapping[str, Any]) -> str:
+    def read(row: Row) -> str:
         return render(as_messages(row[question], "user") + as_messages(row[answer], "assistant"), tokenizer)
 
     return Reader(columns, read, rendered=True)
@@ -88,7 +95,7 @@ def text_columns(kinds: Mapping[str, str], text_column: str | None = None, setti
     raise ValueError(f"Which column holds the text? Set `{setting}`. Columns of strings: {listed}.")
 
 
-def column_kinds(rows: list[Mapping[str, Any]], features: Mapping[str, Any] | None = None) -> dict[str, str]:
+def column_kinds(rows: Sequence[Mapping[str, object]], features: Mapping[str, object] | None = None) -> dict[str, str]:
     """{column: "string", "chat" or "other"} by the first rows, and by the features where a table has them."""
     names = list(features or {}) or list(dict.fromkeys(name for row in rows for name in row))
     kinds = {}

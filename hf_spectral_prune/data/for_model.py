@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import RemoveColumnsCollator
 
 from ..arguments import ModelArguments, SpectralPruningArguments
@@ -20,6 +20,7 @@ from ..models.families.groups import is_vision
 from ..models.loading import load_model
 from ..models.packing import check_documents_apart
 from ..models.torch_model import TorchModelForImageClassification, check_rebuildable, importable, original_class, wrap
+from ..utils.types import Collator, Options
 from .blocks import Choice
 from .images import build_images, is_batches
 from .items import Stream, first_of, is_row, is_text, items_of
@@ -28,7 +29,6 @@ from .texts import CalibrationData, build_calibration, unpadded_row, with_sizes
 
 # Sequences of raw text to evaluate on at most: half a million tokens, as many as WikiText-2 and the like have to test on.
 _MOST_EVAL_SEQUENCES = 1000
-Collator = Callable[[list[Any]], dict[str, Any]]
 
 
 def load_for_pruner(model: Any, model_init: Callable[[], Any] | None, processing_class: Any) -> tuple[Any, Any]:
@@ -52,7 +52,7 @@ def load_for_pruner(model: Any, model_init: Callable[[], Any] | None, processing
 
 
 def read_data(
-    source: Any,
+    source: object,
     processing_class: Any,
     model: PreTrainedModel,
     args: SpectralPruningArguments,
@@ -89,7 +89,7 @@ def _batches(
     source: Any, processing_class: Any, model: PreTrainedModel, args: SpectralPruningArguments, name: str
 ) -> CalibrationData:
     measured = name == "eval_dataset"
-    options: dict[str, Any] = {"batch_size": args.calibration_batch_size, "seed": args.seed, "name": name}
+    options: Options = {"batch_size": args.calibration_batch_size, "seed": args.seed, "name": name}
     if is_vision(model):
         number = None if measured else args.num_calibration_samples
         return build_images(source, processing_class, model.config, num_samples=number, **options)
@@ -103,7 +103,7 @@ def _batches(
     return build_calibration(source, processing_class, **options)
 
 
-def _has_rows(source: Any, model: PreTrainedModel) -> bool:
+def _has_rows(source: object, model: PreTrainedModel) -> bool:
     """Whether it is rows or text, which a collator can make batches of, rather than ready batches or arrays."""
     if is_vision(model):
         return not isinstance(source, (Tensor, tuple)) and not is_batches(source) and isinstance(_first(source), Mapping)
@@ -111,12 +111,12 @@ def _has_rows(source: Any, model: PreTrainedModel) -> bool:
     return is_text(first) or is_row(first)
 
 
-def _first(source: Any) -> Any:
+def _first(source: object) -> object:
     return first_of(items_of(source))
 
 
 def _collated(
-    source: Any,
+    source: object,
     processing_class: Any,
     model: PreTrainedModel,
     args: SpectralPruningArguments,
@@ -147,7 +147,7 @@ def _collated(
     return with_sizes(made, {"source": name, "num_samples": len(rows), "seed": args.seed})
 
 
-def check_ids(model: PreTrainedModel, data: CalibrationData, tokenizer: Any = None) -> None:
+def check_ids(model: PreTrainedModel, data: CalibrationData, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Checks that the model's embedding has a row for every token id.
 
     Raises:
@@ -172,7 +172,7 @@ def check_ids(model: PreTrainedModel, data: CalibrationData, tokenizer: Any = No
 
 
 def wrap_for(
-    network: nn.Module, calibration_dataset: Any, eval_dataset: Any, args: SpectralPruningArguments
+    network: nn.Module, calibration_dataset: object, eval_dataset: object, args: SpectralPruningArguments
 ) -> TorchModelForImageClassification:
     """A plain network for a pruning run; its data says what its inputs look like.
 

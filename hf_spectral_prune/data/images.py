@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -16,10 +16,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..utils.types import Options, Row
 from ..utils.words import first_line
 from .labels import folded, label_ids
 from .sources import some_rows
 from .texts import Batch, CalibrationData, with_sizes
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from transformers import BaseImageProcessor
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +37,7 @@ _LABEL_COLUMNS = ("label", "labels")
 
 def build_images(
     source: Any,
-    processing_class: Any = None,
+    processing_class: BaseImageProcessor | None = None,
     config: PreTrainedConfig | None = None,
     *,
     num_samples: int | None = 256,
@@ -71,7 +76,7 @@ def build_images(
         source = some_rows(source, num_samples or _MOST_STREAMED, shuffle and num_samples is not None, seed)
     if is_batches(source):
         batches = [_as_batch(item) for item in source]
-        settings: dict[str, Any] = dict.fromkeys(("num_samples", "shuffle", "seed"))
+        settings: Options = dict.fromkeys(("num_samples", "shuffle", "seed"))
     else:
         images, labels = _images_and_labels(source, image_column, label_column, config)
         chosen = _chosen(len(images), num_samples, shuffle, seed)
@@ -116,14 +121,14 @@ def load_images(folder: str | Path, setting: str = "image_dir") -> Dataset:
 # ---- sources
 
 
-def is_batches(source: Any) -> bool:
+def is_batches(source: object) -> bool:
     if isinstance(source, DataLoader):
         return True
     first = source[0] if isinstance(source, list) and source else None
     return isinstance(first, Mapping) and all(isinstance(value, Tensor) for value in first.values()) and not _is_row(first)
 
 
-def _is_row(item: Any) -> bool:
+def _is_row(item: object) -> bool:
     """Whether a dict is one row of a Trainer's data set, rather than a batch."""
     if not isinstance(item, Mapping) or "pixel_values" not in item:
         return False
@@ -131,7 +136,7 @@ def _is_row(item: Any) -> bool:
     return np.ndim(item["pixel_values"]) == 3 if label is None else np.ndim(label) == 0
 
 
-def _as_batch(item: Any) -> Batch:
+def _as_batch(item: object) -> Batch:
     if isinstance(item, Mapping) and "pixel_values" in item:
         return {key: torch.as_tensor(item[key]) for key in ("pixel_values", "labels") if key in item}
     if isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(value, Tensor) for value in item):
@@ -194,7 +199,7 @@ class _Column:
         return value if self.decode is None or value is None else _decoded(value, index, self.decode)
 
 
-def _decoded(stored: dict[str, Any], index: int, decode: Callable[[dict[str, Any]], Any]) -> Any:
+def _decoded(stored: Row, index: int, decode: Callable[[Row], PIL.Image.Image]) -> PIL.Image.Image:
     """An image from its bytes or file; its size is looked at before it is decoded, since a few bytes can stand for gigabytes."""
     import PIL.Image  # work on text does without
 
@@ -212,7 +217,7 @@ def _decoded(stored: dict[str, Any], index: int, decode: Callable[[dict[str, Any
 class _Pairs:
     """One entry of every pair or row of a map-style data set."""
 
-    def __init__(self, items: Any, place: int | str) -> None:
+    def __init__(self, items: Sequence[Any], place: int | str) -> None:
         self.items, self.place = items, place
 
     def __len__(self) -> int:
@@ -232,7 +237,7 @@ def _image_column(source: Dataset, image_column: str | None) -> str:
     return chosen
 
 
-def _named(labels: list[Any], names: list[str] | None, config: PreTrainedConfig | None) -> list[Any]:
+def _named(labels: list[int | None], names: list[str] | None, config: PreTrainedConfig | None) -> list[int | None]:
     """Labels by name where both the data set and the model have names, so that their order does not matter."""
     if names is None:
         return labels
@@ -254,9 +259,9 @@ def _chosen(available: int, num_samples: int | None, shuffle: bool, seed: int) -
 
 def _batch(
     images: Sequence[Any],
-    labels: Sequence[Any] | None,
+    labels: Sequence[int | str | None] | None,
     indices: list[int],
-    processing_class: Any,
+    processing_class: BaseImageProcessor | None,
     config: PreTrainedConfig | None,
 ) -> Batch:
     batch = {"pixel_values": _pixels([images[index] for index in indices], processing_class, config)}
@@ -265,7 +270,7 @@ def _batch(
     return batch
 
 
-def _pixels(images: list[Any], processing_class: Any, config: PreTrainedConfig | None) -> Tensor:
+def _pixels(images: list[Any], processing_class: BaseImageProcessor | None, config: PreTrainedConfig | None) -> Tensor:
     first = images[0]
     if isinstance(first, (Tensor, np.ndarray)) and not _is_raw(first):
         shapes = {tuple(image.shape) for image in images}
@@ -285,13 +290,13 @@ def _pixels(images: list[Any], processing_class: Any, config: PreTrainedConfig |
     return processing_class(images=images, return_tensors="pt")["pixel_values"]
 
 
-def _is_image(value: Any) -> bool:
+def _is_image(value: object) -> TypeGuard[PIL.Image.Image]:
     """Whether it is a PIL image, asked without importing it, because work on text does without."""
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(value, pil.Image)
 
 
-def _converted(image: Any, config: PreTrainedConfig | None) -> Any:
+def _converted(image: object, config: PreTrainedConfig | None) -> object:
     """A PIL image with as many channels as the model reads: most folders have a grey, transparent or CMYK one somewhere."""
     mode = {1: "L", 3: "RGB"}.get(getattr(config, "num_channels", None) or 0)
     # Integers of more than 8 bits and fractions ("I", "I;16", "F") would be clipped: how to scale them is the user's to say.
@@ -317,7 +322,7 @@ def _check_channels(image: Any, config: PreTrainedConfig | None) -> None:
         )
 
 
-def _label_id(label: Any, config: PreTrainedConfig | None) -> int:
+def _label_id(label: int | str | None, config: PreTrainedConfig | None) -> int:
     if label is None:
         raise ValueError("An image has no label. Give every image one, or leave those without out.")
     if isinstance(label, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from .blocks import Texts
 from .chats import check_template, is_chat, messages_of, render
@@ -39,7 +40,11 @@ class Stream:
         return iter(()) if self.first is None else chain([self.first], self._items)
 
 
-def items_of(source: Any) -> Any:
+# What `items_of` gives: rows to draw from, or a stream of them.
+Items = Sequence[Any] | Stream
+
+
+def items_of(source: Any) -> Items:
     """A sequence of items (a `Dataset` of rows), or a `Stream` of a source without a length.
 
     Raises:
@@ -63,7 +68,7 @@ def items_of(source: Any) -> Any:
     return source if hasattr(source, "__len__") and hasattr(source, "__getitem__") else Stream(source)
 
 
-def first_of(items: Any) -> Any:
+def first_of(items: Items) -> Any:
     """The first item.
 
     Raises:
@@ -75,21 +80,21 @@ def first_of(items: Any) -> Any:
     return first
 
 
-def is_row(item: Any) -> bool:
+def is_row(item: object) -> bool:
     """One tokenised sequence, as opposed to a batch of them."""
     ids = item.get("input_ids") if isinstance(item, Mapping) else item if isinstance(item, Tensor) else None
     # Multiple choice has batches (B, C, T).
     return ids is not None and not (isinstance(ids, Tensor) and ids.dim() >= 2)
 
 
-def is_text(item: Any) -> bool:
+def is_text(item: object) -> bool:
     """Whether an item is a text, a chat, or a row of a table that was not tokenised."""
     if isinstance(item, Mapping):
         return "input_ids" not in item and not all(isinstance(value, Tensor) for value in item.values())
     return isinstance(item, str) or is_chat(item)
 
 
-def texts_of(items: Any, tokenizer: Any, text_column: str | None = None) -> Texts:
+def texts_of(items: Items, tokenizer: PreTrainedTokenizerBase | None, text_column: str | None = None) -> Texts:
     """The texts of strings, chats or rows.
 
     Raises:
@@ -107,17 +112,17 @@ def texts_of(items: Any, tokenizer: Any, text_column: str | None = None) -> Text
     return Texts(items, _text)
 
 
-def _text(item: Any) -> str:
+def _text(item: object) -> str:
     if not isinstance(item, str):
         raise ValueError(f"An item of the calibration texts is a {type(item).__name__}. Give strings only.")
     return item
 
 
-def _reader(items: Any, tokenizer: Any, text_column: str | None) -> Reader:
+def _reader(items: Items, tokenizer: PreTrainedTokenizerBase | None, text_column: str | None) -> Reader:
     return text_reader(table_kinds(items), tokenizer, text_column)
 
 
-def table_kinds(items: Any) -> dict[str, str]:
+def table_kinds(items: Items) -> dict[str, str]:
     """{column: kind} of a data set, a list of rows or a stream of them; of a stream, the first row alone is read."""
     if isinstance(items, Stream):
         features = items.source.features if isinstance(items.source, IterableDataset) else None
@@ -126,7 +131,7 @@ def table_kinds(items: Any) -> dict[str, str]:
     return column_kinds(rows, items.features if isinstance(items, Dataset) else None)
 
 
-def described(source: Any, tokenizer: Any, text_column: str | None = None) -> str | None:
+def described(source: object, tokenizer: PreTrainedTokenizerBase | None, text_column: str | None = None) -> str | None:
     """Which column of a table is read and how its first row begins, in one sentence; None for texts without columns.
 
     Raises:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..utils.types import Json, Row
 from .blocks import tokenise
 from .columns import CHAT, text_columns
 from .items import table_kinds
@@ -15,19 +15,19 @@ from .labels import read_labels
 from .sources import load_table, some_rows
 
 
-class LabelledRows(Sequence[dict[str, Any]]):
+class LabelledRows(Sequence[Row]):
     """Rows with `input_ids`, `attention_mask`, `labels` and, where the tokenizer makes them, `token_type_ids`.
 
     A row is tokenised when it is asked for, so that a draw from a large table costs no more than one from a small table.
     """
 
-    def __init__(self, texts: Dataset, labels: list[Any], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:
+    def __init__(self, texts: Dataset, labels: Sequence[object], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:
         self._texts, self._labels, self._tokenizer, self._max_seq_length = texts, labels, tokenizer, max_seq_length
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]
         # Tables have nulls where a field was empty.
         texts = [text or "" for text in self._texts[index].values()]
         return tokenise(texts, self._tokenizer, self._max_seq_length) | {"labels": self._labels[index]}
@@ -39,7 +39,7 @@ class LabelledRows(Sequence[dict[str, Any]]):
 
 
 def load_labelled(
-    source: dict[str, Any],
+    source: Json,
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,

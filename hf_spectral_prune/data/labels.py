@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig
+
+Source = TypeVar("Source")
+# Of every row: a class number, a value, or a vector of 0 and 1.
+Labels = list[int] | list[float] | list[list[float]]
 
 # Names that say nothing: those of a config that was given none, and plain numbers.
 _NO_NAME = re.compile(r"(label_)?\d+", re.IGNORECASE)
 
 
-def folded(name: Any) -> str:
+def folded(name: object) -> str:
     """A name as it is compared: without regard to case, and to whether its words are joined by spaces, dashes or underscores."""
     return re.sub(r"[\s_-]+", "_", str(name).strip()).casefold()
 
@@ -44,13 +48,13 @@ def label_ids(names: Sequence[str], config: PreTrainedConfig | None) -> list[int
     )
 
 
-def _nameless(names: Any) -> bool:
+def _nameless(names: Iterable[object]) -> bool:
     return all(_NO_NAME.fullmatch(str(name).strip()) for name in names)
 
 
-def _listed(names: Any) -> str:
-    names = [f"`{name}`" for name in names]
-    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:8])}, ... ({len(names)})"
+def _listed(names: Iterable[object]) -> str:
+    shown = [f"`{name}`" for name in names]
+    return ", ".join(shown) if len(shown) <= 8 else f"{', '.join(shown[:8])}, ... ({len(shown)})"
 
 
 def class_names(table: Dataset, column: str) -> list[str] | None:
@@ -60,7 +64,7 @@ def class_names(table: Dataset, column: str) -> list[str] | None:
     return None if names is None else list(names)
 
 
-def with_model_ids(source: Any, config: PreTrainedConfig) -> Any:
+def with_model_ids(source: Source, config: PreTrainedConfig) -> Source:
     """A table of tokenised rows with the model's ids in place of its own, where its labels have names; anything else as it is.
 
     Raises:
@@ -75,7 +79,7 @@ def with_model_ids(source: Any, config: PreTrainedConfig) -> Any:
     return source
 
 
-def _renumbered(table: Any, column: str, ids: list[int]) -> Any:
+def _renumbered(table: Dataset | IterableDataset, column: str, ids: list[int]) -> Dataset | IterableDataset:
     def renumbered(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [renumbered(part) for part in value]
@@ -88,7 +92,7 @@ def _renumbered(table: Any, column: str, ids: list[int]) -> Any:
     return changed.with_format(kind["type"], kind["columns"], kind["output_all_columns"], **kind["format_kwargs"])
 
 
-def read_labels(table: Dataset, label_column: str, config: PreTrainedConfig) -> list[Any]:
+def read_labels(table: Dataset, label_column: str, config: PreTrainedConfig) -> Labels:
     """The labels of all rows: a class number each, a value for a regression, or num_labels floats of 0 and 1 where a row may have
     several (`problem_type` `multi_label_classification`, or a column of lists).
 
@@ -156,7 +160,7 @@ def _vectors(values: list[Any], column: str, classes: list[str] | None, config: 
     return vectors
 
 
-def _check_given(value: Any, index: int, column: str) -> None:
+def _check_given(value: object, index: int, column: str) -> None:
     # Pandas gives NaN where a column of numbers has a gap, and then turns whole numbers into fractions.
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         raise ValueError(f"Row {index} has no label. Fill in its `{column}`, or leave the row out.")
@@ -172,7 +176,7 @@ def _number(value: Any, index: int, column: str) -> float:
         ) from None
 
 
-def _class(value: Any, index: int, column: str, config: PreTrainedConfig, ids: list[int] | None = None) -> int:
+def _class(value: object, index: int, column: str, config: PreTrainedConfig, ids: list[int] | None = None) -> int:
     """The class number of one label.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..utils.types import Row
 from ..utils.words import did_you_mean
 from .rows import training_rows
 from .texts import CalibrationData, batches_of, build_calibration, unpadded_row, with_sizes
@@ -63,7 +64,7 @@ def _check_source(name: str) -> None:
 
 
 def build_mixture(
-    sources: Mapping[str, tuple[Any, float]],
+    sources: Mapping[str, tuple[Iterable[object], float]],
     processing_class: PreTrainedTokenizerBase | None = None,
     *,
     num_samples: int = 128,
@@ -151,5 +152,5 @@ def _some(data: CalibrationData, number: int, seed: int) -> CalibrationData:
     return with_sizes(batches_of([rows[index] for index in sorted(order[:number])], len(rows)), {**data.protocol})
 
 
-def _rows_of(data: CalibrationData) -> list[dict[str, Any]]:
+def _rows_of(data: CalibrationData) -> list[Row]:
     return [unpadded_row(row) for row in training_rows(data)]

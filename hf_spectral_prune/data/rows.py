@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models.losses import next_token_targets, num_rows, predicts_next_token
+from ..models.losses import Batch, next_token_targets, num_rows, predicts_next_token
+from ..utils.types import Collator, Row
 from .blocks import block_stream
 from .items import Stream, is_text, items_of, texts_of
 from .texts import TARGET_MASKS, CalibrationData, collate_rows, tokenised_row
@@ -24,7 +25,7 @@ _INPUTS = {"input_ids", "inputs_embeds", "pixel_values", "input_features", "inpu
 class _BlockStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
     """Blocks of a stream of texts, made as the training asks for them."""
 
-    def __init__(self, source: Any, tokenizer: Any, length: int) -> None:
+    def __init__(self, source: object, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
         self.source, self.tokenizer, self.length = source, tokenizer, length
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -32,7 +33,7 @@ class _BlockStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         return block_stream(texts, self.tokenizer, "" if texts.rendered else "\n\n", self.length)
 
 
-def training_rows(source: Any, processing_class: Any = None, length: int = 512) -> Any:
+def training_rows(source: object, processing_class: Any = None, length: int = 512) -> Any:
     """Rows to train on: batches are taken apart, and texts or chats packed into blocks of `length` tokens.
 
     A stream stays one (an `IterableDataset`), and is read as the training goes on.
@@ -60,12 +61,12 @@ def training_rows(source: Any, processing_class: Any = None, length: int = 512) 
     return source
 
 
-def _in_the_models_words(row: dict[str, Any]) -> dict[str, Any]:
+def _in_the_models_words(row: Row) -> Row:
     inputs = tokenised_row(row)
     return {name: inputs[name].tolist() for name in ("position_ids", "labels") if name in inputs}
 
 
-def is_raw_text(source: Any) -> bool:
+def is_raw_text(source: object) -> bool:
     """Whether it is texts or chats, which a tokenizer makes rows of."""
     if source is None or isinstance(source, (CalibrationData, Iterator)):
         return False
@@ -74,7 +75,7 @@ def is_raw_text(source: Any) -> bool:
     return first is not None and is_text(first) and not (isinstance(first, Mapping) and bool(set(first) & _INPUTS))
 
 
-def _some(rows: list[Any], length: int) -> list[Any]:
+def _some(rows: list[Batch], length: int) -> list[Batch]:
     if not rows:
         raise ValueError(f"The texts to train on have less than one block of {length} tokens. Give more text.")
     return rows
@@ -96,19 +97,19 @@ def hold_out(rows: Any, seed: int) -> tuple[Any, Any]:
     return torch.utils.data.Subset(rows, train), torch.utils.data.Subset(rows, held_out)
 
 
-def causal_collator(processing_class: Any = None) -> Callable[[list[Any]], dict[str, Tensor]]:
+def causal_collator(processing_class: PreTrainedTokenizerBase | None = None) -> Collator:
     """A collator for causal language models: pads rows, and lets no padding into the loss.
 
     Labels that the rows bring are kept, else they are the ids; what counts of them is told by `next_token_targets`.
     """
 
-    def collate(rows: list[Any]) -> dict[str, Tensor]:
+    def collate(rows: list[Row]) -> Batch:
         batch = collate_rows([tokenised_row(row) for row in rows], processing_class)
         return batch | {"labels": next_token_targets(batch)}
 
     return collate
 
 
-def default_collator(model: PreTrainedModel, processing_class: Any) -> Any:
+def default_collator(model: PreTrainedModel, processing_class: Any) -> Collator | None:
     """The collator of a causal language model; None, which is the Trainer's choice, for others."""
     return causal_collator(processing_class) if predicts_next_token(model) else None

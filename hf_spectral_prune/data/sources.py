@@ -7,12 +7,12 @@ import gzip
 import hashlib
 import zlib
 from pathlib import Path
-from typing import Any
 
 import pandas
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
+from ..utils.types import Options
 from ..utils.words import shortened
 from .blocks import drawn
 from .columns import text_columns
@@ -82,7 +82,7 @@ def load_table(
     dataset_config_name: str | None = None,
     dataset_split: str = "train",
     streaming: bool = False,
-) -> Any:
+) -> Dataset | IterableDataset:
     """A file or data set as `load_texts` names them, with all its columns; .tsv files (tab-separated) too.
 
     Returns:
@@ -124,7 +124,7 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _read_table(path: Path, streaming: bool) -> Any:
+def _read_table(path: Path, streaming: bool) -> Dataset | IterableDataset:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix not in READERS:
         raise ValueError(f"`calibration_file` `{path}` is not of a known type. Give .txt, .jsonl, .json, .csv, .tsv or .parquet.")
@@ -133,7 +133,7 @@ def _read_table(path: Path, streaming: bool) -> Any:
         raise ValueError(f"The calibration file `{path}` is empty. Give a file with text.")
     try:
         # Quotation marks in tab-separated text are text.
-        options: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+        options: Options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
         if READERS[suffix] == "csv":
             options |= {"na_values": _missing_values(path, options), "keep_default_na": False}
         return load_dataset(READERS[suffix], data_files=str(path), split="train", streaming=streaming, **options)
@@ -145,7 +145,7 @@ def _read_table(path: Path, streaming: bool) -> Any:
         ) from None
 
 
-def _missing_values(path: Path, options: dict[str, Any]) -> dict[str, list[str]]:
+def _missing_values(path: Path, options: Options) -> dict[str, list[str]]:
     """By column, the words that stand for a missing value: none in text, where `NA` and `null` are words like others.
 
     As `datasets` does, the first 10,000 rows tell which columns are text.
@@ -155,7 +155,7 @@ def _missing_values(path: Path, options: dict[str, Any]) -> dict[str, list[str]]
     return {name: _MISSING for name, kind in kinds.items() if kind != "string"}
 
 
-def _read_dataset(name: str, config_name: str | None, split: str, streaming: bool) -> Any:
+def _read_dataset(name: str, config_name: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:
     folder = Path(name)
     if not any((folder / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
         return _load_dataset(name, config_name, split, streaming)
@@ -167,7 +167,7 @@ def _read_dataset(name: str, config_name: str | None, split: str, streaming: boo
     return saved.to_iterable_dataset() if streaming else saved
 
 
-def _load_dataset(name: str, config_name: str | None, split: str, streaming: bool) -> Any:
+def _load_dataset(name: str, config_name: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:
     try:
         return load_dataset(name, config_name, split=split, streaming=streaming)
     except Exception as error:  # of the Hub, of builders and of readers

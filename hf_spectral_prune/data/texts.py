@@ -16,6 +16,7 @@ from transformers.utils import logging
 from ..models.losses import num_rows
 from ..models.packing import Batch, documents_apart, is_packed
 from ..utils.digests import data_digest
+from ..utils.types import Json, Row
 from .blocks import Choice, Texts, blocks, text_rows
 from .items import Stream, first_of, is_row, is_text, items_of, texts_of
 
@@ -39,7 +40,7 @@ class CalibrationData:
     """
 
     batches: tuple[Batch, ...]
-    protocol: dict[str, Any]
+    protocol: Json
 
     def __post_init__(self) -> None:
         apart = tuple(part for batch in self.batches for part in documents_apart(batch))
@@ -77,7 +78,7 @@ def _count_tokens(batch: Batch) -> int:
 
 
 def build_calibration(
-    source: Iterable[Any],
+    source: Iterable[object],
     processing_class: PreTrainedTokenizerBase | None = None,
     *,
     num_samples: int = 128,
@@ -168,13 +169,13 @@ def _text_rows(
     return [tokenised_row(row, choice.max_seq_length) for row in text_rows(texts, tokenizer, choice)], joiner
 
 
-def with_sizes(batches: Sequence[Batch], protocol: dict[str, Any]) -> CalibrationData:
+def with_sizes(batches: Sequence[Batch], protocol: Json) -> CalibrationData:
     bare = CalibrationData(tuple(batches), protocol)
     sizes = {"num_sequences": bare.num_sequences, "num_tokens": bare.num_tokens}
     return CalibrationData(bare.batches, protocol | sizes)
 
 
-def _ready(items: Iterable[Any], name: str, max_position_embeddings: int | None) -> CalibrationData:
+def _ready(items: Iterable[object], name: str, max_position_embeddings: int | None) -> CalibrationData:
     batches = [_ready_batch(item) for item in items]
     widest = max((batch["input_ids"].shape[-1] for batch in batches if "input_ids" in batch), default=0)
     check_positions(widest, max_position_embeddings)
@@ -201,7 +202,7 @@ def _ready_batch(item: Any) -> Batch:
     )
 
 
-def tokenised_row(row: Mapping[str, Any] | Tensor, length: int | None = None) -> Batch:
+def tokenised_row(row: Row | Tensor, length: int | None = None) -> Batch:
     """The model's inputs of one tokenised row as tensors, cut at `length` tokens."""
     row = {"input_ids": row} if isinstance(row, Tensor) else row
     # `label` is what most data sets call it and `labels` what models take; transformers' own collators rename it too.
@@ -223,7 +224,7 @@ def tokenised_row(row: Mapping[str, Any] | Tensor, length: int | None = None) ->
     return unpadded_row(cut) if _is_packed(cut) else cut
 
 
-def _answers(ids: Tensor, masks: list[Any]) -> Tensor:
+def _answers(ids: Tensor, masks: list[Sequence[int]]) -> Tensor:
     """(T,) the ids where all masks are 1, and -100 elsewhere."""
     if any(len(mask) != len(ids) for mask in masks):
         raise ValueError(f"A tokenised row has {len(ids)} `input_ids` and a mask of another length. Give one value a token.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -23,9 +23,7 @@ from ..models.distributed import gathered, share
 from ..models.losses import loss_and_outputs, moved_to, num_targets, predicts_next_token, single_sequences, targets_of
 from ..models.packing import without_padding
 from ..utils.progress import stage
-
-Metrics = Callable[[EvalPrediction], dict[str, float]]
-Preprocess = Callable[[Any, Any], Any]
+from ..utils.types import Metrics, Preprocess
 
 
 def held_out_figures(
@@ -142,7 +140,7 @@ def task_metrics(
 def _measured(
     model: PreTrainedModel,
     data: Iterable[Batch],
-    compute_metrics: Any,
+    compute_metrics: Metrics | None,
     title: str,
     progress: bool,
     spread: bool,

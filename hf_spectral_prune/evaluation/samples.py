@@ -7,12 +7,13 @@ from itertools import islice
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.texts import CalibrationData, unpadded_row
 from ..models.families import max_tokens
 from ..models.losses import Batch, moved_to, predicts_next_token, single_sequences
+from ..utils.types import ProcessingClass
 from ..utils.words import one_line
 
 logger = logging.get_logger(__name__)
@@ -21,7 +22,7 @@ NUM_TEXTS, PROMPT_TOKENS, NEW_TOKENS = 3, 16, 40
 _MOST_CHARACTERS = 300
 
 
-def model_samples(model: PreTrainedModel, data: CalibrationData, tokenizer: Any) -> dict[str, str]:
+def model_samples(model: PreTrainedModel, data: CalibrationData, tokenizer: ProcessingClass | None) -> dict[str, str]:
     """{text: what the model makes of it} for the first three rows of the data, greedily.
 
     A causal language model goes on with the first 16 tokens for at most 40 more; a classifier of texts gives its most likely
@@ -36,14 +37,14 @@ def model_samples(model: PreTrainedModel, data: CalibrationData, tokenizer: Any)
     try:
         with torch.inference_mode():
             for row in islice(single_sequences(data.batches), NUM_TEXTS):
-                prompt, answer = say(model, _inputs(row), tokenizer)
+                prompt, answer = say(model, _inputs(row), tokenizer)  # type: ignore[arg-type]
                 said[prompt] = answer
     finally:
         model.train(was_training)
     return said
 
 
-def samples_if_any(model: PreTrainedModel, data: CalibrationData | None, tokenizer: Any) -> dict[str, str]:
+def samples_if_any(model: PreTrainedModel, data: CalibrationData | None, tokenizer: ProcessingClass | None) -> dict[str, str]:
     """`model_samples`, and nothing where there is no data or the model fails at it: no run may end for it."""
     if data is None:
         return {}
@@ -59,7 +60,7 @@ def paired(before: dict[str, str], after: dict[str, str]) -> list[dict[str, str]
     return [{"text": text, "before": answer, "after": after[text]} for text, answer in before.items() if text in after]
 
 
-def _sayer(model: PreTrainedModel) -> Callable[[PreTrainedModel, Batch, Any], tuple[str, str]] | None:
+def _sayer(model: PreTrainedModel) -> Callable[[PreTrainedModel, Batch, PreTrainedTokenizerBase], tuple[str, str]] | None:
     if predicts_next_token(model) and model.can_generate():
         return _continuation
     return _prediction if type(model).__name__.endswith("ForSequenceClassification") else None
@@ -71,7 +72,7 @@ def _inputs(row: Batch) -> Batch:
     return {name: value[None] for name, value in unpadded_row(flat).items()}
 
 
-def _continuation(model: PreTrainedModel, row: Batch, tokenizer: Any) -> tuple[str, str]:
+def _continuation(model: PreTrainedModel, row: Batch, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     prompt = row["input_ids"][:, :PROMPT_TOKENS]
     most = (max_tokens(model.config) or PROMPT_TOKENS + NEW_TOKENS) - prompt.shape[1]
     generation = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max(1, min(NEW_TOKENS, most)), pad_token_id=0)
@@ -81,7 +82,7 @@ def _continuation(model: PreTrainedModel, row: Batch, tokenizer: Any) -> tuple[s
     return _text(tokenizer, prompt[0]), _text(tokenizer, found[prompt.shape[1] :])
 
 
-def _prediction(model: PreTrainedModel, row: Batch, tokenizer: Any) -> tuple[str, str]:
+def _prediction(model: PreTrainedModel, row: Batch, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     logits = model(**moved_to(model, row)).logits[0].float()  # (num_labels,)
     text = _text(tokenizer, row["input_ids"][0])
     if len(logits) == 1:  # a regression
@@ -92,6 +93,6 @@ def _prediction(model: PreTrainedModel, row: Batch, tokenizer: Any) -> tuple[str
     return text, f"{names[best]} ({float(shares[best]):.1%})".replace("%)", " %)")
 
 
-def _text(tokenizer: Any, ids: torch.Tensor) -> str:
-    text = " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())
+def _text(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> str:
+    text = " ".join(str(tokenizer.decode(ids, skip_special_tokens=True)).split())
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."

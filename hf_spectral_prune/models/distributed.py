@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from os import PathLike
 from typing import Any, TypeVar
 
 import torch
@@ -86,7 +87,7 @@ def gathered(own: Mapping[K, T]) -> dict[K, T]:
     """What each process has found, {name: value}, in one dict that all of them get."""
     if not works_together():
         return dict(own)
-    found: list[Any] = [None] * torch.distributed.get_world_size()
+    found: list[dict[K, T]] = [{}] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, dict(own))
     return {name: value for part in found for name, value in part.items()}
 
@@ -211,7 +212,10 @@ def saves_instead(model: PreTrainedModel, saved: PreTrainedModel | None) -> None
     """
 
     def save_pretrained(
-        save_directory: Any, is_main_process: bool = True, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+        save_directory: str | PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
     ) -> None:
         if saved is not None and is_main_process:
             saved.save_pretrained(save_directory, **kwargs)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from ..utils.files import read_object, strange_content
+from ..utils.types import Json
 from ..utils.words import first_line, in_a_line, shortened
 
 _CONFIG = "config.json"
@@ -68,7 +68,7 @@ def _check_generation(folder: Path) -> None:
         raise ValueError(f"`{file}` cannot be used: {shortened(in_a_line(error))}. {_ITS_OWN}") from None
 
 
-def _check_counts(config: dict[str, Any], file: Path) -> None:
+def _check_counts(config: Json, file: Path) -> None:
     for name in _COUNTS:
         value = config.get(name, 1)
         if isinstance(value, (list, dict)) or (value is None and name in _MAY_BE_NULL):
@@ -83,10 +83,10 @@ def _check_counts(config: dict[str, Any], file: Path) -> None:
             raise ValueError(f"`{name}` in `{file}` is {config[name]}, which `{by}` ({config[by]}) does not divide. {_ITS_OWN}")
 
 
-def _check_names(config: dict[str, Any], file: Path) -> None:
+def _check_names(config: Json, file: Path) -> None:
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
-    named: dict[str, Any] = {
+    named: dict[str, tuple[object, Collection[str]]] = {
         "hidden_act": (config.get("hidden_act", "gelu"), ACT2FN),
         "rope_type": (kind, {"default"} | set(ROPE_INIT_FUNCTIONS)),
     }
@@ -185,7 +185,7 @@ def _num_pickled(file: Path) -> int:
     return len(found)
 
 
-def read_config(name: str | Path, trust_remote_code: bool = False) -> Any:
+def read_config(name: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config of a model, by `AutoConfig`.
 
     Raises:

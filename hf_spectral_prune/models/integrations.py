@@ -9,12 +9,15 @@ from __future__ import annotations
 import copyreg
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
 
 from . import cria
 from .cria import STOCK_TYPES, config_class, load, task_classes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def register() -> None:
@@ -30,7 +33,7 @@ def register() -> None:
     register_post_import_hook(add_peft_defaults, "peft.utils.constants")
 
 
-def _config_class(model_type: str) -> Any:
+def _config_class(model_type: str) -> type[PreTrainedConfig]:
     return config_class(load(model_type))
 
 
@@ -43,15 +46,15 @@ class _Announced(type):
     def __getattr__(cls, name: str) -> Any:
         return getattr(_config_class(cls.__name__), name)
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         return _config_class(cls.__name__)(*args, **kwargs)
 
-    def __instancecheck__(cls, instance: Any) -> bool:
+    def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, _config_class(cls.__name__))
 
 
 # `CONFIG_MAPPING` of transformers can be pickled, and what stands in it is not to be found by its name.
-copyreg.pickle(_Announced, lambda cls: (_config_class, (cls.__name__,)))  # type: ignore[arg-type]
+copyreg.pickle(_Announced, lambda cls: (_config_class, (cls.__name__,)))  # type: ignore[arg-type, return-value]
 
 
 def _announce(configuration_auto: ModuleType) -> None:

@@ -10,13 +10,14 @@ import torch
 import transformers
 from accelerate.hooks import remove_hook_from_module
 from accelerate.utils.modeling import get_state_dict_offloaded_model
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from ..arguments import ModelArguments
 from ..utils.environment import accelerator
 from ..utils.files import strange_content
+from ..utils.types import Options
 from ..utils.words import first_line
 from .families import family_of
 from .folder_files import check_files, read_config
@@ -53,7 +54,7 @@ def load_model(run: ModelArguments) -> PreTrainedModel:
             weights, or weights that are not those of the config.
     """
     name = model_name(run)
-    options: dict[str, Any] = {"trust_remote_code": run.trust_remote_code, "dtype": run.dtype}
+    options: Options = {"trust_remote_code": run.trust_remote_code, "dtype": run.dtype}
     if run.gguf_file is not None:
         if hasattr(transformers, "GgufConfig"):  # older ones always de-quantise
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -90,11 +91,11 @@ def _auto_class(run: ModelArguments, name: str) -> Any:
     return auto_class(config, name)
 
 
-def _causal_class(config: Any) -> str:
+def _causal_class(config: PreTrainedConfig) -> str:
     return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ""))
 
 
-def load_tokenizer(run: ModelArguments) -> Any:
+def load_tokenizer(run: ModelArguments) -> PreTrainedTokenizerBase:
     """The model's tokenizer.
 
     Raises:

@@ -6,12 +6,12 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..utils.types import Json
 from .cria import AUTO_CLASSES, auto_class_of
 
 # Counters of batches that no evaluation reads; checkpoints from before 2018 lack them.
@@ -37,7 +37,7 @@ def quiet_report() -> Iterator[None]:
         logger.removeFilter(only_errors)
 
 
-def check_loaded(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
+def check_loaded(model: PreTrainedModel, info: Json, where: str) -> None:
     """Checks that a model has all of its weights from the checkpoint, and the checkpoint no others.
 
     Weights that are tied, counters, and the pooler of a model without a task head may be missing. Heads of other tasks may be
@@ -151,7 +151,7 @@ def _head_hint(model: PreTrainedModel, names: list[str]) -> str:
     return f" They are those of `{classes[0]}`: set `architectures` in `config.json` to it." if classes else ""
 
 
-def task_classes_of(config: Any) -> list[type[PreTrainedModel]]:
+def task_classes_of(config: PreTrainedConfig) -> list[type[PreTrainedModel]]:
     """The classes with a task head that transformers has for a config, causal language models first."""
     found: list[type[PreTrainedModel]] = []
     for auto in dict.fromkeys(AUTO_CLASSES.values()):
@@ -162,10 +162,10 @@ def task_classes_of(config: Any) -> list[type[PreTrainedModel]]:
     return list(dict.fromkeys(found))
 
 
-def head_names(cls: type[PreTrainedModel], config: Any) -> dict[str, bool]:
+def head_names(cls: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, bool]:
     """{name of a weight outside the base model (a pooler counts as outside): whether it is tied to another}; without memory."""
     with torch.device("meta"):
-        model: Any = cls._from_config(config)
+        model = cls._from_config(config)
     prefix = f"{cls.base_model_prefix}."
     names = (name for name in model.state_dict() if not name.startswith(prefix) or is_pooler(name))
     return {name: name in model.all_tied_weights_keys for name in names if not _HARMLESS.search(name)}

@@ -13,6 +13,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.generic import find_labels
 
+from ..utils.types import Options
 from .cria import stock_type
 from .packing import Batch, goes_on
 
@@ -195,7 +196,7 @@ def single_sequences(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield {name: value[index : index + 1] for name, value in batch.items()}
 
 
-def _differentiable_image(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _differentiable_image(_module: nn.Module, args: tuple[object, ...], kwargs: Options) -> tuple[tuple[object, ...], Options]:
     return args, kwargs | {"pixel_values": kwargs["pixel_values"].detach().requires_grad_()}
 
 
@@ -206,7 +207,7 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
     for parameter, _ in required:
         parameter.requires_grad_(False)
     if getattr(model, "main_input_name", None) == "pixel_values":
-        handle: Any = model.register_forward_pre_hook(_differentiable_image, with_kwargs=True)
+        handle = model.register_forward_pre_hook(_differentiable_image, with_kwargs=True)
     else:
         handle = model.get_input_embeddings().register_forward_hook(lambda _module, _args, output: output.requires_grad_())
     try:

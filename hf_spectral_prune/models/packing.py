@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from inspect import signature
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 Batch = dict[str, Tensor]
 _BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -91,7 +91,7 @@ def without_padding(row: Batch) -> Batch:
 
 
 @torch.inference_mode()
-def check_documents_apart(model: Any, batches: Iterable[Batch]) -> None:
+def check_documents_apart(model: PreTrainedModel, batches: Iterable[Batch]) -> None:
     """Checks that packed documents do not see each other in this model: other tokens in the first change nothing in the second.
 
     Args:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from safetensors import safe_open
+from transformers import PreTrainedConfig
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -18,8 +19,12 @@ from transformers.utils import (
     find_adapter_config_file,
 )
 
+from ..utils.types import Json
 from .cria import AUTO_CLASSES
 from .loading_report import head_names, is_pooler, named, task_classes_of
+
+if TYPE_CHECKING:
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 _ADAPTER = "adapter_config.json"
 # Where tools write how they quantised, if not in `config.json`.
@@ -46,7 +51,7 @@ def check_whole_model(name: str) -> None:
     )
 
 
-def check_not_quantised(config: Any, name: str) -> None:
+def check_not_quantised(config: PreTrainedConfig, name: str) -> None:
     """Checks that a config, or a file beside it, does not speak of quantised weights.
 
     Raises:
@@ -62,7 +67,7 @@ def check_not_quantised(config: Any, name: str) -> None:
             raise ValueError(_quantised(name, None, f"`{file}`"))
 
 
-def _method(marks: Any) -> str | None:
+def _method(marks: Json | QuantizationConfigMixin) -> str | None:
     marks = marks if isinstance(marks, dict) else marks.to_dict()
     method = marks.get("quant_method")
     if method is None and (marks.get("load_in_4bit") or marks.get("load_in_8bit")):
@@ -78,7 +83,7 @@ def _quantised(name: str, method: str | None, sign: str) -> str:
     )
 
 
-def auto_class(config: Any, name: str) -> Any:
+def auto_class(config: PreTrainedConfig, name: str) -> Any:
     """The Auto class that loads a checkpoint with the head it has: by `architectures`, else by the names of its weights.
 
     Raises:
@@ -93,12 +98,12 @@ def auto_class(config: Any, name: str) -> Any:
     return _class_of_weights(config, name, architecture)
 
 
-def _is_known(config: Any, architecture: str) -> bool:
+def _is_known(config: PreTrainedConfig, architecture: str) -> bool:
     base: Any = transformers.AutoModel._model_mapping
     return type(config) in base and base[type(config)].__name__ == architecture
 
 
-def _class_of_weights(config: Any, name: str, architecture: str) -> Any:
+def _class_of_weights(config: PreTrainedConfig, name: str, architecture: str) -> Any:
     """The Auto class whose head is exactly what the weights hold beside the base model."""
     stored = stored_names(name)
     classes = task_classes_of(config)

@@ -201,7 +201,7 @@ def _reading(place: Place, stops: bool) -> Iterator[list[Tensor]]:
             raise Reached
 
     if place.side == "input":
-        handle: Any = place.module.register_forward_pre_hook(lambda _module, args: sink(args[0]))
+        handle = place.module.register_forward_pre_hook(lambda _module, args: sink(args[0]))
     else:
         handle = place.module.register_forward_hook(lambda _module, _args, output: sink(hidden_states(output)))
     try:

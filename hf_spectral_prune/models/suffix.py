@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from .families import family_of, layers_of
 
 
 @contextmanager
-def _handing_on(layers: Iterable[nn.Module], value: Callable[[], Any]) -> Iterator[None]:
+def _handing_on(layers: Iterable[nn.Module], value: Callable[[], object]) -> Iterator[None]:
     """While open, these layers compute nothing and return `value()`."""
     # accelerate puts a `forward` of its own on an instance; it must be there again afterwards.
     held = [(layer, layer.__dict__.get("forward")) for layer in layers]
@@ -45,7 +44,7 @@ def starting_at(model: PreTrainedModel, layer: int, given: Tensor | None) -> Ite
         yield
 
 
-def hidden_states(output: Any) -> Tensor:
+def hidden_states(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """What a layer hands on, out of all it gives."""
     value: Tensor = output[0] if isinstance(output, tuple) else output
     return value
@@ -62,7 +61,7 @@ def next_input(
         run: calls the model (or its base model) on the inputs that `given` came from.
         last: go on to this layer, and give what the one after it reads.
     """
-    outputs: list[Any] = []
+    outputs: list[Tensor | tuple[Tensor, ...]] = []
     layers = layers_of(model)
     last = layer if last is None else last
     handle = layers[last].register_forward_hook(lambda _module, _args, output: outputs.append(output))

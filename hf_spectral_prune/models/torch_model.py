@@ -73,7 +73,7 @@ class TorchModelForImageClassification(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """The weights are the network's own."""
 
-    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **_: object) -> None:  # type: ignore[override]
         """Writes weights and a config from which `cria_class(Network).from_pretrained(folder)` rebuilds the narrow network."""
         folder = Path(save_directory)
         network = as_saveable(self.network, self.config.cria_channels)
@@ -82,7 +82,7 @@ class TorchModelForImageClassification(PreTrainedModel):
         shutil.copyfile(str(channels.__file__), folder / SHIPPED_FILE)
 
 
-def check_unwrapped(model: Any) -> None:
+def check_unwrapped(model: object) -> None:
     """Checks that a model is not inside another object, which would hide its layers from the cut.
 
     Raises:
@@ -108,7 +108,7 @@ def wrap(network: nn.Module, example: Tensor) -> TorchModelForImageClassificatio
     return TorchModelForImageClassification(config, network).train(network.training)
 
 
-def as_saveable(network: Any, widths: Any) -> Any:
+def as_saveable(network: Any, widths: channels.Widths | None) -> channels.CriaNetwork:
     """The network with the class and config that rebuild it, in place.
 
     Raises:
@@ -128,7 +128,7 @@ def original_class(cls: type) -> type:
     return cls.__bases__[0] if issubclass(cls, channels.CriaNetwork) else cls
 
 
-def check_rebuildable(network: Any, widths: Any = None) -> None:
+def check_rebuildable(network: nn.Module, widths: channels.Widths | None = None) -> None:
     """Checks that a network's class builds it again from what its config will hold.
 
     Args:

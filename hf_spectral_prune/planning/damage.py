@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
@@ -91,8 +90,8 @@ def _keep_inputs(model: PreTrainedModel, layers: Iterable[int], inputs: dict[int
     """While open, `inputs` is filled with what these layers read: the outputs of those before them (the first needs none)."""
     all_layers = layers_of(model)
 
-    def keeper(layer: int) -> Callable[[nn.Module, object, Any], None]:
-        def keep(_module: nn.Module, _args: object, output: Any) -> None:
+    def keeper(layer: int) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
+        def keep(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
             inputs[layer] = hidden_states(output)
 
         return keep

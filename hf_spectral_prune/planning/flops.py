@@ -30,7 +30,7 @@ def layer_macs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str,
     def note(name: str, macs: int) -> None:
         found[name] = found.get(name, 0) + macs
 
-    def count(module: Any, args: Any, output: Tensor) -> None:
+    def count(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, _TRANSPOSED):
             note(paths[module], args[0].numel() * module.weight.numel() // module.in_channels)
         else:
@@ -57,7 +57,7 @@ def layer_macs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str,
     return dict(sorted(found.items(), key=lambda item: order[item[0]]))
 
 
-def _attentions(model: PreTrainedModel, paths: Mapping[nn.Module, str]) -> list[tuple[str, Any]]:
+def _attentions(model: PreTrainedModel, paths: Mapping[nn.Module, str]) -> list[tuple[str, nn.Module]]:
     rows = [row for row in family_of(model.config).kinds if row.kind == "heads"]
     found = []
     for row in rows:

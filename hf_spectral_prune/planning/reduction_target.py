@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -15,6 +14,7 @@ from ..models.families import UnitGroup, consumers, family_of, network_of, unit_
 from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
 from ..models.losses import Batch, predicts_next_token
+from ..utils.types import Json
 from . import Budget, Count, Sizes, budget_of, macs_per_unit
 from .allocate import parameters_after
 from .flops import attention_path, layer_macs
@@ -182,7 +182,7 @@ def example_image(model: PreTrainedModel, calibration: CalibrationData | None) -
 
 def macs_report(
     model: PreTrainedModel, target: Target, sizes: Sizes, before: Mapping[str, int], calibration: CalibrationData | None
-) -> dict[str, Any]:
+) -> Json:
     """What the report says of a cut model's MACs: totals, and [before, after] of every layer.
 
     Args:

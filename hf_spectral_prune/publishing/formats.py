@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 
 def percent(share: float) -> str:
@@ -11,7 +10,7 @@ def percent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %")
 
 
-def number(value: Any) -> str:
+def number(value: float | str | None) -> str:
     """A figure in few characters: whole numbers in full, others with 4 significant digits; a dash for none."""
     if value is None:
         return "–"

@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from ..utils.files import parse_json
 from ..utils.option_types import fitted
+from ..utils.types import Json
 
 # Written even where there is nothing to say; what else is None is left out.
 _ALWAYS = ("recovery", "calibration", "evaluation", "self_check")
@@ -60,26 +61,26 @@ class PruningReport:
     sizes: dict[str, list[int]]
     metrics_before: dict[str, float] = field(default_factory=dict)
     metrics_after: dict[str, float] = field(default_factory=dict)
-    recovery: dict[str, Any] | None = None
-    calibration: dict[str, Any] | None = None
-    evaluation: dict[str, Any] | None = None
+    recovery: Json | None = None
+    calibration: Json | None = None
+    evaluation: Json | None = None
     notes: list[str] = field(default_factory=list)
-    arguments: dict[str, Any]
+    arguments: Json
     timings: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] | None = None
     peak_memory_growth: dict[str, dict[str, int]] | None = None
     machine: dict[str, str | int]
-    base_model: dict[str, Any] | None = None
+    base_model: Json | None = None
     versions: dict[str, str]
-    self_check: dict[str, dict[str, Any]] | None = None
+    self_check: dict[str, Json] | None = None
     method: list[str] | None = None
     sources: list[str] | None = None
-    detrimental: dict[str, Any] | None = None
-    macs: dict[str, Any] | None = None
+    detrimental: Json | None = None
+    macs: Json | None = None
     samples: list[dict[str, str]] | None = None
     latency: dict[str, dict[str, float]] | None = None
     size_on_disk_before: int | None = None
-    files: dict[str, dict[str, Any]] | None = None
+    files: dict[str, Json] | None = None
     written: list[str] | None = None
     size_on_disk: int | None = None
 
@@ -128,7 +129,7 @@ class PruningReport:
         return cls(**{entry.name: entries[entry.name] for entry in fields(cls) if entries.get(entry.name) is not None})
 
 
-def _needed(entries: dict[str, Any]) -> Iterator[str]:
+def _needed(entries: Json) -> Iterator[str]:
     """Dotted names of the figures that a report with these entries has."""
     yield from (entry.name for entry in fields(PruningReport) if entry.default is entry.default_factory is MISSING)
     if entries.get("method") is None:
@@ -140,7 +141,7 @@ def _needed(entries: dict[str, Any]) -> Iterator[str]:
         yield f"self_check.{way}.max_abs_diff"
 
 
-def _has(value: Any, path: str) -> bool:
+def _has(value: object, path: str) -> bool:
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value is not None

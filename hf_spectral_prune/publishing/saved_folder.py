@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..surgery.plan import PruningPlan
 from ..utils.files import read_object, read_utf8
+from ..utils.types import Json
 from .pruning_report import PruningReport
 
 CONFIG, PLAN, REPORT, STATE, README = (
@@ -38,10 +38,10 @@ class SavedFolder:
     """
 
     path: Path
-    config: dict[str, Any]
+    config: Json
     plan: PruningPlan
     report: PruningReport
-    state: dict[str, Any]
+    state: Json
 
 
 def read_folder(folder: str | Path) -> SavedFolder:
@@ -87,13 +87,13 @@ def figures_told(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def file_digests(folder: Path) -> dict[str, dict[str, Any]]:
+def file_digests(folder: Path) -> dict[str, Json]:
     """{name: {"size": bytes, "sha256": hex}} of weights, config, modelling code and plan: what must not change any more."""
     names = sorted({path.name for pattern in _NOTED for path in folder.glob(pattern)})
     return {name: _digest(folder / name) for name in names}
 
 
-def _digest(file: Path) -> dict[str, Any]:
+def _digest(file: Path) -> Json:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):

@@ -10,11 +10,10 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
 
 from ..models.families import layers_of
@@ -22,6 +21,7 @@ from ..models.losses import Batch, forward_base, moved_to
 from ..models.streams import Reached
 from ..models.suffix import starting_at
 from ..utils.progress import stage
+from ..utils.types import Options
 from .judging import MeasuredTrainer
 
 # What every layer reads of every batch, (rows, T, hidden size); the first one's is made by the model itself.
@@ -29,7 +29,7 @@ Stream = list[Tensor | None]
 
 
 def train_blocks(
-    model: PreTrainedModel, teacher: PreTrainedModel, training_args: TrainingArguments, options: dict[str, Any]
+    model: PreTrainedModel, teacher: PreTrainedModel, training_args: TrainingArguments, options: Options
 ) -> list[dict[str, float]]:
     """Trains the layers of a pruned model from the first to the last, each toward the output of the dense model's layer.
 
@@ -71,9 +71,7 @@ def train_blocks(
     return history
 
 
-def stream_error(
-    model: PreTrainedModel, teacher: PreTrainedModel, training_args: TrainingArguments, options: dict[str, Any]
-) -> float:
+def stream_error(model: PreTrainedModel, teacher: PreTrainedModel, training_args: TrainingArguments, options: Options) -> float:
     """Mean square of what the last layer's output lacks of the dense model's on the held-out rows, as a share of the latter's."""
     trainer = MeasuredTrainer(model=model, args=training_args, **options)
     batches = _batches(trainer, options["eval_dataset"], training_args.eval_batch_size)
@@ -87,7 +85,7 @@ def stream_error(
     return _error(model, last, own, batches, [goal for goal in dense if goal is not None])
 
 
-def _batches(trainer: MeasuredTrainer, rows: Any, size: int, shuffle: bool = False) -> list[Batch]:
+def _batches(trainer: MeasuredTrainer, rows: Dataset | IterableDataset, size: int, shuffle: bool = False) -> list[Batch]:
     """Rows as the Trainer would collate them; of a stream, those of `max_steps` batches."""
     sized = hasattr(rows, "__len__")
     loader = DataLoader(
@@ -104,7 +102,7 @@ def _through(model: PreTrainedModel, layer: int, given: Tensor | None, batch: Ba
     """A layer's output (rows, T, hidden size) for what it reads; nothing behind it is computed."""
     found: list[Tensor] = []
 
-    def sink(_module: nn.Module, _args: Any, output: Tensor) -> None:
+    def sink(_module: nn.Module, _args: object, output: Tensor) -> None:
         found.append(output)
         raise Reached
 
@@ -160,13 +158,12 @@ def _train(
     optimizer = kind([group for group in groups if group["params"]], **keywords)
     epochs, limit = training_args.num_train_epochs, training_args.max_steps
     steps = limit if limit > 0 else math.ceil(epochs * len(batches))
-    further: Any = training_args.lr_scheduler_kwargs or {}
     schedule = get_scheduler(
         training_args.lr_scheduler_type,
         optimizer,
         num_warmup_steps=training_args.get_warmup_steps(steps),
         num_training_steps=steps,
-        scheduler_specific_kwargs=dict(further),
+        scheduler_specific_kwargs=dict(training_args.lr_scheduler_kwargs or {}),  # type: ignore[arg-type]
     )
     generator = torch.Generator().manual_seed(training_args.seed)
     order: list[int] = []

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
-from transformers.utils.generic import find_labels
+from transformers.utils.generic import ModelOutput, find_labels
 
 from ..arguments import ModelArguments
 from ..models.families import family_of
 from ..models.losses import moved_to, predicts_next_token
+from ..utils.types import Options
 from .feature_maps import captured, feature_loss, shared_parts
 from .judging import MeasuredTrainer
 
@@ -78,8 +79,8 @@ class DistillationTrainer(MeasuredTrainer):
         self.parts: list[str] | None = None  # what is compared of such a network; found at the first step
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self, model: nn.Module, inputs: Options, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor | tuple[Tensor, ModelOutput]:
         """See the class; Trainer's contract."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -100,23 +101,22 @@ class DistillationTrainer(MeasuredTrainer):
         loss = (1 - self.alpha) * loss + extra * self._share(count, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _shared_parts(self, inputs: dict[str, Any]) -> list[str]:
+    def _shared_parts(self, inputs: Options) -> list[str]:
         if self.parts is None:
-            student: Any = self.model
-            self.parts = shared_parts(student, self.teacher, self._unlabelled(inputs))
+            self.parts = shared_parts(self.model, self.teacher, self._unlabelled(inputs))  # type: ignore[arg-type]
             if not self.parts:
                 logger.warning("No part of the network is as wide as the teacher's, so the logits alone are distilled.")
         return self.parts
 
-    def _unlabelled(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _unlabelled(self, inputs: Options) -> Options:
         targets = find_labels(type(self.teacher))
         return {name: value for name, value in inputs.items() if name not in targets}
 
-    def _teach(self, inputs: dict[str, Any]) -> Any:
+    def _teach(self, inputs: Options) -> Any:
         with torch.no_grad():
             return self.teacher(**moved_to(self.teacher, self._unlabelled(inputs)))
 
-    def _share(self, count: int, num_items_in_batch: Any) -> Any:
+    def _share(self, count: int, num_items_in_batch: Tensor | int | None) -> Tensor | float:
         """What a mean over this micro-batch weighs in the step, in Trainer's way of scaling the labels' loss."""
         if not self.model_accepts_loss_kwargs or num_items_in_batch is None:
             return 1.0
@@ -124,7 +124,7 @@ class DistillationTrainer(MeasuredTrainer):
 
 
 def logits_loss(
-    outputs: Any, expected: Any, labels: Tensor | None, temperature: float, *, shift: bool = False
+    outputs: ModelOutput, expected: ModelOutput, labels: Tensor | None, temperature: float, *, shift: bool = False
 ) -> tuple[Tensor, int]:
     """Mean `T^2 KL(teacher || student)` over labelled positions, and their number.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..models.losses import moved_to
+from ..utils.types import Options
 
 
 @contextmanager
@@ -18,8 +18,8 @@ def captured(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
     """While open, the dictionary is filled with what these submodules return, where it is a tensor of numbers."""
     found: dict[str, Tensor] = {}
 
-    def keeper(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(_module: nn.Module, _given: Any, output: Any) -> None:
+    def keeper(name: str) -> Callable[[nn.Module, object, object], None]:
+        def keep(_module: nn.Module, _given: object, output: object) -> None:
             if isinstance(output, Tensor) and output.is_floating_point():
                 found[name] = output
 
@@ -33,7 +33,7 @@ def captured(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
             handle.remove()
 
 
-def shared_parts(student: PreTrainedModel, teacher: PreTrainedModel, inputs: dict[str, Any]) -> list[str]:
+def shared_parts(student: PreTrainedModel, teacher: PreTrainedModel, inputs: Options) -> list[str]:
     """Names of the parts that return tensors of the same shape in both networks, the logits aside.
 
     Parts made of other modules (the blocks of a ResNet) go before single layers, which are taken only where no block matches.
@@ -49,7 +49,7 @@ def shared_parts(student: PreTrainedModel, teacher: PreTrainedModel, inputs: dic
 
 
 @torch.no_grad()
-def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Tensor]:
+def _outputs(model: PreTrainedModel, inputs: Options) -> dict[str, Tensor]:
     training = model.training
     model.eval()  # so that no running statistics move
     try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 # The recovery is a part of the run, whose begin and end they hear once.
 _OF_THE_RUN = ("on_init_end", "on_train_begin", "on_train_end")
@@ -24,8 +23,8 @@ class ForwardingCallback(TrainerCallback):
             if name.startswith("on_") and name not in _OF_THE_RUN:
                 setattr(self, name, self._handler(name))
 
-    def _handler(self, name: str) -> Callable[..., Any]:
-        def hand_on(args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+    def _handler(self, name: str) -> Callable[..., TrainerControl]:
+        def hand_on(args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> TrainerControl:
             for callback in self.callbacks:
                 control = getattr(callback, name)(args, state, control, **kwargs) or control
             return control

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..evaluation.figures import held_out_figures
+from ..utils.types import Options
 
 
 class MeasuredTrainer(Trainer):
@@ -28,15 +30,15 @@ class MeasuredTrainer(Trainer):
 
     def __init__(self, *args: Any, measured: PreTrainedModel | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.measured: Any = self.model if measured is None else measured
+        self.measured: PreTrainedModel = self.model if measured is None else measured  # type: ignore[assignment]
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: object = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Trainer's contract; `ignore_keys` has no meaning here."""
-        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
         batches = DataLoader(
-            rows,
+            rows,  # type: ignore[arg-type]
             batch_size=self.args.per_device_eval_batch_size,
             collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="evaluation"),
         )
@@ -57,7 +59,7 @@ class MeasuredTrainer(Trainer):
 
 
 @contextmanager
-def _in_own_type(model: Any) -> Iterator[None]:
+def _in_own_type(model: nn.Module) -> Iterator[None]:
     """The model's own `forward`, without the mixed precision that accelerate has put around it for the training."""
     own, wrapped = vars(model).get("_original_forward"), vars(model).get("forward")
     if own is not None:
@@ -66,7 +68,7 @@ def _in_own_type(model: Any) -> Iterator[None]:
         yield
     finally:
         if own is not None:
-            model.forward = wrapped
+            model.forward = wrapped  # type: ignore[assignment]
 
 
 def judged_by(training_args: TrainingArguments) -> str:
@@ -83,9 +85,7 @@ def no_worse(before: float, after: float, training_args: TrainingArguments, name
     return bool(after >= before if higher else after <= before)
 
 
-def held_out_metrics(
-    model: PreTrainedModel, training_args: TrainingArguments, prefix: str, options: dict[str, Any]
-) -> dict[str, float]:
+def held_out_metrics(model: PreTrainedModel, training_args: TrainingArguments, prefix: str, options: Options) -> dict[str, float]:
     """Held-out figures by a Trainer without loggers, which brings the model to its device.
 
     Raises:
@@ -130,7 +130,7 @@ def unprepared(model: PreTrainedModel) -> Iterator[None]:
     would then be trained on each process apart. Mixed precision wraps `forward`; the model must compute in its own type.
     """
     names = ("forward", "_original_forward", "_is_accelerate_prepared")
-    before: dict[str, Any] = {name: vars(model)[name] for name in names if name in vars(model)}
+    before = {name: vars(model)[name] for name in names if name in vars(model)}
     vars(model).pop("_is_accelerate_prepared", None)
     try:
         yield
@@ -162,7 +162,7 @@ def checkpoint_to_resume(training_args: TrainingArguments) -> str | None:
     Raises:
         ValueError: the checkpoint is not whole, as a run that was killed while it wrote leaves it.
     """
-    wanted: Any = training_args.resume_from_checkpoint
+    wanted = training_args.resume_from_checkpoint
     output_dir = str(training_args.output_dir)
     folder = (get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None) if wanted is True else wanted
     if not folder:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from accelerate.utils import parse_flag_from_env
 from torch import nn
@@ -23,6 +23,7 @@ from ..models.loading import load_tokenizer
 from ..models.losses import predicts_next_token
 from ..utils.environment import accelerator
 from ..utils.option_types import fitted
+from ..utils.types import Collator, Json, LossFunction, Metrics, Options, Preprocess, ProcessingClass
 from ..utils.words import did_you_mean
 from .blocks import stream_error, train_blocks
 from .distillation import DistillationTrainer, check_teacher, load_teacher
@@ -37,10 +38,13 @@ from .judging import (
     unprepared,
 )
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
 logger = logging.get_logger(__name__)
 
 # Where the Trainer takes more than the type hints of `TrainingArguments` say.
-_WIDER_HINTS: dict[str, Any] = {"resume_from_checkpoint": str | bool | None, "fsdp": Any, "accelerator_config": Any}
+_WIDER_HINTS: dict[str, object] = {"resume_from_checkpoint": str | bool | None, "fsdp": Any, "accelerator_config": Any}
 
 # The figure that a recovery without labels is judged by.
 _STREAM_LOSS = "stream_loss"
@@ -114,12 +118,12 @@ class RecoveryOutput:
     log_history: list[dict[str, float]] = field(default_factory=list)
     adapters: Path | None = None
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Json:
         """Everything but the model, as plain values."""
         return {"kept": self.kept, "metrics": self.metrics, "notes": self.notes, "log_history": self.log_history}
 
 
-def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArguments, dict[str, Any]]:
+def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArguments, Options]:
     """The recovery's options, and the keywords of its `TrainingArguments`, as the arguments of a pruning run give them.
 
     Raises:
@@ -145,7 +149,8 @@ def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArgument
     return recovery, defaults | training
 
 
-def _fitted_options(field_name: str, options: Any, kind: Any) -> dict[str, Any]:
+def _fitted_options(field_name: str, options: Json | str | None, kind: type[RecoveryArguments | TrainingArguments]) -> Options:
+    assert isinstance(options, dict)
     known = [entry.name for entry in dataclasses.fields(kind) if entry.name != "method"]
     for name in options:
         if name not in known:
@@ -162,17 +167,17 @@ def recover(
     model: PreTrainedModel,
     args: RecoveryArguments | None = None,
     training_args: TrainingArguments | None = None,
-    train_dataset: Any = None,
-    eval_dataset: Any = None,
-    processing_class: Any = None,
-    data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+    train_dataset: object = None,
+    eval_dataset: object = None,
+    processing_class: ProcessingClass | None = None,
+    data_collator: Collator | None = None,
     teacher: PreTrainedModel | str | Path | None = None,
-    compute_metrics: Callable[[Any], dict[str, float]] | None = None,
+    compute_metrics: Metrics | None = None,
     callbacks: Sequence[TrainerCallback] | None = None,
     *,
-    compute_loss_func: Callable[..., Any] | None = None,
-    preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
-    peft_config: Any = None,
+    compute_loss_func: LossFunction | None = None,
+    preprocess_logits_for_metrics: Preprocess | None = None,
+    peft_config: PeftConfig | None = None,
 ) -> RecoveryOutput:
     """Fine-tunes a pruned model once, in place, and keeps the result only if it is no worse on held-out data.
 
@@ -216,9 +221,10 @@ def recover(
         processing_class = load_tokenizer(ModelArguments(model_name_or_path=source))
     notes: list[str] = []
     targets = lora_targets(model, args.lora_target_modules) if args.method == "lora" else []
+    dense: PreTrainedModel | None = None
     if args.method in TAUGHT_RECOVERIES:
-        teacher = load_teacher(teacher)
-        check_teacher(model, teacher)
+        dense = load_teacher(teacher)
+        check_teacher(model, dense)
     if args.method == "blocks":
         check_blocks(model, training_args.world_size)
     training_args = copy.copy(training_args)
@@ -230,7 +236,7 @@ def recover(
         notes.append(f"No `eval_dataset` was given, so {len(eval_rows)} rows of the training data were held out to judge by.")
     else:
         eval_rows = training_rows(eval_dataset, processing_class, length)
-    options: dict[str, Any] = {
+    options: Options = {
         "processing_class": processing_class,
         "data_collator": data_collator or default_collator(model, processing_class),
         "compute_metrics": compute_metrics,
@@ -239,19 +245,19 @@ def recover(
         "eval_dataset": eval_rows,
     }
     with left_as_it_was(model):
-        metrics = _held_out(model, args, training_args, "before", options, teacher)
+        metrics = _held_out(model, args, training_args, "before", options, dense)
         before = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
         options |= {"train_dataset": train_rows, "callbacks": None if callbacks is None else list(callbacks)}
         if args.method == "lora":
             history, adapters = _train_lora(model, args, training_args, peft_config or targets, options)
         else:
             with trained_in_float32(model) as widened:
-                history, adapters = _train_whole(model, args, training_args, teacher, options), None
+                history, adapters = _train_whole(model, args, training_args, dense, options), None
             if widened:
                 notes.append("The float16 weights were trained in float32, whose range Adam needs, and rounded back afterwards.")
         metrics |= {name: value for entry in history for name, value in entry.items() if name.startswith("train_")}
         options = {name: value for name, value in options.items() if name not in ("train_dataset", "callbacks")}
-        metrics |= _held_out(model, args, training_args, "after", options, teacher)
+        metrics |= _held_out(model, args, training_args, "after", options, dense)
         name = _STREAM_LOSS if f"before_{_STREAM_LOSS}" in metrics else judged_by(training_args)
         kept: Literal["recovered", "unrecovered"] = "recovered"
         # One process decides: a user's figures may differ between processes, and with them the models that are kept.
@@ -288,18 +294,19 @@ def _held_out(
     args: RecoveryArguments,
     training_args: TrainingArguments,
     prefix: str,
-    options: dict[str, Any],
-    teacher: Any,
+    options: Options,
+    teacher: PreTrainedModel | None,
 ) -> dict[str, float]:
     """Held-out figures; where there are no labels to measure by, how far the last layer's output is from the dense model's."""
     labelled = predicts_next_token(model) or {"label", "labels"} & set(next(iter(options["eval_dataset"])))
     if args.method == "blocks" and not labelled:
+        assert teacher is not None
         with unprepared(model):
             return {f"{prefix}_{_STREAM_LOSS}": stream_error(model, teacher, training_args, options)}
     return held_out_metrics(model, training_args, prefix, options)
 
 
-def _check_peft(args: RecoveryArguments, peft_config: Any) -> None:
+def _check_peft(args: RecoveryArguments, peft_config: PeftConfig | None) -> None:
     if peft_config is None:
         return
     kind = getattr(getattr(peft_config, "peft_type", None), "value", None)
@@ -327,15 +334,17 @@ def _train_whole(
     model: PreTrainedModel,
     args: RecoveryArguments,
     training_args: TrainingArguments,
-    teacher: Any,
-    options: dict[str, Any],
+    teacher: PreTrainedModel | None,
+    options: Options,
 ) -> list[dict[str, float]]:
     if args.method == "blocks":
+        assert teacher is not None
         with unprepared(model):
             return train_blocks(model, teacher, training_args, options)
     if args.method == "full":
         trainer = MeasuredTrainer(model=model, args=training_args, **options)
     else:
+        assert teacher is not None
         trainer = DistillationTrainer(
             model=model,
             args=training_args,
@@ -354,16 +363,16 @@ def _train_lora(
     model: PreTrainedModel,
     args: RecoveryArguments,
     training_args: TrainingArguments,
-    adapter: Any,
-    options: dict[str, Any],
+    adapter: PeftConfig | list[str],
+    options: Options,
 ) -> tuple[list[dict[str, float]], Path | None]:
     from peft import LoraConfig, get_peft_model  # slow to import, and needed here alone
 
-    config: Any = adapter  # the user's, or the layers that get one
-    if isinstance(adapter, list):
-        alpha: Any = args.lora_alpha
-        config = LoraConfig(r=args.lora_r, lora_alpha=alpha, lora_dropout=args.lora_dropout, target_modules=adapter)
-    wrapped: Any = get_peft_model(model, config)
+    config = adapter  # the user's, or the layers that get one
+    if isinstance(config, list):
+        alpha: Any = args.lora_alpha  # a fraction is taken too
+        config = LoraConfig(r=args.lora_r, lora_alpha=alpha, lora_dropout=args.lora_dropout, target_modules=config)
+    wrapped = get_peft_model(model, config)
     trainer = MeasuredTrainer(model=wrapped, measured=model, args=training_args, **options)
     try:
         with unprepared(model):
@@ -375,7 +384,7 @@ def _train_lora(
     if args.keep_adapters:
         adapters = Path(str(training_args.output_dir)) / "adapters"
         if trainer.is_world_process_zero():
-            wrapped.save_pretrained(adapters)
+            wrapped.save_pretrained(str(adapters))
     wrapped.merge_and_unload()
     return trainer.state.log_history, adapters
 

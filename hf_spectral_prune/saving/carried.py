@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors.torch import save_file
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..publishing.contents import LICENCES, MODULES, PROCESSOR, SENTENCE_TRANSFORMERS, TEMPLATES, TOKENIZER, WEIGHTS, matches
@@ -165,7 +166,7 @@ def _top(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _top_folder(path: Any) -> str:
+def _top_folder(path: str | None) -> str:
     """The folder of a module, by its `path`; empty for the model's own and for what is no path inside."""
     parts = PurePosixPath(path).parts if isinstance(path, str) else ()
     return parts[0] if parts and ".." not in parts and not parts[0].startswith(("/", ".")) else ""
@@ -181,7 +182,7 @@ def _left(source: Source, folder: Path) -> tuple[str, ...]:
     return left
 
 
-def _reads_images(config: Any) -> bool:
+def _reads_images(config: PreTrainedConfig) -> bool:
     return isinstance(config, dict) and bool({"vision_config", "audio_config"} & set(config))
 
 

@@ -21,6 +21,7 @@ from ..rounds import Run
 from ..surgery import apply_plan
 from ..surgery.plan import PruningPlan
 from ..utils.files import SMALL_FILES, check_room, num_bytes, room_told
+from ..utils.types import Json
 from .same_run import check_same_run
 
 _PLAN, _STATE, _SIZES, _WEIGHTS = "pruning_plan.json", "pruner_state.json", "final_sizes.json", "repaired.safetensors"
@@ -33,7 +34,7 @@ _REMEDY = "Resume from an earlier checkpoint, or begin anew without `resume_from
 class RunState(TrainerState):
     """A pruner's state. Its `deciding_options` go with it into every checkpoint."""
 
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def load(folder: str | Path) -> Checkpoint:
     return Checkpoint(plan, sizes, state, scores, folder)
 
 
-def asked_for(resume: bool | str | Path, output_dir: str | None, options: dict[str, Any]) -> Checkpoint:
+def asked_for(resume: bool | str | Path, output_dir: str | None, options: Json) -> Checkpoint:
     """The checkpoint that a run is to go on from.
 
     Args:

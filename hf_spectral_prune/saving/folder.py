@@ -16,6 +16,7 @@ from ..publishing.card.write import readme_text, write_card
 from ..publishing.report.write import write_report
 from ..publishing.saved_folder import PLAN, REPORT, STATE, file_digests
 from ..utils.files import SMALL_FILES, check_room, num_bytes, room_told
+from ..utils.types import Json, ProcessingClass
 from ..utils.words import in_a_line, one_line
 from .carried import carry_over
 from .output import PruningOutput
@@ -43,7 +44,7 @@ def check_generation_options(model: PreTrainedModel) -> None:
 def save_folder(
     folder: str | Path,
     model: PreTrainedModel,
-    processing_class: Any,
+    processing_class: ProcessingClass | None,
     *,
     state: TrainerState,
     output: PruningOutput | None,
@@ -93,14 +94,14 @@ def save_folder(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_model(folder: Path, model: PreTrainedModel, processing_class: Any, source: str | None) -> None:
+def _write_model(folder: Path, model: PreTrainedModel, processing_class: ProcessingClass | None, source: str | None) -> None:
     _save_pretrained(model, folder)
     if processing_class is not None:
         processing_class.save_pretrained(folder)
     carry_over(source, getattr(model.config, "_commit_hash", None), folder)
 
 
-def _write_figures(folder: Path, output: PruningOutput, checked: dict[str, Any] | None) -> None:
+def _write_figures(folder: Path, output: PruningOutput, checked: Json | None) -> None:
     """The report and the scores; the report has the digests of what was checked, and the names of all that is the model's."""
     report = output.report
     report.self_check = checked
@@ -135,7 +136,7 @@ def _is_valid(options: GenerationConfig) -> bool:
     return True
 
 
-def _self_check(temporary: Path, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+def _self_check(temporary: Path, model: PreTrainedModel, folder: Path) -> Json:
     """`check_in_fresh_process`; what fails is kept beside its place, because a whole run may have led to it."""
     try:
         return check_in_fresh_process(temporary, model)

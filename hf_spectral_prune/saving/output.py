@@ -18,6 +18,7 @@ from ..recovery.recover import RecoveryOutput
 from ..rounds import Run
 from ..surgery.plan import PruningPlan
 from ..utils.environment import library_versions, machine, peak_memory
+from ..utils.types import Json
 
 
 @dataclass
@@ -117,7 +118,7 @@ class Circumstances(TypedDict):
     peak_memory: dict[str, int]
     peak_memory_growth: dict[str, dict[str, int]]
     machine: dict[str, str | int]
-    base_model: dict[str, Any]
+    base_model: Json
     versions: dict[str, str]
 
 

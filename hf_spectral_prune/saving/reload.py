@@ -23,6 +23,7 @@ from ..models.families import network_of
 from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
 from ..models.loading_report import is_pooler, named
+from ..utils.types import Json
 
 _SELF_CHECK = Path(__file__).with_name("selfcheck.py")
 
@@ -81,7 +82,7 @@ def check_reloads(model: PreTrainedModel) -> None:
         )
 
 
-def stand_in(model: PreTrainedModel, config: PreTrainedConfig, state: dict[str, torch.Tensor]) -> Any:
+def stand_in(model: PreTrainedModel, config: PreTrainedConfig, state: dict[str, torch.Tensor]) -> PreTrainedModel:
     """A model of the class that will load the saved folder, as `config` says, with the weights `state` of `model`, not copied.
 
     Raises:
@@ -121,7 +122,7 @@ def first_output(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tor
         model.train(was_training)
 
 
-def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
+def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> Json:
     """Loads `folder` in a new process, with Auto classes only, and compares its output with the model's.
 
     A per-layer folder is loaded twice: by `trust_remote_code=True` without this package, and with the package imported.
@@ -168,7 +169,7 @@ def _run_beside(command: list[str], environment: dict[str, str]) -> subprocess.C
         os.close(held)
 
 
-def _compare(way: str, result: dict[str, Any], model: PreTrainedModel) -> None:
+def _compare(way: str, result: Json, model: PreTrainedModel) -> None:
     own = network_of(model).state_dict()
     # The Auto class of an encoder has a pooler, also where the model was made without one.
     missing = [name for name in result.get("missing", []) if name in own or not is_pooler(name)]

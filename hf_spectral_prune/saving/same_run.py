@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -17,6 +16,7 @@ from ..criteria import Criterion
 from ..data.texts import CalibrationData
 from ..utils.digests import data_digest
 from ..utils.environment import library_versions
+from ..utils.types import Json
 
 # Options that decide which units a run removes, and what it makes of the weights that stay.
 _DECIDING = (
@@ -50,20 +50,20 @@ _ROOMS = ("spectral", "models", "calibration", "criteria", "planning", "surgery"
 
 def deciding_options(
     args: SpectralPruningArguments, model: PreTrainedModel, criterion: Criterion, calibration: CalibrationData | None
-) -> dict[str, Any]:
+) -> Json:
     """{name: value} of all that decides about the plan of a run, as JSON gives it back.
 
     Beside the options: `calibration_dataset` (its source, sizes and content), `dtype` of the weights, and `code` (the
     package's version and content, and the criterion's where it comes from elsewhere).
     """
-    options: dict[str, Any] = json.loads(json.dumps({name: getattr(args, name) for name in _DECIDING}))
+    options: Json = json.loads(json.dumps({name: getattr(args, name) for name in _DECIDING}))
     options["calibration_dataset"] = None if calibration is None else _data_in_words(calibration)
     options["dtype"] = str(model.dtype).removeprefix("torch.")
     options["code"] = f"{library_versions()['hf_spectral_prune']} ({_code_digest(type(criterion))})"
     return options
 
 
-def check_same_run(before: dict[str, Any] | None, now: dict[str, Any], where: str) -> None:
+def check_same_run(before: Json | None, now: Json, where: str) -> None:
     """Checks that a run goes on with what it began with.
 
     Args:
@@ -92,7 +92,7 @@ def _data_in_words(data: CalibrationData) -> str:
     return f"{words}, {content}"
 
 
-def _code_digest(criterion: Any) -> str:
+def _code_digest(criterion: type[Criterion]) -> str:
     return _digest_of(tuple(_deciding_files(criterion)))
 
 
@@ -104,7 +104,7 @@ def _digest_of(files: tuple[Path, ...]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _deciding_files(criterion: Any) -> Iterator[Path]:
+def _deciding_files(criterion: type[Criterion]) -> Iterator[Path]:
     yield _PACKAGE / "rounds.py"
     for room in _ROOMS:
         yield from sorted((_PACKAGE / room).rglob("*.py"))

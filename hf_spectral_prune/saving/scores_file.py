@@ -17,6 +17,7 @@ from ..criteria import Scores
 from ..surgery.plan import PruningPlan
 from ..utils.digests import data_digest
 from ..utils.files import parse_json, written_whole
+from ..utils.types import Json
 from ..utils.words import in_a_line
 
 _FORMAT = 1
@@ -39,7 +40,7 @@ class SharedScores:
 
     scores: Scores
     damage: dict[str, Tensor] | None
-    basis: dict[str, Any]
+    basis: Json
 
     def save(self, path: str | Path) -> None:
         """Writes them to a file, whole or not at all."""
@@ -78,7 +79,7 @@ class SharedScores:
             ) from None
         return cls(found["scores"], found["damage"] or None, basis)
 
-    def check(self, basis: dict[str, Any], place: str) -> SharedScores:
+    def check(self, basis: Json, place: str) -> SharedScores:
         """These scores, if they are of this model, these data and options.
 
         Raises:
@@ -109,7 +110,7 @@ class Known:
     within: PruningPlan | None = None
 
 
-def basis_of(options: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+def basis_of(options: Json, model: PreTrainedModel) -> Json:
     """What scores follow from: `deciding_options` without those of the target, and the digest of the weights."""
     kept = {name: value for name, value in options.items() if name not in _OF_THE_TARGET}
     return kept | {"weights": data_digest([model.state_dict()])}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, ModelCard
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_pt_utils import log_metrics, metrics_format, save_metrics, save_state
 from transformers.trainer_utils import PredictionOutput
 
+from ..arguments import SpectralPruningArguments
 from ..data.rows import default_collator, training_rows
 from ..data.texts import CalibrationData
 from ..evaluation.figures import held_out_figures
@@ -22,6 +23,7 @@ from ..publishing import hub, write_card
 from ..publishing.saved_folder import README
 from ..recovery.judging import unprepared
 from ..utils.progress import RoundProgress, working
+from ..utils.types import Collator, Json, Metrics, Preprocess, ProcessingClass
 from .checkpoint import RunState
 from .folder import save_folder
 from .output import PruningOutput, StationCosts
@@ -33,18 +35,18 @@ _OWN = (DefaultFlowCallback, RoundProgress)
 class TrainerMethods:
     """Callbacks, logs, evaluation, predictions, saving, card and push of a pruner. A subclass has a Trainer's attributes."""
 
-    args: Any
-    model: Any
-    processing_class: Any
-    data_collator: Callable[[list[Any]], dict[str, Any]] | None
-    compute_metrics: Any
-    preprocess_logits_for_metrics: Any
+    args: SpectralPruningArguments
+    model: PreTrainedModel
+    processing_class: ProcessingClass | None
+    data_collator: Collator | None
+    compute_metrics: Metrics | None
+    preprocess_logits_for_metrics: Preprocess | None
     costs: StationCosts
     eval_data: CalibrationData | None
     output: PruningOutput | None
     base_model: str | None
     saved_to: Path | None
-    _data: Callable[[Any, str], Any]
+    _data: Callable[[object, str], CalibrationData | None]
     # The place of the result, kept from the start of `prune()` to its saving, and the names there that may go when it comes.
     _place: ExitStack
     _replaced: frozenset[str] | None
@@ -52,7 +54,7 @@ class TrainerMethods:
     log_metrics = log_metrics
     metrics_format = staticmethod(metrics_format)
 
-    def _begin_callbacks(self, callbacks: Any, max_steps: int) -> None:
+    def _begin_callbacks(self, callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None, max_steps: int) -> None:
         args = self.args
         self.state = RunState(
             max_steps=max_steps,
@@ -92,7 +94,7 @@ class TrainerMethods:
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._event("on_log", logs=dict(logs))
 
-    def _event(self, name: str, **kwargs: Any) -> None:
+    def _event(self, name: str, **kwargs: object) -> None:
         self.control = getattr(self.callback_handler, name)(self.args, self.state, self.control, **kwargs)
 
     def _note_best(self, metrics: dict[str, float]) -> None:
@@ -103,7 +105,7 @@ class TrainerMethods:
             raise ValueError(f"`metric_for_best_model` is `{name}`, but the evaluation gives {known}. Choose one of those.")
         Trainer._determine_best_metric(self, metrics, None)  # type: ignore[arg-type]
 
-    def evaluate(self, eval_dataset: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(self, eval_dataset: object = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Held-out figures of the model as it stands.
 
         Loss and perplexity of a causal language model; with `compute_metrics`, or for another task, the loss and its figures (a
@@ -137,7 +139,7 @@ class TrainerMethods:
         return is_first_process()
 
     def predict(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+        self, test_dataset: object, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """Predictions of the model as it stands, by Trainer's own `predict`: `predictions`, `label_ids`, `metrics`."""
         rows = training_rows(self._data(test_dataset, "eval_dataset"))
@@ -292,7 +294,7 @@ class TrainerMethods:
         return of_first_process(lambda: hub.push_folder(folder, args.hub_model_id, token, private, commit_message, overwrite))
 
 
-def _give(card_file: Path, metadata: dict[str, Any]) -> None:
+def _give(card_file: Path, metadata: Json) -> None:
     """Puts what the user says into the metadata of a card; lists are joined."""
     if not metadata or not card_file.is_file():
         return
@@ -307,7 +309,7 @@ def _listed(value: str | list[str] | None) -> list[str] | None:
     return [value] if isinstance(value, str) else value
 
 
-def name_best_checkpoint(state: Any, output_dir: str) -> None:
+def name_best_checkpoint(state: TrainerState, output_dir: str) -> None:
     """Names the checkpoint of the best step in the state, where there is one, as Trainer does."""
     folder = Path(output_dir) / f"checkpoint-{state.best_global_step}"
     if folder.is_dir():

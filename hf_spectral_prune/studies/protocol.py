@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -14,6 +13,7 @@ from ..data.texts import CalibrationData
 from ..evaluation.figures import num_parameters
 from ..utils.digests import data_digest
 from ..utils.environment import library_versions
+from ..utils.types import Json
 
 # Values that a model's digest takes from each of its tensors.
 _DIGEST_SAMPLES = 64
@@ -23,9 +23,9 @@ def study_protocol(
     model: PreTrainedModel,
     calibration: CalibrationData | None,
     held_out: CalibrationData,
-    compute_metrics: Callable[..., Any] | None = None,
-    train_dataset: Iterable[Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
+    compute_metrics: Callable[..., object] | None = None,
+    train_dataset: Iterable[Mapping[str, object]] | None = None,
+) -> Json:
     """What the figures depend on beside the cells' options: the model and the data, with a digest of each.
 
     Args:
@@ -33,7 +33,7 @@ def study_protocol(
     """
     name = Path(model.config._name_or_path)
     measures = None if compute_metrics is None else getattr(compute_metrics, "__qualname__", type(compute_metrics).__name__)
-    protocol: dict[str, Any] = {
+    protocol: Json = {
         "model": {
             # The last part of a folder's path alone: where a model lies on one machine says nothing on another.
             "name": name.name if name.is_absolute() or name.exists() else model.config._name_or_path,
@@ -67,7 +67,7 @@ def model_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def cell_key(protocol: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def cell_key(protocol: Mapping[str, object], options: Mapping[str, object]) -> str:
     """The name of a cell's file: a digest of all that decides about its figures."""
     data = {name: part["digest"] if isinstance(part, dict) else part for name, part in protocol.items()}
     if options.get("recovery", "none") == "none":

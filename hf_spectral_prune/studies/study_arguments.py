@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..arguments import _field
 from ..criteria import Criterion, make_criterion
 from ..models.families import FAMILIES
+from ..utils.types import Json
 from ..utils.words import did_you_mean, one_line
 
 _ARGS_EXAMPLE = '{"spectral-loss": {"criterion": "spectral", "signals": "loss"}}'
@@ -29,7 +29,7 @@ class StudyArguments:
         ["spectral", "energy", "magnitude", "random"],
         "Names of criteria, or labels that `criteria_args` explains.",
     )
-    criteria_args: dict[str, Any] | str | None = _field(
+    criteria_args: Json | str | None = _field(
         None,
         f"Options for the names in `criteria`, as JSON; `criterion` says what a label stands for: '{_ARGS_EXAMPLE}'.",
     )
@@ -53,7 +53,7 @@ class StudyArguments:
                 hint = did_you_mean(label, self.criteria)
                 raise ValueError(f"`criteria_args` has `{label}`, which is not among the `criteria`.{hint}")
 
-    def named_criterion(self, label: str) -> tuple[str, dict[str, Any], Criterion]:
+    def named_criterion(self, label: str) -> tuple[str, Json, Criterion]:
         """Name, options and criterion that a label stands for.
 
         Raises:
@@ -68,7 +68,9 @@ class StudyArguments:
             raise ValueError(f"`{label}` of `criteria`: {one_line(error)}") from error
 
 
-def check_list(name: str, values: Any, kind: type | tuple[type, ...], example: str, choices: Sequence[str] | None = None) -> None:
+def check_list(
+    name: str, values: object, kind: type | tuple[type, ...], example: str, choices: Sequence[str] | None = None
+) -> None:
     """Checks for a list of one type without repeats.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..utils.files import plain, write_text
+from ..utils.types import Json
 
 logger = logging.get_logger(__name__)
 
@@ -59,7 +60,7 @@ class StudyFolder:
             )
         self._read_protocol(folder)
 
-    def _read_protocol(self, folder: Path) -> dict[str, Any]:
+    def _read_protocol(self, folder: Path) -> Json:
         """What tells the folder's model and data from others, by the names in `_FIXED`."""
         try:
             protocol = json.loads((folder / _PROTOCOL).read_text(encoding="utf-8"))
@@ -68,7 +69,7 @@ class StudyFolder:
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"`{folder / _PROTOCOL}` is not the protocol of {self.holds}. Name another folder.") from None
 
-    def open(self, folder: str | Path, protocol: Mapping[str, Any], overwrite: bool = False) -> None:
+    def open(self, folder: str | Path, protocol: Json, overwrite: bool = False) -> None:
         """Makes the folder, or makes sure that what lies in it belongs to this study; `overwrite` throws that away.
 
         Raises:
@@ -105,7 +106,7 @@ def _identity(part: Any) -> Any:
     return part["digest"] if isinstance(part, dict) else part
 
 
-def read_record(path: Path, is_whole: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+def read_record(path: Path, is_whole: Callable[[Json], bool]) -> Json | None:
     """The object in a record's file; None if there is none, or none that can be read and is whole."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from ..pruner import SpectralPruner
 from ..publishing.pruning_report import PruningReport
 from ..saving.output import PruningOutput
 from ..utils.files import write_png, write_text
+from ..utils.types import ProcessingClass
 from .showing import COLOURS, DPI, aligned, new_figure
 
 TABLE, PLOT = "targets.md", "targets.png"
@@ -23,9 +24,9 @@ TABLE, PLOT = "targets.md", "targets.png"
 def prune_to_targets(
     model: PreTrainedModel,
     args: SpectralPruningArguments,
-    calibration_dataset: Any = None,
-    eval_dataset: Any = None,
-    processing_class: Any = None,
+    calibration_dataset: object = None,
+    eval_dataset: object = None,
+    processing_class: ProcessingClass | None = None,
     **options: Any,
 ) -> list[PruningOutput]:
     """Prunes a model to each of `args.target_reductions`: what a larger target keeps, a smaller one keeps too.

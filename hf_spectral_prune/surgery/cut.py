@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..calibration import GroupMoments
 from ..calibration.signals import num_signal_channels
@@ -197,7 +197,7 @@ def _cut_channels(model: PreTrainedModel, plan: PruningPlan) -> None:
     model.config.cria_channels = widths or None
 
 
-def write_layer_fields(config: Any, fields: dict[int, dict[str, int]]) -> None:
+def write_layer_fields(config: PreTrainedConfig, fields: dict[int, dict[str, int]]) -> None:
     """Writes every layer's sizes: globally at the widest, and `per_layer_config` for the layers that differ."""
     config.per_layer_config = None
     for name in fields[0]:
@@ -208,4 +208,4 @@ def write_layer_fields(config: Any, fields: dict[int, dict[str, int]]) -> None:
     }
     overrides = {layer: values for layer, values in overrides.items() if values}
     if overrides:
-        config.per_layer_config = overrides
+        config.per_layer_config = overrides  # type: ignore[assignment]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..models.cria.channels import narrow, weight_of, widths_of
@@ -20,7 +20,7 @@ def narrowings(
 
     All groups are taken together, because a module may make the channels of one and read those of several others.
     """
-    modules: dict[Any, dict[str, Tensor]] = {}
+    modules: dict[nn.Module, dict[str, Tensor]] = {}
     for group in groups:
         removed = torch.ones(group.size, dtype=torch.bool)
         removed[kept[group.key]] = False

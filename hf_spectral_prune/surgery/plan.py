@@ -7,22 +7,23 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TypeGuard, get_type_hints
 
 import torch
 from torch import Tensor
 
 from ..utils.files import parse_json, read_utf8, write_text
 from ..utils.option_types import fitted
+from ..utils.types import Json
 
 FORMAT_VERSION = 1
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return _is_whole(value) and value >= 1
 
 
@@ -51,7 +52,7 @@ class PruningPlan:
     parameters_after: int
     layout: str = "uniform"
     criterion: str = ""
-    criterion_args: dict[str, Any] = field(default_factory=dict)
+    criterion_args: Json = field(default_factory=dict)
     seed: int = 42
     fingerprint: str | None = None
     notes: tuple[str, ...] = ()

@@ -11,14 +11,14 @@ import transformers
 from accelerate import init_empty_weights
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.cria import auto_map, config_class, load, task_classes
 from ..models.cria.narrowing import add_bias
 from ..models.families import Family, family_of, layers_of, module_of
 
 
-def stock_accepts_heads(config: Any, num_attention_heads: int) -> bool:
+def stock_accepts_heads(config: PreTrainedConfig, num_attention_heads: int) -> bool:
     """Whether the family's stock config loads with this many attention heads in every layer."""
     rule = family_of(config).stock_heads
     if rule == "divides_hidden":
@@ -96,7 +96,7 @@ def _change_class(model: PreTrainedModel, module: ModuleType, *, cria: bool) -> 
     _check_known(type(model), pairs)
     if not cria:
         pairs = {own: stock for stock, own in pairs.items()}
-    config: Any = model.config
+    config = model.config
     fields = config.to_dict()
     own_fields = set() if cria else _field_names(type(config)) - _field_names(new_config_class)
     if family_of(config).stock_heads == "any":
@@ -123,7 +123,7 @@ def _change_class(model: PreTrainedModel, module: ModuleType, *, cria: bool) -> 
                 type(part)(config)
 
 
-def _field_names(config: Any) -> set[str]:
+def _field_names(config: type[PreTrainedConfig]) -> set[str]:
     return {field.name for field in dataclasses.fields(config)}
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ..models.families import unit_groups
 from ..surgery.narrow import narrowings
 from ..surgery.plan import PruningPlan
+from ..utils.types import Json
 
 logger = logging.get_logger(__name__)
 
@@ -22,7 +23,7 @@ _Watched = tuple[nn.Module, str, Tensor, dict[int, Tensor]]
 
 
 @contextmanager
-def optimizer_follows(optimizer: Any, model: PreTrainedModel, plan: PruningPlan) -> Iterator[None]:
+def optimizer_follows(optimizer: Optimizer | None, model: PreTrainedModel, plan: PruningPlan) -> Iterator[None]:
     """While open, a cut of `model` by `plan` is carried over to the optimizer.
 
     A cut replaces parameters; an optimizer that still held the old ones would go on training those and leave the model's
@@ -71,7 +72,7 @@ class Replacements:
             if new is not old:
                 self._new[old] = new
 
-    def carry_over(self, optimizer: Any) -> None:
+    def carry_over(self, optimizer: Optimizer | None) -> None:
         """Gives an optimizer the new parameters in the places of the old ones, and forgets them.
 
         Their state is that of a checkpoint, which has the new shapes already; state of an old shape is dropped, since nobody
@@ -97,12 +98,12 @@ class Replacements:
         self._new.clear()
 
 
-def _replace(optimizer: Any, replaced: dict[Tensor, Tensor]) -> None:
+def _replace(optimizer: Optimizer, replaced: dict[Tensor, Tensor]) -> None:
     for group in optimizer.param_groups:
         group["params"] = [replaced.get(old, old) for old in group["params"]]
 
 
-def warn_of_untrained(model: PreTrainedModel, optimizer: Any) -> None:
+def warn_of_untrained(model: PreTrainedModel, optimizer: Optimizer | None) -> None:
     """Warns of trainable parameters that an optimizer does not hold, as may be when it was built before they were.
 
     Args:
@@ -133,7 +134,7 @@ def _watch(model: PreTrainedModel, plan: PruningPlan) -> list[_Watched]:
     return list(watched.values())
 
 
-def _cut_state(state: dict[str, Any], old: Tensor, indices: dict[int, Tensor]) -> dict[str, Any] | None:
+def _cut_state(state: Json, old: Tensor, indices: dict[int, Tensor]) -> Json | None:
     """One parameter's state after the cut; None where a part of it cannot be cut."""
     kept = {}
     for name, value in state.items():

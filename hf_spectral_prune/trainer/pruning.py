@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
@@ -23,6 +24,7 @@ from ..rounds import Run
 from ..saving.same_run import check_same_run, deciding_options
 from ..surgery import add_consumer_biases, fingerprint
 from ..surgery.plan import PruningPlan
+from ..utils.types import Json, ProcessingClass
 from .optimizer import Replacements, warn_of_untrained
 from .removing import Cutting, Decision, Masking, MaskingShards, Removal, is_cut
 from .resuming import narrow_on_load
@@ -89,15 +91,14 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
     def __init__(
         self,
         args: SpectralPruningArguments | None = None,
-        calibration_dataset: Any = None,
-        processing_class: Any = None,
+        calibration_dataset: object = None,
+        processing_class: ProcessingClass | None = None,
         schedule: PruningSchedule | str | None = None,
         score_steps: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(args, calibration_dataset, processing_class, score_steps, **options)
-        kind: Any = schedule
-        self.schedule = PruningSchedule(kind) if isinstance(schedule, str) else schedule or PruningSchedule()
+        self.schedule = PruningSchedule(schedule) if isinstance(schedule, str) else schedule or PruningSchedule()  # type: ignore[arg-type]
         self.pruned_model: PreTrainedModel | None = None
         self.run: Run | None = None
         self._removal: Removal = Cutting(self.args, None)
@@ -106,7 +107,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         self._due: dict[int | None, list[int]] = {}
         self._last_round = 0  # of those that were run
         self._model: weakref.ref[PreTrainedModel] | None = None  # of the run
-        self._options: dict[str, Any] = {}  # what the plan depends on
+        self._options: Json = {}  # what the plan depends on
         self._made_ready: weakref.ref[PreTrainedModel] | None = None  # the model of `on_init_end`
 
     @property
@@ -121,11 +122,12 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: Any = None,
-        processing_class: Any = None,
-        **kwargs: Any,
+        model: PreTrainedModel | None = None,
+        processing_class: ProcessingClass | None = None,
+        **kwargs: object,
     ) -> None:
         """Checks all that can be checked before training, and makes the model ready to load a pruned checkpoint."""
+        assert model is not None  # a Trainer gives it
         super().on_init_end(args, state, control, model, processing_class)
         if self.args.compensation == "bias":
             add_consumer_biases(model, self.args.layout)  # before the optimizer is built
@@ -139,13 +141,14 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: Any = None,
-        processing_class: Any = None,
-        train_dataloader: Any = None,
-        optimizer: Any = None,
-        **kwargs: Any,
+        model: PreTrainedModel | None = None,
+        processing_class: ProcessingClass | None = None,
+        train_dataloader: DataLoader | None = None,
+        optimizer: Optimizer | None = None,
+        **kwargs: object,
     ) -> None:
         """Lays the schedule over the steps, takes up a run that was begun, and runs rounds that are due before the next step."""
+        assert model is not None
         self._train_dataloader = train_dataloader
         self._loading.close()
         self._check_ready(args, state, model)
@@ -164,11 +167,12 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: Any = None,
-        optimizer: Any = None,
-        **kwargs: Any,
+        model: PreTrainedModel | None = None,
+        optimizer: Optimizer | None = None,
+        **kwargs: object,
     ) -> None:
         """Runs the rounds that are due, or a scoring."""
+        assert model is not None
         if self.run is None:
             raise ValueError(
                 f"`{type(self).__name__}` was added while the training was under way, after its rounds were laid out. Add it "
@@ -185,18 +189,19 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: Any = None,
-        optimizer: Any = None,
-        **kwargs: Any,
+        model: PreTrainedModel | None = None,
+        optimizer: Optimizer | None = None,
+        **kwargs: object,
     ) -> None:
         """Runs the rounds of an "end" schedule, and removes what was masked."""
+        assert model is not None
         self._rounds(None, model, optimizer, state, control)
         missed = [step for step in self._due if step is not None and step > state.global_step]
         if missed:
             logger.warning(f"Training ended at step {state.global_step}, before the rounds of steps {missed}: they did not run.")
         self.pruned_model = self._removal.finish(model, optimizer)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Json:
         """What a checkpoint holds of the callback: the plan so far and the sizes it goes on to."""
         run = self.run
         return {
@@ -213,7 +218,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
     # ---- the steps of a run
 
     def _rounds(
-        self, step: int | None, model: PreTrainedModel, optimizer: Any, state: TrainerState, control: TrainerControl
+        self, step: int | None, model: PreTrainedModel, optimizer: Optimizer | None, state: TrainerState, control: TrainerControl
     ) -> None:
         for index in self._due.get(step, []):
             self._round(self.schedule.share(index, self.args.num_rounds), model, optimizer)
@@ -229,7 +234,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
             }
             self.log(figures | (score_figures(self.scores) if self.score_steps is not None else {}), state, control)
 
-    def _round(self, share: Fraction, model: PreTrainedModel, optimizer: Any) -> None:
+    def _round(self, share: Fraction, model: PreTrainedModel, optimizer: Optimizer | None) -> None:
         assert self.run is not None
         decision = self._removal.round(model, optimizer, lambda whole: self._decide(whole, share))
         self.run.final_sizes, self.scores = decision.sizes, decision.scores
@@ -255,7 +260,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
             return MaskingShards
         return Masking if self._spread else Cutting
 
-    def _start(self, model: PreTrainedModel, optimizer: Any, state: TrainerState) -> None:
+    def _start(self, model: PreTrainedModel, optimizer: Optimizer | None, state: TrainerState) -> None:
         """Begins a run, goes on with the one that has pruned this model, or takes up the one that a checkpoint tells of."""
         saved = _saved_states(state).get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
         plan = PruningPlan.from_json(saved["plan"]) if saved.get("plan") else None
@@ -289,7 +294,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         same = self._model is not None and self._model() is model
         return same and self.plan is not None and self._removal.fits(self.plan, model)
 
-    def _go_on(self, model: PreTrainedModel, optimizer: Any, state: TrainerState) -> None:
+    def _go_on(self, model: PreTrainedModel, optimizer: Optimizer | None, state: TrainerState) -> None:
         """Keeps the run as it is, for a model that it has pruned and that is trained again."""
         assert self.plan is not None
         _saved_states(state)[type(self).__name__] = self.state()  # the state of a checkpoint may be that of before
@@ -302,7 +307,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
             "Use a new callback to prune it further."
         )
 
-    def _take_up(self, plan: PruningPlan, saved: Mapping[str, Any], model: PreTrainedModel, optimizer: Any) -> None:
+    def _take_up(self, plan: PruningPlan, saved: Json, model: PreTrainedModel, optimizer: Optimizer | None) -> None:
         assert self.run is not None
         # The run was begun with a model that may be cut already.
         costs = tuple(saved.get("costs") or self.run.costs)
@@ -312,7 +317,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         self.run.groups = [replace(group, size=plan.sizes[group.key]) for group in self.run.groups]
         self._removal.take_up(model, plan, optimizer)
 
-    def _check_ready(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+    def _check_ready(self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> None:
         """Tells of what `on_init_end` could not prepare, and of a checkpoint that is not whole."""
         writes, biases = args.save_strategy != "no", self.args.compensation == "bias"
         if self._made_ready is None and (writes or biases):
@@ -338,7 +343,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
 
     # ---- what a method may do in its own way
 
-    def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+    def check(self, args: TrainingArguments, model: PreTrainedModel, processing_class: ProcessingClass | None) -> None:
         """Raises what would make the training fail later: at the Trainer's construction, and again before the first step."""
         super().check(args, model, processing_class)
         assert self._criterion is not None
@@ -352,7 +357,7 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         if self.args.stock_class == "mistral":
             raise ValueError('`stock_class="mistral"` makes a new model, which a running Trainer cannot take. Leave it out.')
 
-    def begin_run(self, model: PreTrainedModel, saved: Mapping[str, Any]) -> None:
+    def begin_run(self, model: PreTrainedModel, saved: Json) -> None:
         """Called before the first step of a training, once `run` and `plan` are those that it begins or goes on with.
 
         Args:
@@ -374,13 +379,15 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         return all(step is not None and step <= state.global_step for step in self._due)
 
 
-def _saved_states(state: TrainerState) -> dict[str, Any]:
+def _saved_states(state: TrainerState) -> Json:
     """{callback name: what its `state()` gave}, as a TrainerState holds it."""
-    states: Any = state.stateful_callbacks
+    states: Any = state.stateful_callbacks  # its hint is that of before they are saved
     return states
 
 
-def _steps_per_epoch(train_dataloader: Any, accumulation: int) -> int | None:
+def _steps_per_epoch(train_dataloader: DataLoader | None, accumulation: int) -> int | None:
+    if train_dataloader is None:
+        return None
     try:
         return max(1, -(-len(train_dataloader) // accumulation))
     except TypeError:  # a stream has no length

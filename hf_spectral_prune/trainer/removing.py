@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
@@ -43,7 +44,7 @@ class Decision:
 
 
 # Decides by the model it is given; called where the weights are whole.
-Decide = Callable[[Any], Decision]
+Decide = Callable[[PreTrainedModel], Decision]
 
 
 class Removal(Protocol):
@@ -52,19 +53,19 @@ class Removal(Protocol):
     def fits(self, plan: PruningPlan, model: PreTrainedModel) -> bool:
         """Whether the model is as this way leaves it by a plan."""
 
-    def take_up(self, model: PreTrainedModel, plan: PruningPlan, optimizer: Any) -> None:
+    def take_up(self, model: PreTrainedModel, plan: PruningPlan, optimizer: Optimizer | None) -> None:
         """Brings the model to where the rounds before this training had left it."""
 
     def to_score(self, model: PreTrainedModel) -> PreTrainedModel | None:
         """The pruned model on the process that scores it, None on others."""
 
-    def round(self, model: PreTrainedModel, optimizer: Any, decide: Decide) -> Decision:
+    def round(self, model: PreTrainedModel, optimizer: Optimizer | None, decide: Decide) -> Decision:
         """Decides and removes."""
 
     def after_step(self, model: PreTrainedModel) -> None:
         """Called after every step of the optimizer."""
 
-    def finish(self, model: PreTrainedModel, optimizer: Any) -> PreTrainedModel | None:
+    def finish(self, model: PreTrainedModel, optimizer: Optimizer | None) -> PreTrainedModel | None:
         """Ends the training; the pruned model, where that is another one than the model in training."""
 
     def release(self, model: PreTrainedModel) -> None:
@@ -89,7 +90,7 @@ class Cutting:
     def fits(self, plan: PruningPlan, model: PreTrainedModel) -> bool:
         return is_cut(plan, model)
 
-    def take_up(self, model: PreTrainedModel, plan: PruningPlan, optimizer: Any) -> None:
+    def take_up(self, model: PreTrainedModel, plan: PruningPlan, optimizer: Optimizer | None) -> None:
         if not is_cut(plan, model):
             with optimizer_follows(optimizer, model, plan):
                 apply_plan(model, plan, check_weights=False)
@@ -98,7 +99,7 @@ class Cutting:
     def to_score(self, model: PreTrainedModel) -> PreTrainedModel | None:
         return model
 
-    def round(self, model: PreTrainedModel, optimizer: Any, decide: Decide) -> Decision:
+    def round(self, model: PreTrainedModel, optimizer: Optimizer | None, decide: Decide) -> Decision:
         decision = decide(model)
         assert decision.evidence is not None
         with optimizer_follows(optimizer, model, decision.plan):
@@ -110,7 +111,7 @@ class Cutting:
     def after_step(self, model: PreTrainedModel) -> None:
         pass
 
-    def finish(self, model: PreTrainedModel, optimizer: Any) -> PreTrainedModel | None:
+    def finish(self, model: PreTrainedModel, optimizer: Optimizer | None) -> PreTrainedModel | None:
         return None
 
     def release(self, model: PreTrainedModel) -> None:
@@ -149,7 +150,7 @@ class Masking:
     def fits(self, plan: PruningPlan, model: PreTrainedModel) -> bool:
         return is_cut(plan, model) or all(size == plan.sizes[key] for key, size in _sizes(plan, model).items())
 
-    def take_up(self, model: PreTrainedModel, plan: PruningPlan, optimizer: Any) -> None:
+    def take_up(self, model: PreTrainedModel, plan: PruningPlan, optimizer: Optimizer | None) -> None:
         if is_cut(plan, model):
             raise ValueError(
                 "The checkpoint was written by a single process, which had cut its model; data-parallel training masks instead. "
@@ -161,10 +162,15 @@ class Masking:
         pruned = self._pruned_copy(model)
         return None if pruned is None else pruned.to(model.device)  # type: ignore[arg-type]
 
-    def round(self, model: PreTrainedModel, optimizer: Any, decide: Decide) -> Decision:
+    def round(self, model: PreTrainedModel, optimizer: Optimizer | None, decide: Decide) -> Decision:
         target = self.to_score(model)
+
         # One process decides: sums may differ in the last digit between machines, and with them a close choice.
-        decision = of_first_process(lambda: replace(decide(target), evidence=None))
+        def decided() -> Decision:
+            assert target is not None  # the first process has it
+            return replace(decide(target), evidence=None)
+
+        decision = of_first_process(decided)
         self._mask(model, decision.plan if self.plan is None else self.plan.then(decision.plan))
         return decision
 
@@ -172,7 +178,7 @@ class Masking:
         if self.plan is not None:
             zero_masked(model, self.plan.kept_indices())  # else momentum would move them, and checkpoints show it
 
-    def finish(self, model: PreTrainedModel, optimizer: Any) -> PreTrainedModel | None:
+    def finish(self, model: PreTrainedModel, optimizer: Optimizer | None) -> PreTrainedModel | None:
         self._masks.close()
         if self.plan is not None:
             with optimizer_follows(optimizer, model, self.plan):
@@ -203,7 +209,7 @@ class Masking:
 class MaskingShards(Masking):
     """Masks units of sharded weights, which cannot be cut themselves: the pruned model is a copy."""
 
-    def finish(self, model: PreTrainedModel, optimizer: Any) -> PreTrainedModel | None:
+    def finish(self, model: PreTrainedModel, optimizer: Optimizer | None) -> PreTrainedModel | None:
         if self.plan is None:
             return None
         pruned = self._pruned_copy(model)

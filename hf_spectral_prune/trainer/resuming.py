@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -36,7 +35,9 @@ def narrow_on_load(model: PreTrainedModel) -> Iterator[Replacements]:
         handle.remove()
 
 
-def _narrow(replacements: Replacements, model: Any, state_dict: Mapping[str, Tensor], prefix: str, *_args: Any) -> None:
+def _narrow(
+    replacements: Replacements, model: PreTrainedModel, state_dict: Mapping[str, Tensor], prefix: str, *_args: object
+) -> None:
     paths = {module: name for name, module in model.named_modules()}
     groups = unit_groups(model)
     sizes = {group.key: _size_in(model, group, state_dict, prefix, paths) for group in groups}
@@ -48,7 +49,7 @@ def _narrow(replacements: Replacements, model: Any, state_dict: Mapping[str, Ten
 
 
 def _size_in(
-    model: PreTrainedModel, group: UnitGroup, state_dict: Mapping[str, Tensor], prefix: str, paths: Mapping[Any, str]
+    model: PreTrainedModel, group: UnitGroup, state_dict: Mapping[str, Tensor], prefix: str, paths: Mapping[nn.Module, str]
 ) -> int:
     """Number of the group's units in a state dict; its present size if none of its weights is there (another shard)."""
     for part in reversed(parts(model, group)):

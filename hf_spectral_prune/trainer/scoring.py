@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .. import rounds
@@ -17,6 +18,7 @@ from ..data.for_model import read_data
 from ..data.texts import CalibrationData
 from ..models.distributed import of_first_process, shards_weights, whole_copy
 from ..models.torch_model import check_unwrapped
+from ..utils.types import ProcessingClass
 
 
 class LoggingCallback(TrainerCallback):
@@ -32,7 +34,11 @@ class LoggingCallback(TrainerCallback):
         trainer.add_callback(self)
         self._trainer = trainer
         self.on_init_end(
-            trainer.args, trainer.state, trainer.control, model=trainer.model, processing_class=trainer.processing_class
+            trainer.args,
+            trainer.state,
+            trainer.control,
+            model=trainer.model,  # type: ignore[arg-type]
+            processing_class=trainer.processing_class,
         )
         return self
 
@@ -41,14 +47,15 @@ class LoggingCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: Any = None,
-        processing_class: Any = None,
+        model: PreTrainedModel | None = None,
+        processing_class: ProcessingClass | None = None,
         **kwargs: Any,
     ) -> None:
         """Checks all that can be checked before training."""
+        assert model is not None  # a Trainer gives it
         self.check(args, model, processing_class)
 
-    def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+    def check(self, args: TrainingArguments, model: PreTrainedModel, processing_class: ProcessingClass | None) -> None:
         """Raises what would make the training fail later."""
         raise NotImplementedError
 
@@ -93,8 +100,8 @@ class ScoreTrackingCallback(LoggingCallback):
     def __init__(
         self,
         args: SpectralPruningArguments | None = None,
-        calibration_dataset: Any = None,
-        processing_class: Any = None,
+        calibration_dataset: object = None,
+        processing_class: ProcessingClass | None = None,
         score_steps: int | None = 100,
         **options: Any,
     ) -> None:
@@ -110,7 +117,7 @@ class ScoreTrackingCallback(LoggingCallback):
         self.scores: Scores = {}
         self._criterion: Criterion | None = None
         self._calibration: CalibrationData | None = None
-        self._train_dataloader: Any = None  # before the first step there is none
+        self._train_dataloader: DataLoader | None = None  # before the first step there is none
         self._sharded = False
         self._spread = False  # over several processes
 
@@ -121,31 +128,38 @@ class ScoreTrackingCallback(LoggingCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: Any = None,
-        processing_class: Any = None,
-        train_dataloader: Any = None,
+        model: PreTrainedModel | None = None,
+        processing_class: ProcessingClass | None = None,
+        train_dataloader: DataLoader | None = None,
         **kwargs: Any,
     ) -> None:
         """Checks again: the model and what it is spread over may have changed since."""
+        assert model is not None
         self._train_dataloader = train_dataloader
         self.check(args, model, processing_class)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
     ) -> None:
         """Scores where `score_steps` says so."""
         if self.score_steps is None or state.global_step % self.score_steps:
             return
+        assert model is not None
         if self._spread:
             target = self._copy(model)
-            self.scores = of_first_process(lambda: self._score(target)[1])
+            self.scores = of_first_process(lambda: self._score(target)[1])  # type: ignore[arg-type]  # the first one has it
         else:
             self.scores = self._score(model)[1]
         self.log(score_figures(self.scores), state, control)
 
     # ---- the scoring
 
-    def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+    def check(self, args: TrainingArguments, model: PreTrainedModel, processing_class: ProcessingClass | None) -> None:
         """Raises what would make the scoring fail later."""
         check_unwrapped(model)
         self._sharded = shards_weights(model)
@@ -156,7 +170,7 @@ class ScoreTrackingCallback(LoggingCallback):
         if self._calibration is not None or self._train_dataloader is not None:  # else it comes with the training
             check_data(model, self.args, self._criterion, self._calibration)
 
-    def _read(self, model: Any, processing_class: Any) -> CalibrationData | None:
+    def _read(self, model: PreTrainedModel, processing_class: ProcessingClass | None) -> CalibrationData | None:
         """The calibration data; where none was given and something needs it, rows of the training data, once that is there."""
         assert self._criterion is not None
         if self.calibration_dataset is not None:
@@ -170,10 +184,10 @@ class ScoreTrackingCallback(LoggingCallback):
         """What the first process scores where training is spread: the model, or a whole copy of sharded weights (else None)."""
         if not self._sharded:
             return model
-        whole: Any = whole_copy(model)
-        return None if whole is None else whole.to(model.device)
+        whole = whole_copy(model)
+        return None if whole is None else whole.to(model.device)  # type: ignore[arg-type]
 
-    def _score(self, model: Any) -> tuple[Evidence, Scores]:
+    def _score(self, model: PreTrainedModel) -> tuple[Evidence, Scores]:
         assert self._criterion is not None
         evidence = calibrate(model, self.args, self._criterion, self._calibration)
         scores = rounds.score(model, self.args, self._criterion, evidence)

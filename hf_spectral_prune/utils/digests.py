@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 
 
-def data_digest(rows: Iterable[Mapping[str, Any]]) -> str:
+def data_digest(rows: Iterable[Mapping[str, object]]) -> str:
     """Short digest of batches or rows."""
     digest = hashlib.sha256()
     for row in rows:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from ..utils.types import Json
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
@@ -24,7 +26,7 @@ _HEAD = 512  # bytes that tell what a file is
 SMALL_FILES = 2**20
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """The value as strict JSON can say it: numbers that are not finite become "inf" and "nan"."""
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
@@ -102,7 +104,7 @@ def read_utf8(path: Path) -> str:
         raise ValueError(f"`{path}` {what}") from None
 
 
-def read_object(path: Path, remedy: str) -> dict[str, Any]:
+def read_object(path: Path, remedy: str) -> Json:
     """The object in a JSON file.
 
     Args:

@@ -22,7 +22,7 @@ _TYPES = {
 _LISTS = {str: "a list, like `[a, b]`", int: "a list, like `[1, 2]`", float: "a list, like `[0.1, 0.2]`"}
 
 
-def fitted(name: str, value: Any, hint: Any) -> Any:
+def fitted(name: str, value: object, hint: Any) -> Any:
     """A value as the type hint of its option wants it: `"1e-4"` is taken for a number, and 8.0 for 8.
 
     Args:
@@ -65,18 +65,24 @@ def _fitted(value: Any, kind: Any) -> Any:
     raise TypeError
 
 
-def _choices(kind: Any) -> tuple[Any, ...]:
+def _choices(kind: object) -> tuple[object, ...]:
     if get_origin(kind) is Literal:
         return get_args(kind)
     return tuple(entry.value for entry in kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
 
 
-def _is_of(value: Any, kind: Any, choices: tuple[Any, ...]) -> bool:
+def _is_of(value: object, kind: object, choices: tuple[object, ...]) -> bool:
     if choices:
         return value in choices
     if kind is float:
         return isinstance(value, Real) and not isinstance(value, bool)
-    accepted: dict[Any, Any] = {str: (str, os.PathLike), dict: Mapping, NoneType: NoneType, list: (), bool: ()}
+    accepted: dict[object, type | tuple[type, ...]] = {
+        str: (str, os.PathLike),
+        dict: Mapping,
+        NoneType: NoneType,
+        list: (),
+        bool: (),
+    }
     return isinstance(value, accepted.get(kind, object))
 
 

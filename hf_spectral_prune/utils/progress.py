@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 _WIDTH = 28  # of the names, so that the bars of a run stand below each other
 _FORMAT = "{desc}{percentage:3.0f}% {bar:24} {n_fmt}/{total_fmt}{unit} {elapsed}<{remaining}"
 
 
-def stage(name: str, items: Iterable[Any] | None = None, *, total: int | None = None, unit: str = "", show: bool = True) -> tqdm:
+def stage(
+    name: str, items: Iterable[object] | None = None, *, total: int | None = None, unit: str = "", show: bool = True
+) -> tqdm:
     """The bar of a stage, over `items` or moved by `update()`.
 
     Its line stays on the screen when the stage is over, unless it stands below another bar (a Trainer's, or that of the rounds).
@@ -48,20 +53,27 @@ class RoundProgress(TrainerCallback):
     def __init__(self) -> None:
         self.bar: tqdm | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Opens the bar."""
         if state.max_steps > 1:
             self.bar = stage("Rounds", total=state.max_steps)
             self.bar.update(state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Shows what is left after a round."""
         if self.bar is not None and logs and "parameters" in logs:
             self.bar.update(state.global_step - self.bar.n)
             name = f"Rounds ({logs['parameters']:,} parameters)"
             self.bar.set_description_str(f"{name:{_WIDTH}}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Closes the bar; its line stays."""
         if self.bar is not None:
             self.bar.close()

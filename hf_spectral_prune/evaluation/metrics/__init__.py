@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ...utils.words import first_line
+
+if TYPE_CHECKING:
+    import evaluate
 
 SHIPPED = ("accuracy", "f1", "perplexity")
 
 
-def load_metric(name_or_path: str, config_name: str | None = None, *, trust_remote_code: bool = False, **options: Any) -> Any:
+def load_metric(
+    name_or_path: str, config_name: str | None = None, *, trust_remote_code: bool = False, **options: Any
+) -> evaluate.EvaluationModule:
     """An `evaluate` module: the shipped one of that name, else `evaluate.load(name_or_path)`, which runs its Python code.
 
     Args:
@@ -48,7 +54,7 @@ def load_metric(name_or_path: str, config_name: str | None = None, *, trust_remo
         ) from None
 
 
-def regression_figures(predictions: Any, references: Any) -> dict[str, float]:
+def regression_figures(predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
     """Mean squared error, and Pearson's correlation where both vary, of a regression: (N,) each."""
     predictions, references = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
     figures = {"mse": float(np.square(predictions - references).mean())}
@@ -57,7 +63,7 @@ def regression_figures(predictions: Any, references: Any) -> dict[str, float]:
     return figures
 
 
-def multi_label_figures(logits: Any, references: Any) -> dict[str, float]:
+def multi_label_figures(logits: ArrayLike, references: ArrayLike) -> dict[str, float]:
     """Share of rows whose labels are all right, and F1 over all labels (micro), where a row may have several: (N, C) each.
 
     A label is predicted where its logit is above 0, which is a probability above one half.
@@ -67,7 +73,7 @@ def multi_label_figures(logits: Any, references: Any) -> dict[str, float]:
     return {"accuracy": float((said == true).all(axis=1).mean()), "f1": 2 * int((said & true).sum()) / count if count else 0.0}
 
 
-def token_losses(logits: Any, labels: Any) -> tuple[list[float], list[int]]:
+def token_losses(logits: ArrayLike, labels: ArrayLike) -> tuple[list[float], list[int]]:
     """What the shipped `perplexity` computes from, for a causal language model's predictions.
 
     Args:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Stock types that are not spelt like the file that is made from them.
 _SPELT = {"cria_xlm_roberta": "xlm-roberta"}
@@ -51,7 +51,7 @@ def load(model_type: str) -> ModuleType:
     return import_module(f".{model_type}", __name__)
 
 
-def config_class(module: ModuleType) -> Any:
+def config_class(module: ModuleType) -> type[PreTrainedConfig]:
     """The Cria config class of a family's module."""
     (found,) = [value for name, value in vars(module).items() if name.startswith("Cria") and name.endswith("Config")]
     return found

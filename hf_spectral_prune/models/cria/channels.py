@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 # {path of a layer: {"in": inputs, "out": outputs}}, for every layer that is narrower than its class makes it.
@@ -75,7 +76,7 @@ def narrow(layer: nn.Module, outputs: Tensor | None = None, inputs: Tensor | Non
         _write(layer, ("in_features", "nx", "in_channels"), len(inputs))
 
 
-def _cut_groups(layer: Any, before: int, outputs: Tensor) -> None:
+def _cut_groups(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.GroupNorm, before: int, outputs: Tensor) -> None:
     """Sets the number of groups (and the inputs that go with them) of a grouped convolution or norm."""
     name = "num_groups" if isinstance(layer, nn.GroupNorm) else "groups"
     groups = getattr(layer, name)
@@ -93,7 +94,7 @@ def _cut_groups(layer: Any, before: int, outputs: Tensor) -> None:
         layer.in_channels = layer.in_channels // groups * len(whole)
 
 
-def _keep(layer: Any, name: str, index: Tensor, dim: int) -> None:
+def _keep(layer: nn.Module, name: str, index: Tensor, dim: int) -> None:
     value = getattr(layer, name, None)
     if value is None:
         return
@@ -107,7 +108,7 @@ def _write(layer: nn.Module, names: tuple[str, ...], value: int) -> None:
             setattr(layer, name, value)
 
 
-def narrow_to(model: Any, widths: Widths | None) -> None:
+def narrow_to(model: nn.Module, widths: Widths | None) -> None:
     """Narrows the layers of a freshly built model to the widths of its config; which channels stay does not matter.
 
     Paths are those inside the base model, then those of the whole model; layers of a head that is not there are skipped.
@@ -132,9 +133,9 @@ def _find(model: nn.Module, path: str) -> nn.Module | None:
 class CriaChannelsMixin:
     """Builds the stock transformers model, then narrows its layers to `config.cria_channels`."""
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        narrow_to(self, config.cria_channels)
+        narrow_to(self, config.cria_channels)  # type: ignore[arg-type]
 
 
 class CriaNetwork(PyTorchModelHubMixin):
@@ -155,7 +156,13 @@ def cria_class(network: type) -> Any:
     if issubclass(network, CriaNetwork):
         return network
 
-    def __init__(self: Any, *args: Any, cria_channels: Any = None, cria_network: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self: nn.Module,
+        *args: object,
+        cria_channels: Widths | None = None,
+        cria_network: str | None = None,
+        **kwargs: object,
+    ) -> None:
         network.__init__(self, *args, **kwargs)
         narrow_to(self, cria_channels)
 

@@ -3,11 +3,9 @@
 Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
 
-from typing import Any
-
 import transformers
 
-from .narrowing import CriaEncoderMixin, cria_family, first, narrow_linear, narrow_rows
+from .narrowing import CriaEncoderMixin, Layer, cria_family, first, narrow_linear, narrow_rows
 
 
 class CriaDistilBertMixin(CriaEncoderMixin):
@@ -16,7 +14,7 @@ class CriaDistilBertMixin(CriaEncoderMixin):
     layers_path = "transformer.layer"
 
     @staticmethod
-    def narrow_layer(layer: Any, config: Any) -> None:
+    def narrow_layer(layer: Layer, config: transformers.PreTrainedConfig) -> None:
         """Narrows one layer to its own config's FFN width and number of heads."""
         attention, ffn = layer.attention, layer.ffn
         attention.n_heads = config.n_heads

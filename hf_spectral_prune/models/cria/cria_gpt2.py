@@ -3,11 +3,9 @@
 Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
 
-from typing import Any
-
 import transformers
 
-from .narrowing import CriaMixin, cria_family, narrow_between
+from .narrowing import CriaMixin, Layer, cria_family, narrow_between
 
 
 class CriaGPT2Mixin(CriaMixin):
@@ -16,7 +14,7 @@ class CriaGPT2Mixin(CriaMixin):
     layers_path = "h"
 
     @staticmethod
-    def narrow_layer(layer: Any, config: Any) -> None:
+    def narrow_layer(layer: Layer, config: transformers.PreTrainedConfig) -> None:
         """Narrows one layer to its own config's FFN width."""
         narrow_between(layer.mlp, config.n_inner, ["c_fc"], "c_proj")
 

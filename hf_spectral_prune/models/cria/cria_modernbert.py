@@ -3,18 +3,16 @@
 Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
 
-from typing import Any
-
 import transformers
 
-from .narrowing import CriaEncoderMixin, cria_family, first, narrow_linear, narrow_rows
+from .narrowing import CriaEncoderMixin, Layer, cria_family, first, narrow_linear, narrow_rows
 
 
 class CriaModernBertMixin(CriaEncoderMixin):
     """Narrows ModernBERT's layers, whose projections are fused."""
 
     @staticmethod
-    def narrow_layer(layer: Any, config: Any) -> None:
+    def narrow_layer(layer: Layer, config: transformers.PreTrainedConfig) -> None:
         """Narrows one layer to its own config's FFN width and number of heads."""
         width = config.num_attention_heads * config.head_dim
         narrow_rows([layer.attn.Wqkv], width, num_blocks=3)  # rows: queries, keys, values

@@ -3,11 +3,9 @@
 Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
 
-from typing import Any
-
 import transformers
 
-from .narrowing import CriaEncoderMixin, cria_family, narrow_between
+from .narrowing import CriaEncoderMixin, Layer, cria_family, narrow_between
 
 
 class CriaOPTMixin(CriaEncoderMixin):
@@ -16,7 +14,7 @@ class CriaOPTMixin(CriaEncoderMixin):
     layers_path = "decoder.layers"
 
     @staticmethod
-    def narrow_layer(layer: Any, config: Any) -> None:
+    def narrow_layer(layer: Layer, config: transformers.PreTrainedConfig) -> None:
         """Narrows one layer to its own config's FFN width and head counts."""
         attention = layer.self_attn
         attention.num_heads = config.num_attention_heads

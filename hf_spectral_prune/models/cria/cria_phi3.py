@@ -3,18 +3,16 @@
 Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
 
-from typing import Any
-
 import transformers
 
-from .narrowing import CriaMixin, cria_family, first, narrow_linear, narrow_rows
+from .narrowing import CriaMixin, Layer, cria_family, first, narrow_linear, narrow_rows
 
 
 class CriaPhi3Mixin(CriaMixin):
     """Narrows Phi-3's layers, whose FFN projections are fused."""
 
     @staticmethod
-    def narrow_layer(layer: Any, config: Any) -> None:
+    def narrow_layer(layer: Layer, config: transformers.PreTrainedConfig) -> None:
         """Narrows one layer to its own config's FFN width."""
         narrow_rows([layer.mlp.gate_up_proj], config.intermediate_size, num_blocks=2)  # rows: activated half, other half
         narrow_linear(layer.mlp.down_proj, columns=first(config.intermediate_size))

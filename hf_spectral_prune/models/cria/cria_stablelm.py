@@ -3,18 +3,16 @@
 Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
 
-from typing import Any
-
 import transformers
 
-from .narrowing import CriaEncoderMixin, cria_family, narrow_decoder_layer
+from .narrowing import CriaEncoderMixin, Layer, cria_family, narrow_decoder_layer
 
 
 class CriaStableLmMixin(CriaEncoderMixin):
     """Narrows StableLM's layers, whose stock attention takes its head size from the number of heads."""
 
     @staticmethod
-    def narrow_layer(layer: Any, config: Any) -> None:
+    def narrow_layer(layer: Layer, config: transformers.PreTrainedConfig) -> None:
         """Narrows one layer to its own config's FFN width and head counts."""
         attention = layer.self_attn
         attention.num_heads, attention.num_key_value_heads = config.num_attention_heads, config.num_key_value_heads

@@ -3,18 +3,16 @@
 Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
 
-from typing import Any
-
 import transformers
 
-from .narrowing import CriaDecoderMixin, cria_family, narrow_between, narrow_key_value_groups
+from .narrowing import CriaDecoderMixin, Layer, cria_family, narrow_between, narrow_key_value_groups
 
 
 class CriaStarcoder2Mixin(CriaDecoderMixin):
     """Narrows StarCoder2's layers, whose FFN is of two linear layers."""
 
     @staticmethod
-    def narrow_layer(layer: Any, config: Any) -> None:
+    def narrow_layer(layer: Layer, config: transformers.PreTrainedConfig) -> None:
         """Narrows one layer to its own config's FFN width and head counts."""
         narrow_key_value_groups(layer, config)
         narrow_between(layer.mlp, config.intermediate_size, ["c_fc"], "c_proj")

@@ -3,18 +3,16 @@
 Shipped beside the weights with `narrowing.py`, which makes the classes; both import torch, transformers and huggingface_hub only.
 """
 
-from typing import Any
-
 import transformers
 
-from .narrowing import CriaEncoderMixin, cria_family, first, narrow_linear, narrow_rows
+from .narrowing import CriaEncoderMixin, Layer, cria_family, first, narrow_linear, narrow_rows
 
 
 class CriaViTMixin(CriaEncoderMixin):
     """What the task classes share."""
 
     @staticmethod
-    def narrow_layer(layer: Any, config: Any) -> None:
+    def narrow_layer(layer: Layer, config: transformers.PreTrainedConfig) -> None:
         """Narrows one layer to its own config's FFN width and number of heads."""
         attention, mlp = layer.attention, layer.mlp
         attention.num_attention_heads = config.num_attention_heads

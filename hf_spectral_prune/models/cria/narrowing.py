@@ -9,17 +9,26 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 _LINEAR = ((0, "out_features"), (1, "in_features"))
 
 
-def narrow_linear(linear: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+class Layer(Protocol):
+    """A layer of a stock model: its parts and sizes have the names that its class gives them."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+    def __setattr__(self, name: str, value: Any) -> None: ...
+
+
+def narrow_linear(linear: Layer, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
     """Keeps the given output rows and input columns (indices) of a linear layer, in place."""
     # The linear layers of GPT-2 have their weights transposed.
     (dim, outputs), (other, inputs) = ((1, "nf"), (0, "nx")) if isinstance(linear, Conv1D) else _LINEAR
@@ -33,7 +42,7 @@ def narrow_linear(linear: Any, rows: Tensor | None = None, columns: Tensor | Non
         setattr(linear, inputs, len(columns))
 
 
-def add_bias(linear: Any) -> None:
+def add_bias(linear: Layer) -> None:
     """Gives a linear layer a zero bias, if it has none."""
     if linear.bias is None:
         bias = torch.zeros(linear.weight.shape[0], dtype=linear.weight.dtype, device=linear.weight.device)
@@ -51,7 +60,7 @@ def first(count: int) -> Tensor:
     return torch.arange(count, device="cpu")
 
 
-def narrow_rows(linears: Iterable[Any], count: int, num_blocks: int = 1) -> None:
+def narrow_rows(linears: Iterable[Layer], count: int, num_blocks: int = 1) -> None:
     """Keeps the first `count` output rows of every block of linear layers; a fused projection holds several blocks."""
     for linear in linears:
         size = len(linear.weight.T if isinstance(linear, Conv1D) else linear.weight) // num_blocks
@@ -59,19 +68,19 @@ def narrow_rows(linears: Iterable[Any], count: int, num_blocks: int = 1) -> None
         narrow_linear(linear, rows=(starts[:, None] + first(count)).flatten())
 
 
-def narrow_between(layer: Any, width: int, producers: Iterable[str], consumer: str, num_blocks: int = 1) -> None:
+def narrow_between(layer: Layer, width: int, producers: Iterable[str], consumer: str, num_blocks: int = 1) -> None:
     """Keeps the first `width` channels between linear layers: output rows of the producers, input columns of the consumer."""
     narrow_rows(map(layer.get_submodule, producers), width, num_blocks)
     narrow_linear(layer.get_submodule(consumer), columns=first(width))
 
 
-def narrow_decoder_layer(layer: Any, config: Any) -> None:
+def narrow_decoder_layer(layer: Layer, config: PreTrainedConfig) -> None:
     """Narrows one Llama-type decoder layer to its own config's FFN width and head counts."""
     narrow_key_value_groups(layer, config)
     narrow_gated_ffn(layer, config)
 
 
-def narrow_key_value_groups(layer: Any, config: Any, consumer: str = "o_proj") -> None:
+def narrow_key_value_groups(layer: Layer, config: PreTrainedConfig, consumer: str = "o_proj") -> None:
     """Narrows the attention of one decoder layer to its own config's head counts."""
     attention = layer.self_attn
     queries = config.num_attention_heads * attention.head_dim
@@ -80,14 +89,14 @@ def narrow_key_value_groups(layer: Any, config: Any, consumer: str = "o_proj") -
     attention.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
 
 
-def narrow_gated_ffn(layer: Any, config: Any) -> None:
+def narrow_gated_ffn(layer: Layer, config: PreTrainedConfig) -> None:
     """Narrows the gated FFN of one layer to its own config's width."""
     narrow_between(layer.mlp, config.intermediate_size, ("gate_proj", "up_proj"), "down_proj")
     layer.mlp.intermediate_size = config.intermediate_size
 
 
 @contextmanager
-def _uniform(config: Any, fields: dict[str, int]) -> Iterator[None]:
+def _uniform(config: PreTrainedConfig, fields: dict[str, int]) -> Iterator[None]:
     """While open, no layer differs and `fields` hold: what the stock class sees while it builds itself."""
     overrides = config.to_dict().get("per_layer_config")
     config.per_layer_config = None
@@ -135,7 +144,7 @@ class CriaEncoderConfigMixin(CriaConfigMixin):
 
     head_dim: int | None = None
 
-    def __post_init__(self: Any, **kwargs: Any) -> None:
+    def __post_init__(self: Any, **kwargs: object) -> None:
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)  # type: ignore[misc]
@@ -155,7 +164,7 @@ class CriaMixin:
     config_mixin: type = CriaConfigMixin
     layers_path = "layers"
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
         with _uniform(config, self.widest_fields(config)):
             super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         layers = self.base_model.get_submodule(self.layers_path)
@@ -165,12 +174,12 @@ class CriaMixin:
                 add_bias(layer.get_submodule(path))
 
     @staticmethod
-    def widest_fields(config: Any) -> dict[str, int]:
+    def widest_fields(config: PreTrainedConfig) -> dict[str, int]:
         """Config fields that must have other values while the stock class builds itself."""
         return {}
 
     @staticmethod
-    def narrow_layer(layer: Any, config: Any) -> None:
+    def narrow_layer(layer: Layer, config: PreTrainedConfig) -> None:
         """Narrows one layer to its own config."""
         raise NotImplementedError
 
@@ -186,7 +195,7 @@ class CriaFusedDecoderMixin(CriaDecoderMixin):
     """Such decoders whose FFN has one projection for the activated half of its rows and the half it is multiplied with."""
 
     @staticmethod
-    def narrow_layer(layer: Any, config: Any) -> None:
+    def narrow_layer(layer: Layer, config: PreTrainedConfig) -> None:
         """Narrows one layer to its own config's FFN width and head counts."""
         narrow_key_value_groups(layer, config)
         narrow_between(layer.mlp, config.intermediate_size, ["gate_up_proj"], "down_proj", num_blocks=2)
@@ -204,7 +213,7 @@ class CriaEncoderMixin(CriaMixin):
     config_mixin = CriaEncoderConfigMixin
 
     @staticmethod
-    def widest_fields(config: Any) -> dict[str, int]:
+    def widest_fields(config: PreTrainedConfig) -> dict[str, int]:
         return {"num_attention_heads": config.hidden_size // config.head_dim}
 
 
@@ -214,7 +223,7 @@ class CriaBertMixin(CriaEncoderMixin):
     layers_path = "encoder.layer"
 
     @staticmethod
-    def narrow_layer(layer: Any, config: Any) -> None:
+    def narrow_layer(layer: Layer, config: PreTrainedConfig) -> None:
         """Narrows one encoder layer to its own config's FFN width and number of heads."""
         attention = layer.attention.self
         attention.num_attention_heads = config.num_attention_heads
@@ -235,12 +244,12 @@ def cria_family(module: str, mixin: type[CriaMixin], stock_config: type) -> tupl
     """
     prefix = f"Cria{stock_config.__name__.removesuffix('Config')}"
 
-    def derived(name: str, bases: tuple[type, ...], **members: Any) -> Any:
+    def derived(name: str, bases: tuple[type, ...], **members: object) -> type:
         doc = f"{bases[-1].__name__} whose layers may differ in width."
         return type(name, bases, {"__module__": module, "__doc__": doc, **members})
 
     bases = (mixin.config_mixin, stock_config)
-    config = strict(derived(f"{prefix}Config", bases, model_type=module.rpartition(".")[2]))
+    config: type = strict(derived(f"{prefix}Config", bases, model_type=module.rpartition(".")[2]))
 
     def model(stock: type) -> type:
         # Not "Cria" and the stock name: the text model of Gemma 3 has a class `Gemma3ForCausalLM`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
@@ -152,7 +152,7 @@ class Family:
     stock_heads: Literal["any", "divides_hidden", "fixed"] = "any"
     positions_after_padding: bool = False
     also: str = ""
-    when: tuple[tuple[str, Any], ...] = ()
+    when: tuple[tuple[str, object], ...] = ()
     tuple_layers: bool = False
     by_structure: bool = False
     traced: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ def run(network: nn.Module, example: Tensor) -> list[Tensor]:
     """
     running: list[str] = []
 
-    def left(_module: nn.Module, _args: Any, _output: Any) -> None:
+    def left(_module: nn.Module, _args: object, _output: object) -> None:
         running.pop()
 
     handles = []
@@ -40,7 +39,7 @@ def run(network: nn.Module, example: Tensor) -> list[Tensor]:
     return tensors_in(output)
 
 
-def tensors_in(output: Any) -> list[Tensor]:
+def tensors_in(output: object) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -53,7 +52,7 @@ def last_differentiable(network: nn.Module, example: Tensor) -> str:
     """ " after `MODULE`" for the last module whose output still depends on weights; "" where none does."""
     last: list[str] = []
 
-    def note(name: str, output: Any) -> None:
+    def note(name: str, output: object) -> None:
         if any(value.requires_grad for value in tensors_in(output)):
             last.append(name)
 

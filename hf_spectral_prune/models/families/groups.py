@@ -262,6 +262,6 @@ def unit_groups(model: PreTrainedModel, kinds: tuple[str, ...] | list[str] | Non
     return [_group(model, layer, row) for layer in range(len(layers_of(model))) for row in rows]
 
 
-def is_vision(model: Any) -> bool:
+def is_vision(model: nn.Module) -> bool:
     """Whether the model reads images (or the plain inputs of a `TorchModelForImageClassification`)."""
     return getattr(model, "main_input_name", None) == "pixel_values"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import constants, model_info, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError
@@ -11,6 +10,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
+from ...utils.types import Json
 from ...utils.yaml_text import load_yaml
 
 # Metadata of the base model's card that holds for what is cut from it, too.
@@ -19,7 +19,7 @@ _SECONDS = 5.0  # that the Hub may take to answer
 _MOST = 2**20  # bytes of a card that are read
 
 
-def base_model_facts(name_or_path: str | None, hub_id: str | None = None) -> dict[str, Any]:
+def base_model_facts(name_or_path: str | None, hub_id: str | None = None) -> Json:
     """Name, Hub id (None if it has none) and carried-over metadata of the model that was pruned.
 
     The card is read from the model's folder, the Hub's cache, or the Hub. Where it is out of reach, the metadata is left out.
@@ -67,7 +67,7 @@ def _id_from_cache_path(path: Path) -> str | None:
     return name if _is_id(name) else None
 
 
-def _hub_metadata(hub_id: str | None) -> dict[str, Any]:
+def _hub_metadata(hub_id: str | None) -> Json:
     if hub_id is None:
         return {}
     cached = try_to_load_from_cache(hub_id, "README.md")
@@ -80,7 +80,7 @@ def _hub_metadata(hub_id: str | None) -> dict[str, Any]:
     return {} if card is None else _carried(card.to_dict())
 
 
-def _read_metadata(card: Path) -> dict[str, Any]:
+def _read_metadata(card: Path) -> Json:
     """What is carried over from a README.md, of which no more than its beginning is read: it is someone else's text."""
     if not card.is_file():
         return {}
@@ -93,9 +93,9 @@ def _read_metadata(card: Path) -> dict[str, Any]:
     return _carried(metadata) if isinstance(metadata, dict) else {}
 
 
-def _carried(metadata: dict[str, Any]) -> dict[str, Any]:
+def _carried(metadata: Json) -> Json:
     """The values that are words, or lists of them; others are none that the Hub knows."""
-    found: dict[str, Any] = {}
+    found: Json = {}
     for key in CARRIED_OVER:
         value = metadata.get(key)
         listed = [_word(word) for word in value[:100] if isinstance(word, str)] if isinstance(value, list) else None

@@ -6,11 +6,12 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeGuard
 
 from ...arguments import MEASURED_ALLOCATIONS
 from ...criteria import CRITERIA
 from ...models.cria import AUTO_CLASSES
+from ...utils.types import Json
 from ..formats import percent
 from ..saved_folder import SavedFolder
 from . import tables as card_tables
@@ -164,7 +165,7 @@ def _round_lines(saved: SavedFolder) -> list[str]:
     return [f"{count} rounds; parameters after {after}: {', '.join(logged.values())}."]
 
 
-def _options(options: dict[str, Any]) -> str:
+def _options(options: Json) -> str:
     return ", ".join(code(f"{name}={value}") for name, value in sorted(options.items()))
 
 
@@ -209,7 +210,7 @@ def scores_read_data(saved: SavedFolder) -> bool:
     return criterion is None or criterion.needs_moments or criterion.needs_statistics
 
 
-def protocol_words(protocol: dict[str, Any] | None) -> str | None:
+def protocol_words(protocol: Json | None) -> str | None:
     """The protocol of calibration or evaluation data as a phrase: source, sequences, tokens, draw; None if there was none."""
     if protocol is None:
         return None
@@ -241,7 +242,7 @@ def machine_words(saved: SavedFolder) -> str:
     return machine_phrase(saved.report.machine)
 
 
-def machine_phrase(machine: Mapping[str, Any]) -> str:
+def machine_phrase(machine: Mapping[str, object]) -> str:
     """What `utils.environment.machine` says, as a phrase."""
     system, cpus, threads, accelerator = (machine[name] for name in ("system", "cpus", "torch_threads", "accelerator"))
     return f"{system}, {cpus} processors ({threads} threads), {'no accelerator' if accelerator == 'none' else accelerator}"
@@ -350,6 +351,6 @@ def _fitted_words(saved: SavedFolder) -> str:
     return "The compensation was" if repaired else ""
 
 
-def finite(value: Any) -> bool:
+def finite(value: object) -> TypeGuard[float]:
     """Whether a figure can stand in metadata: a number that is neither infinite nor undefined."""
     return isinstance(value, (int, float)) and math.isfinite(value)

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ...utils.files import read_within, write_text
+from ...utils.types import Json
 from ...utils.words import in_a_line
 from ...utils.yaml_text import load_yaml
 from ..formats import percent
@@ -107,9 +108,7 @@ def read_card(text: str | None, place: str | Path = README) -> ExistingCard:
     return ExistingCard(data, order, before, after)
 
 
-def build_card(
-    saved: SavedFolder, name: str, existing: ExistingCard | None = None, base_model: dict[str, Any] | None = None
-) -> str:
+def build_card(saved: SavedFolder, name: str, existing: ExistingCard | None = None, base_model: Json | None = None) -> str:
     """The whole text of README.md for a saved folder. Building it again on its own result changes nothing.
 
     Args:
@@ -169,7 +168,7 @@ def write_card(folder: str | Path, name: str | None = None, base_model: str | No
 # ---- metadata
 
 
-def _metadata(saved: SavedFolder, name: str, facts: dict[str, Any]) -> dict[str, Any]:
+def _metadata(saved: SavedFolder, name: str, facts: Json) -> Json:
     base = facts.get("hub_id")
     dataset = _hub_dataset(saved.report.calibration)
     return {
@@ -184,7 +183,7 @@ def _metadata(saved: SavedFolder, name: str, facts: dict[str, Any]) -> dict[str,
     }
 
 
-def _hub_dataset(protocol: dict[str, Any] | None) -> str | None:
+def _hub_dataset(protocol: Json | None) -> str | None:
     """The id of a data set on the Hub that a protocol names, `OWNER/NAME:SPLIT`. Files have no owner, and of folders the
     commands write `./a/b`; a folder that was named otherwise is told by lying here."""
     found = re.fullmatch(r"(\w[\w.-]*/[\w.-]+):[\w.\[\]:%+-]+", (protocol or {}).get("source") or "")
@@ -200,7 +199,7 @@ def _results(saved: SavedFolder) -> list[EvalResult]:
     args = {key: protocol[key] for key in _PROTOCOL if protocol.get(key) is not None}
     if args.get("num_tokens") == 0:  # images
         del args["num_tokens"]
-    shared: dict[str, Any] = {
+    shared: Json = {
         "task_type": task,
         "task_name": task.replace("-", " ").capitalize(),
         "dataset_type": dataset or re.sub(r"[^\w.-]+", "-", source).strip("-"),
@@ -216,7 +215,7 @@ def _results(saved: SavedFolder) -> list[EvalResult]:
     ]
 
 
-def _merged(theirs: ModelCardData, ours: dict[str, Any], results: Sequence[EvalResult]) -> ModelCardData:
+def _merged(theirs: ModelCardData, ours: Json, results: Sequence[EvalResult]) -> ModelCardData:
     """Metadata in one: the user's word stands, except on the base model; tags and data sets are joined."""
     kept = {key: value for key, value in theirs.__dict__.items() if value is not None}
     merged = ours | kept | {key: ours[key] for key in ("base_model", "base_model_relation") if ours[key] is not None}
@@ -255,7 +254,7 @@ def _is_ours(result: EvalResult) -> bool:
 # ---- text
 
 
-def _context(saved: SavedFolder, name: str) -> dict[str, Any]:
+def _context(saved: SavedFolder, name: str) -> Json:
     """What the template is filled with; text that may come from others is escaped here."""
     kinds, width_rows = card_tables.width_table(saved)
     cria = words.is_cria(saved)
@@ -298,7 +297,7 @@ def _plots(folder: Path) -> list[dict[str, str]]:
     return [{"text": text, "path": file.relative_to(folder).as_posix()} for file in files]
 
 
-def _base_words(hub_id: Any, name: str | None) -> str:
+def _base_words(hub_id: object, name: str | None) -> str:
     if hub_id is not None:
         return link(code(str(hub_id)), f"https://huggingface.co/{hub_id}") or code(str(hub_id))
     return code(name) if name else "a base model that the run did not name,"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ...models.folder_files import check_files
 from ...models.loading import network_in
@@ -14,7 +13,7 @@ from ...utils.words import in_a_line
 from ..saved_folder import CONFIG, REPORT, check_fit_to_publish, read_folder
 
 
-def read_config(folder: str | Path) -> Any:
+def read_config(folder: str | Path) -> PreTrainedConfig:
     """The config of a model folder, which may be any folder that `save_pretrained` wrote.
 
     A folder of a pruning run must also be as the run left it.

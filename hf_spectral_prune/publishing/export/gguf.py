@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ...models.cria import stock_type
@@ -50,6 +50,10 @@ _BIASES = {MODEL_ARCH.QWEN2: ("q_proj", "k_proj", "v_proj"), MODEL_ARCH.QWEN3: (
 _EMBEDDINGS, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
+# {tensor name: open file that holds it}.
+Weights = dict[str, safe_open]
+
+
 @dataclass(frozen=True)
 class _Layer:
     """Sizes of one layer."""
@@ -63,7 +67,7 @@ class _Layer:
 class _Shape:
     """Sizes of a whole model, as its config says them."""
 
-    config: Any
+    config: PreTrainedConfig
     arch: MODEL_ARCH
     head_dim: int
     layers: list[_Layer]
@@ -142,9 +146,9 @@ def export_gguf(folder: str | Path, output_file: str | Path | None = None, outty
 # ---- what can be exported
 
 
-def _read_shape(folder: Path, config: Any) -> _Shape:
+def _read_shape(folder: Path, config: PreTrainedConfig) -> _Shape:
     family = stock_type(config.model_type)
-    architecture = config.architectures[0]
+    architecture = (config.architectures or [""])[0]
     if family not in _ARCHITECTURES:
         raise ValueError(_not_to_gguf(config, family, architecture))
     if not architecture.endswith("ForCausalLM"):
@@ -165,7 +169,7 @@ def _read_shape(folder: Path, config: Any) -> _Shape:
     return _Shape(config, arch, head_dim, layers)
 
 
-def _fits_uniform(config: Any, arch: MODEL_ARCH, head_dim: int, layers: list[_Layer]) -> bool:
+def _fits_uniform(config: PreTrainedConfig, arch: MODEL_ARCH, head_dim: int, layers: list[_Layer]) -> bool:
     if len(set(layers)) > 1:
         return False
     # llama.cpp's Qwen2 has as many heads as fill the hidden size, and no biases of a repair; its Qwen3 lacks only the latter.
@@ -173,7 +177,7 @@ def _fits_uniform(config: Any, arch: MODEL_ARCH, head_dim: int, layers: list[_La
     return arch == MODEL_ARCH.LLAMA or (whole and not getattr(config, "consumer_bias", None))
 
 
-def _not_to_gguf(config: Any, family: str, architecture: str) -> str:
+def _not_to_gguf(config: PreTrainedConfig, family: str, architecture: str) -> str:
     known = "Llama, Mistral, Qwen2 and Qwen3 language models go to GGUF"
     if family == "bert":
         why = (
@@ -193,7 +197,7 @@ def _not_to_gguf(config: Any, family: str, architecture: str) -> str:
 # ---- weights
 
 
-def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
+def _open_weights(folder: Path, stack: ExitStack) -> Weights:
     """{tensor name: open file that holds it}; nothing is read yet."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -215,7 +219,7 @@ def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
     return files
 
 
-def _entries(folder: Path, shape: _Shape, files: dict[str, Any], outtype: str) -> list[_Entry]:
+def _entries(folder: Path, shape: _Shape, files: Weights, outtype: str) -> list[_Entry]:
     """Every tensor of the file, in the model's order, checked against the config and the type."""
     wanted = shape.tensors()
     found = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items()}
@@ -278,7 +282,7 @@ def interleave_halves(rows: Tensor, heads: int) -> Tensor:
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
 
 
-def _write_tensors(writer: GGUFWriter, entries: list[_Entry], files: dict[str, Any], extra: dict[str, np.ndarray]) -> None:
+def _write_tensors(writer: GGUFWriter, entries: list[_Entry], files: Weights, extra: dict[str, np.ndarray]) -> None:
     try:
         for name, values in extra.items():
             writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
@@ -295,7 +299,7 @@ def _write_tensors(writer: GGUFWriter, entries: list[_Entry], files: dict[str, A
         writer.close()
 
 
-def _converted(entries: list[_Entry], files: dict[str, Any]) -> Iterator[np.ndarray]:
+def _converted(entries: list[_Entry], files: Weights) -> Iterator[np.ndarray]:
     """The bytes of every tensor in turn."""
     for entry in entries:
         tensor = files[entry.source].get_tensor(entry.source).float()
@@ -339,7 +343,7 @@ def _write_metadata(writer: GGUFWriter, folder: Path, shape: _Shape, outtype: st
         writer.add_rope_scaling_factor(rope["factor"])
 
 
-def _context_length(config: Any) -> int:
+def _context_length(config: PreTrainedConfig) -> int:
     """Positions for which llama.cpp computes the same: it attends to everything, so no further than a sliding window."""
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     window = getattr(config, "sliding_window", None) if slides else None

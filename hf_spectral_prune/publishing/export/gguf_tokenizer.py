@@ -12,6 +12,7 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ...utils.types import Json
 from ...utils.words import first_line
 
 # The patterns of the pre-tokenizers that llama.cpp implements (src/llama-vocab.cpp quotes them), as in `tokenizer.json`.
@@ -28,8 +29,8 @@ _BYTES_ONLY = ("ByteLevel", False, False)
 
 
 # What a `tokenizer.json` holds, and a step of its pre-tokenizer: its type and options.
-Parts = dict[str, Any]
-Step = tuple[Any, ...]
+Parts = Json
+Step = tuple[object, ...]
 
 
 def _split(pattern: str) -> tuple[Step, ...]:
@@ -73,7 +74,7 @@ class GGUFTokenizer:
     scores: list[float] = field(default_factory=list)
     special: dict[str, int] = field(default_factory=dict)
     flags: dict[str, bool] = field(default_factory=dict)
-    chat_template: Any = None
+    chat_template: str | list[dict[str, str]] | None = None
 
     def write(self, writer: GGUFWriter) -> None:
         """Adds it to the metadata of a GGUF file."""
@@ -170,14 +171,14 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {name: index for name, index in ids.items() if index is not None}
 
 
-def _chat_template(tokenizer: PreTrainedTokenizerBase) -> Any:
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | list[dict[str, str]] | None:
     template = tokenizer.chat_template
     if isinstance(template, dict):
         return [{"name": name, "template": text} for name, text in template.items()]
     return template
 
 
-def _added_ends(folder: str | Path, tokenizer: Any) -> dict[str, bool]:
+def _added_ends(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
     """What the tokenizer puts around a text, seen by what it does."""
     bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     start = next((at for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare), 0)
@@ -251,7 +252,7 @@ def _space_prefix(folder: str | Path, parts: Parts) -> bool:
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prepend = {"type": "Prepend", "prepend": _SPACE}
     metaspace = {"type": "Metaspace", "replacement": _SPACE, "split": False}
-    forms: list[tuple[Any, Any, bool]] = [
+    forms: list[tuple[object, object, bool]] = [
         ({"type": "Sequence", "normalizers": [prepend, replace]}, None, True),
         ({"type": "Sequence", "normalizers": [replace]}, None, False),
         (replace, None, False),

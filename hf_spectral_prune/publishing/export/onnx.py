@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir
 import onnxruntime
@@ -18,13 +17,14 @@ import onnxscript  # noqa: F401  (transformers' exporter needs it; so it is miss
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.exporters import OnnxExporter
 from transformers.exporters.exporter_onnx import OnnxConfig
 
 from ...models.cria import AUTO_CLASSES
 from ...models.losses import predicts_next_token
 from ...utils.files import written_whole
+from ...utils.types import Row
 from ...utils.words import first_line
 from .common import choose_output, read_config
 from .onnx_batches import CACHED_SHAPES, SHAPES, answers, feed, free_axes, name_axes, name_cache, random_batch, seen
@@ -107,8 +107,8 @@ def export_onnx(folder: str | Path, output_file: str | Path | None = None, *, us
     )
 
 
-def _load(folder: Path, config: Any) -> PreTrainedModel:
-    architecture = config.architectures[0]
+def _load(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    architecture = (config.architectures or [""])[0]
     auto = next((auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending)), "AutoModel")
     # Weights that do not fit would be made up at random with no more than a warning.
     options = {"dtype": "float32", "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
@@ -142,7 +142,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _compare(model: PreTrainedModel, session: Any, batches: list[dict[str, Any]]) -> tuple[float, float]:
+def _compare(model: PreTrainedModel, session: onnxruntime.InferenceSession, batches: list[Row]) -> tuple[float, float]:
     """Largest difference of any output at any place that is not masked, and largest magnitude of any."""
     difference = largest = 0.0
     names = [entry.name for entry in session.get_inputs()]

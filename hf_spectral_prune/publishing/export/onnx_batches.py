@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from ...utils.types import Json
+
+if TYPE_CHECKING:
+    pass
 
 # (rows, tokens) that the check runs; the export sees the first, so the others prove that both axes are free.
 SHAPES = ((2, 8), (1, 1), (3, 13), (1, 24))
@@ -16,7 +21,7 @@ CACHED_SHAPES = ((2, 8, 4), (3, 13, 0), (1, 1, 0), (1, 1, 24), (3, 1, 7))
 
 
 # What the model reads: tensors, and the cache of what it has read before.
-Inputs = dict[str, Any]
+Inputs = Json
 
 
 def random_batch(model: PreTrainedModel, rows: int, length: int, past: int | None = None) -> Inputs:
@@ -47,7 +52,7 @@ def _going_on(model: PreTrainedModel, ids: Tensor, past: int, generator: torch.G
     mask[0, : (past + length) // 3] = 0
     cache: Any = DynamicCache()
     with torch.inference_mode():
-        layers: Any = model(ids[:1, :1], use_cache=True).past_key_values.layers
+        layers = model(ids[:1, :1], use_cache=True).past_key_values.layers
     for index, layer in enumerate(layers):  # layers may differ in their number of heads
         (_, heads, _, width), (*_, value_width) = layer.keys.shape, layer.values.shape
         sizes = ((rows, heads, past, width), (rows, heads, past, value_width))
@@ -56,7 +61,7 @@ def _going_on(model: PreTrainedModel, ids: Tensor, past: int, generator: torch.G
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
 
 
-def free_axes(batch: Inputs, config: Any) -> Inputs:
+def free_axes(batch: Inputs, config: PreTrainedConfig) -> Inputs:
     """The axes of a batch's tensors that the graph leaves free, as `torch.export` takes them."""
     rows = torch.export.Dim("batch")
     if "pixel_values" in batch:
@@ -72,7 +77,7 @@ def free_axes(batch: Inputs, config: Any) -> Inputs:
     return axes
 
 
-def _most_tokens(config: Any) -> int | None:
+def _most_tokens(config: PreTrainedConfig) -> int | None:
     """Tokens for which the model has positions; None for a model without that limit."""
     positions = getattr(config, "max_position_embeddings", None)
     # RoBERTa and its kin count from behind their pad token; any model is exported, so that there may be no family to ask.
@@ -80,7 +85,7 @@ def _most_tokens(config: Any) -> int | None:
     return positions - offset if positions else None
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def _tensors(value: object) -> list[Tensor]:
     """The tensors of one argument or output; of a cache, keys and values layer by layer."""
     if isinstance(value, Tensor):
         return [value]
@@ -101,7 +106,7 @@ def name_axes(inputs: list[Any], outputs: list[Any]) -> None:
                 value.shape[axis] = names.get(str(size), size)
 
 
-def _is_free(size: Any) -> bool:
+def _is_free(size: object) -> bool:
     return not isinstance(size, int)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from ...planning import SCORES_FILE, GroupScores, RoundScores
+from ...utils.types import Json
 from ..card import tables as card_tables
 from ..card import words
 from ..formats import change, metric, metric_change, number, percent
@@ -270,7 +270,7 @@ def rounds(saved: SavedFolder) -> Section:
     return Section("rounds", "Rounds", text, charts=[chart])
 
 
-def _losses(saved: SavedFolder, log: Sequence[Mapping[str, Any]], last: int) -> tuple[dict[int, float], dict[int, float]]:
+def _losses(saved: SavedFolder, log: Sequence[Json], last: int) -> tuple[dict[int, float], dict[int, float]]:
     """Held-out losses {round: loss} after a round's cut, and with its units masked before it (under a stopping rule)."""
     logged: dict[int, list[float]] = {}
     for entry in log:

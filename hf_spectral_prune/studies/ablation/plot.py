@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...utils.files import write_png
+from ...utils.types import Options
 from ..showing import DPI, MARKERS, add_legend, new_figure, series_colours
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     mean_at = len(panel.layers)
     for index, one in enumerate(panel.series):
         offset = (index + 0.5) / len(panel.series) * 0.84 - 0.42
-        style: dict[str, Any] = {"color": colours[one.label], "marker": MARKERS[index % len(MARKERS)]}
+        style: Options = {"color": colours[one.label], "marker": MARKERS[index % len(MARKERS)]}
         points = [(at + offset, value) for at, value in enumerate(one.values) if value is not None]
         for at, value in points:
             axis.plot([at, at], [0, value], color=style["color"], linewidth=1, alpha=0.6, zorder=2)

@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ...utils.environment import library_versions, machine
 from ...utils.files import plain, write_text
+from ...utils.types import Json
 from ..showing import aligned
 from .plot import Panel, Series, draw
 from .scoring import Scored
@@ -62,8 +63,8 @@ class AblationResult:
         scored: by label.
     """
 
-    protocol: dict[str, Any]
-    arguments: dict[str, Any]
+    protocol: Json
+    arguments: Json
     damage: list[Damage]
     scored: dict[str, Scored]
 
@@ -159,7 +160,7 @@ def summarise(values: Sequence[float], draws: Sequence[Array | None]) -> Summary
 # ---- JSON
 
 
-def to_dict(result: AblationResult) -> dict[str, Any]:
+def to_dict(result: AblationResult) -> Json:
     """Everything as plain values: what `ablation.json` holds."""
     return plain(
         {
@@ -183,7 +184,7 @@ def to_dict(result: AblationResult) -> dict[str, Any]:
     )
 
 
-def _summary_dict(result: AblationResult, kind: str) -> dict[str, Any]:
+def _summary_dict(result: AblationResult, kind: str) -> Json:
     return {
         label: {
             "spearman": asdict(result.summary(kind, label, "spearman")),
@@ -196,7 +197,7 @@ def _summary_dict(result: AblationResult, kind: str) -> dict[str, Any]:
     }
 
 
-def _group_dict(result: AblationResult, damage: Damage) -> dict[str, Any]:
+def _group_dict(result: AblationResult, damage: Damage) -> Json:
     group = damage.group
     errors = damage.standard_error
     return {
@@ -220,7 +221,7 @@ def _group_dict(result: AblationResult, damage: Damage) -> dict[str, Any]:
     }
 
 
-def _agreement_dict(one: Agreement) -> dict[str, Any]:
+def _agreement_dict(one: Agreement) -> Json:
     return {
         "spearman": one.spearman,
         "spearman_interval": interval(one.spearman_draws),

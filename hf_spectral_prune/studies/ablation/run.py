@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -19,6 +18,7 @@ from ...data.texts import CalibrationData
 from ...models.families import UnitGroup, layers_of, unit_groups
 from ...models.loading import without_quantisation_marks
 from ...models.losses import Batch, check_gradients, check_targets, predicts_next_token
+from ...utils.types import ProcessingClass
 from ..protocol import study_protocol
 from .arguments import AblationArguments
 from .folder import FOLDER
@@ -32,9 +32,9 @@ logger = logging.get_logger(__name__)
 def ablate(
     model: PreTrainedModel,
     args: AblationArguments,
-    calibration_dataset: Any = None,
-    eval_dataset: Any = None,
-    processing_class: Any = None,
+    calibration_dataset: object = None,
+    eval_dataset: object = None,
+    processing_class: ProcessingClass | None = None,
     *,
     report: Callable[[str], None] = logger.info,
 ) -> AblationResult:

@@ -16,6 +16,7 @@ from ...criteria import Criterion, collect_statistics, score_units
 from ...models.families import UnitGroup, unit_groups
 from ...models.losses import Batch
 from ...utils.files import plain
+from ...utils.types import Json
 from ...utils.words import one_line
 from .folder import read_fields, scores_path, write_record
 
@@ -34,7 +35,7 @@ class Scored:
     """
 
     scores: dict[str, list[float]]
-    options: dict[str, Any]
+    options: Json
     seconds: dict[str, float]
     error: str | None = None
 
@@ -87,7 +88,7 @@ def score_criteria(
     return {label: found[label] for label in criteria}
 
 
-def _options(criterion: Criterion) -> dict[str, Any]:
+def _options(criterion: Criterion) -> Json:
     return {"criterion": criterion.name, "criterion_args": plain(asdict(cast(Any, criterion)))}
 
 

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from ...arguments import SpectralPruningArguments, _field
 from ...criteria import Criterion
 from ...recovery.recover import recovery_arguments
+from ...utils.types import Json, Options
 from ...utils.words import one_line
 from ..study_arguments import StudyArguments, check_list
 
@@ -74,8 +75,8 @@ class ComparisonArguments(StudyArguments):
     round_to: int | None = _as_in_prune("round_to")
     min_ffn_units: int = _as_in_prune("min_ffn_units")
     min_kv_groups: int = _as_in_prune("min_kv_groups")
-    recovery_args: dict[str, Any] | str | None = _as_in_prune("recovery_args")
-    training_args: dict[str, Any] | str | None = _as_in_prune("training_args")
+    recovery_args: Json | str | None = _as_in_prune("recovery_args")
+    training_args: Json | str | None = _as_in_prune("training_args")
     disable_tqdm: bool = _as_in_prune("disable_tqdm")
 
     def __post_init__(self) -> None:
@@ -115,7 +116,7 @@ class Cell:
     criterion: Criterion
     args: SpectralPruningArguments
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Json:
         """All that decides about its figures, but for the model and the data."""
         args = self.args
         names = [*_CELL_OPTIONS]
@@ -158,7 +159,7 @@ def comparison_cells(args: ComparisonArguments) -> list[Cell]:
     return cells
 
 
-def training_arguments(options: dict[str, Any]) -> TrainingArguments:
+def training_arguments(options: Options) -> TrainingArguments:
     """TrainingArguments, with one line for whatever they refuse."""
     try:
         return TrainingArguments(**options)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ...utils.files import plain, write_text
+from ...utils.types import Json
 from ..study_folder import StudyFolder, read_record
 
 _CELLS = "cells"
@@ -15,7 +15,7 @@ RESULTS = ("comparison.json", "comparison.csv", "comparison.png")
 FOLDER = StudyFolder("a comparison", (_CELLS,), RESULTS)
 
 # A finished cell as it stands in its file: options, `parameters`, `widths`, `metrics`, `seconds`, `finished_at`, or `error`.
-Record = dict[str, Any]
+Record = Json
 
 
 def read_cell(folder: str | Path, key: str) -> Record | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 
@@ -17,6 +16,7 @@ from ...publishing.report.page import Chart, Page, Section, Table, write_page
 from ...publishing.report.svg import STYLE
 from ...publishing.report.write import REPORT_PAGE
 from ...utils.files import parse_json, read_utf8
+from ...utils.types import Json
 from ...utils.words import in_a_line
 from .folder import RESULTS, Record
 from .plot import comparison_figure
@@ -50,7 +50,7 @@ def comparison_page(file: str | Path) -> Page:
     raise ValueError(f"`{file}` has format {version}, this package reads {FORMAT_VERSION}. Run `cria compare` again.")
 
 
-def _page(whole: Mapping[str, Any]) -> Page:
+def _page(whole: Json) -> Page:
     comparison = Comparison(whole["protocol"], whole["arguments"], whole["metric"], whole["dense"], whole["cells"])
     model, metric = whole["protocol"]["model"], whole["metric"]
     labels = list(dict.fromkeys(cell["label"] for cell in comparison.cells))
@@ -146,7 +146,7 @@ def _costs(comparison: Comparison) -> list[Section]:
     return [Section("cost", "Time", [text], tables=[Table(["Criterion", *steps], rows)])]
 
 
-def _settings(whole: Mapping[str, Any]) -> Section:
+def _settings(whole: Json) -> Section:
     protocol = whole["protocol"]
     calibration, evaluation = (protocol_words(protocol.get(name)) for name in ("calibration", "evaluation"))
     data = [

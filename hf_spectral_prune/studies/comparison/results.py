@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ...utils.environment import library_versions, machine
 from ...utils.files import plain, write_text
+from ...utils.types import Json
 from ..showing import aligned
 from .folder import Record
 from .plot import draw
@@ -34,8 +34,8 @@ class Comparison:
         cells: a record per cell, in the order asked for, each with its criterion's `label`; failed ones have an `error`.
     """
 
-    protocol: dict[str, Any]
-    arguments: dict[str, Any]
+    protocol: Json
+    arguments: Json
     metric: str
     dense: Record
     cells: list[Record]
@@ -196,7 +196,7 @@ def number(value: float | str, like: float | None = None) -> str:
     return f"{value:,.0f}" if size >= 1000 else f"{value:.2f}" if size >= 1 else f"{value:.4f}"
 
 
-def to_dict(comparison: Comparison) -> dict[str, Any]:
+def to_dict(comparison: Comparison) -> Json:
     """Everything as plain values: what `comparison.json` holds."""
     ranges = parameter_range(comparison.cells)
     return plain(

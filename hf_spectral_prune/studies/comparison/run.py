@@ -33,6 +33,7 @@ from ...models.losses import Batch
 from ...recovery.recover import lora_targets, recover, recovery_arguments
 from ...surgery import settle_class
 from ...surgery.plan import PruningPlan
+from ...utils.types import Collator, Json, ProcessingClass
 from ...utils.words import one_line
 from ..protocol import cell_key, study_protocol
 from .arguments import Cell, ComparisonArguments, comparison_cells, training_arguments
@@ -49,9 +50,9 @@ class Shared:
     model: PreTrainedModel
     calibration: CalibrationData | None
     held_out: CalibrationData
-    processing_class: Any
+    processing_class: ProcessingClass | None
     train_dataset: Any
-    data_collator: Any
+    data_collator: Collator | None
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
     progress: bool
 
@@ -81,12 +82,12 @@ class Decided:
 def compare(
     model: PreTrainedModel,
     args: ComparisonArguments,
-    calibration_dataset: Any = None,
-    eval_dataset: Any = None,
-    processing_class: Any = None,
+    calibration_dataset: object = None,
+    eval_dataset: object = None,
+    processing_class: ProcessingClass | None = None,
     *,
     train_dataset: Any = None,
-    data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+    data_collator: Collator | None = None,
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> Comparison:
@@ -203,9 +204,7 @@ def _widths(sizes: Mapping[str, int]) -> dict[str, int | list[int]]:
 # ---- cell by cell
 
 
-def _run(
-    shared: Shared, cells: Sequence[Cell], protocol: dict[str, Any], folder: str, report: Callable[[str], None]
-) -> list[Record]:
+def _run(shared: Shared, cells: Sequence[Cell], protocol: Json, folder: str, report: Callable[[str], None]) -> list[Record]:
     """The records of all cells, in their order; those that are missing or failed before are run."""
     keys = [cell_key(protocol, cell.options()) for cell in cells]
     records: dict[str, Record] = {}
@@ -325,7 +324,7 @@ def _run_cell(shared: Shared, cell: Cell, decided: Decided) -> Record:
     }
 
 
-def _recover(shared: Shared, args: SpectralPruningArguments, model: PreTrainedModel) -> dict[str, Any]:
+def _recover(shared: Shared, args: SpectralPruningArguments, model: PreTrainedModel) -> Json:
     recovery_args, training = recovery_arguments(args)
     own = args.training_args if isinstance(args.training_args, dict) else {}
     # The Trainer wants a folder even where nothing is kept; a temporary one leaves none behind.

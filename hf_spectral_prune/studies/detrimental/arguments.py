@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Literal, get_type_hints
 
 from ...arguments import _field
+from ...utils.types import Json
 from .tasks import layout_of
 
 
@@ -63,7 +64,7 @@ class DetrimentalArguments:
         if self.normalisation not in allowed:
             raise ValueError(f"`normalisation` is `{self.normalisation}`; choose `sum` or `mean`.")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """All options as plain values."""
         return asdict(self)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from scipy.stats import binomtest
+
+from ...utils.types import Json
 
 
 def accuracy_figures(correct: Sequence[bool]) -> dict[str, float]:
@@ -19,7 +20,7 @@ def accuracy_figures(correct: Sequence[bool]) -> dict[str, float]:
     }
 
 
-def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> Json:
     """Examples `gained` and `lost` from one model to the other, and the exact two-sided `p_value` of McNemar's test.
 
     Under the hypothesis that neither is better, an example that changed sides is as likely gained as lost; 1.0 if none has.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.utils import logging
 
 from ...evaluation.figures import num_parameters
@@ -21,6 +20,7 @@ from ...saving.place import check_output_dir, names_in
 from ...surgery import apply_plan, fingerprint, settle_class
 from ...surgery.plan import PruningPlan
 from ...utils.environment import library_versions
+from ...utils.types import Json, Row
 from .arguments import DetrimentalArguments
 from .attribution import attribute
 from .report import Findings, notes, report
@@ -62,9 +62,9 @@ class DetrimentalNeuronPruner:
         self,
         model: PreTrainedModel,
         args: DetrimentalArguments | None = None,
-        adaptation_examples: Sequence[Example | Mapping[str, Any]] = (),
-        held_out_examples: Sequence[Example | Mapping[str, Any]] | None = None,
-        processing_class: Any = None,
+        adaptation_examples: Sequence[Example | Row] = (),
+        held_out_examples: Sequence[Example | Row] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.args = args or DetrimentalArguments()
         self.model = without_quantisation_marks(model)
@@ -89,7 +89,7 @@ class DetrimentalNeuronPruner:
         self.output: PruningOutput | None = None
         self._replaced: frozenset[str] | None = None  # what may go from the folder when the result comes
         # What the examples are, for the report; whoever drew them may say more.
-        self.protocol: dict[str, Any] = {
+        self.protocol: Json = {
             name: {"source": "labelled examples given by the caller", "num_sequences": len(questions)}
             for name, questions in (("adaptation", self.adaptation), ("held_out", self.held_out))
             if questions is not None
@@ -157,6 +157,7 @@ class DetrimentalNeuronPruner:
         self._replaced = None
 
     def _tokenise(self, examples: Sequence[Example]) -> Questions:
+        assert self.processing_class is not None
         positions = max_tokens(self.model.config)
         return tokenise(examples, self.processing_class, max_positions=positions, batch_tokens=self.args.batch_tokens)
 
@@ -244,7 +245,7 @@ def _grid_layers(model: PreTrainedModel, args: DetrimentalArguments) -> list[int
     return layers
 
 
-def _as_examples(rows: Sequence[Example | Mapping[str, Any]], name: str) -> list[Example]:
+def _as_examples(rows: Sequence[Example | Row], name: str) -> list[Example]:
     given = list(rows)
     examples = [row for row in given if isinstance(row, Example)]
     if examples and len(examples) == len(given):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ...publishing.pruning_report import PruningReport
 from ...saving.output import Circumstances
 from ...surgery.plan import PruningPlan
+from ...utils.types import Json
 from .arguments import DetrimentalArguments
 from .attribution import Attribution
 from .figures import accuracy_figures, mcnemar
@@ -62,7 +62,7 @@ def notes(found: Findings, width: int | None, tolerance: float) -> Iterator[str]
         )
 
 
-def held_out_figures(before: Outcome | None, after: Outcome | None) -> dict[str, Any] | None:
+def held_out_figures(before: Outcome | None, after: Outcome | None) -> Json | None:
     """Accuracy on the held-out examples before and after, and the test of their difference; None if it was not measured."""
     if before is None or after is None:
         return None
@@ -73,7 +73,7 @@ def held_out_figures(before: Outcome | None, after: Outcome | None) -> dict[str,
     }
 
 
-def method_lines(found: Findings, held_out: Mapping[str, Any] | None) -> list[str]:
+def method_lines(found: Findings, held_out: Json | None) -> list[str]:
     """The method in sentences, for the model card."""
     best, whole, count = found.best, found.points[0], found.num_examples
     shares = sorted({point.share for point in found.points[1:]})
@@ -94,7 +94,7 @@ def method_lines(found: Findings, held_out: Mapping[str, Any] | None) -> list[st
     return [*lines, "No compensation and no training after the cut."]
 
 
-def _held_out_line(held_out: Mapping[str, Any]) -> str:
+def _held_out_line(held_out: Json) -> str:
     sides = (held_out["before"], held_out["after"])
     spans = [f"{side['accuracy']:.3f} [{side['low']:.3f}, {side['high']:.3f}]" for side in sides]
     return (
@@ -109,7 +109,7 @@ def report(
     parameters: int,
     before: Outcome | None,
     after: Outcome | None,
-    protocol: Mapping[str, dict[str, Any]],
+    protocol: Mapping[str, Json],
     args: DetrimentalArguments,
     circumstances: Circumstances,
 ) -> PruningReport:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...utils.progress import stage
 from .tasks import Example
@@ -78,7 +78,7 @@ class Outcome:
 
 
 def tokenise(
-    examples: Sequence[Example], tokenizer: Any, *, max_positions: int | None = None, batch_tokens: int = 2048
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_positions: int | None = None, batch_tokens: int = 2048
 ) -> Questions:
     """Tokenises examples and packs the sequences that must be run into batches.
 
@@ -110,7 +110,7 @@ def tokenise(
     )
 
 
-def _split(example: Example, tokenizer: Any) -> tuple[list[int], list[list[int]]]:
+def _split(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[list[int]]]:
     """An example's context and its choices' tokens behind it."""
     whole = [tokenizer(example.text(choice))["input_ids"] for choice in range(len(example.choices))]
     shared = tokenizer(example.prompt)["input_ids"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from ...arguments import SpectralPruningArguments, _field
 from ...models.families import parts, unit_groups
 from ...surgery.plan import PruningPlan
 from ...trainer.pruning import SpectralPruningCallback
+from ...utils.types import Json, ProcessingClass
 
 # Options that the method is defined with.
 _OF_THE_METHOD = (("criterion", "ndi"), ("layout", "per_layer"), ("allocation", "scores"), ("reallocate", True))
@@ -79,7 +79,7 @@ class NDPCallback(SpectralPruningCallback):
         super().__init__(args, *more, **options)
         self._learning: set[nn.Parameter] | None = None
 
-    def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+    def check(self, args: TrainingArguments, model: PreTrainedModel, processing_class: ProcessingClass | None) -> None:
         """Raises what would make the training fail later."""
         super().check(args, model, processing_class)
         if self.args.finetune_share is not None and AcceleratorState().distributed_type == DistributedType.DEEPSPEED:
@@ -89,18 +89,25 @@ class NDPCallback(SpectralPruningCallback):
             )
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: object,
     ) -> None:
         """Takes the gradients of weights that stand still, so that the optimizer leaves them and their state alone."""
         if self.args.finetune_share is None or self.plan is None or not self.last_round_is_over(state):
             return
         if self._learning is None:
+            assert model is not None
             self._learning = affected_parameters(model, self.plan, self.args.finetune_share)
+        assert model is not None  # a Trainer gives it
         for parameter in model.parameters():
             if parameter not in self._learning:
                 parameter.grad = None
 
-    def begin_run(self, model: PreTrainedModel, saved: Mapping[str, Any]) -> None:
+    def begin_run(self, model: PreTrainedModel, saved: Json) -> None:
         """Tells of a target that the floors put out of reach."""
         self._learning = None
         assert self.run is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ...calibration.signals import Reader, Spatial, readers
 from ...models.families import UnitGroup, unit_groups
+from ...utils.types import Options
 
 Form = Literal["energy", "modes"]
 # What a group's consumers read in one forward pass, with its graph, and how it becomes rows of channels.
@@ -169,7 +170,7 @@ class NDIRegularizedTrainerMixin:
             )
 
     def compute_loss(
-        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: Options, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
         """The Trainer's loss, and in training the weighted regulariser of the same forward pass."""
         trainer: Any = super()
@@ -187,7 +188,7 @@ class NDIRegularizedTrainerMixin:
         loss = loss + self.ndi_weight * penalty.to(loss.device) / self._micro_batches(num_items_in_batch)
         return (loss, *result[1:]) if return_outputs else loss
 
-    def _micro_batches(self, num_items_in_batch: Any) -> int:
+    def _micro_batches(self, num_items_in_batch: Tensor | int | None) -> int:
         """Micro-batches that share an optimizer step, where the Trainer does not divide the loss by their number itself."""
         trainer: Any = self
         scaled = trainer.loss_is_scaled_for_ga
@@ -196,7 +197,7 @@ class NDIRegularizedTrainerMixin:
             scaled = counted or trainer.compute_loss_func is not None
         return trainer.current_gradient_accumulation_steps if scaled else 1
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
         """Adds the regulariser's mean since the last log to the training loss's log."""
         if "loss" in logs and self._ndi_values:
             logs["ndi_regularizer"] = float(torch.stack(self._ndi_values).mean())

@@ -28,6 +28,7 @@ from ...models.losses import Batch, check_targets
 from ...spectral import correlation
 from ...trainer.scoring import LoggingCallback
 from ...utils.files import write_text
+from ...utils.types import Json, ProcessingClass
 
 logger = logging.get_logger(__name__)
 
@@ -134,11 +135,11 @@ class NDITrackingCallback(LoggingCallback):
         self,
         calibration_dataset: Any = None,
         interval_steps: int = 100,
-        processing_class: Any = None,
+        processing_class: ProcessingClass | None = None,
         *,
         num_samples: int = 32,
         units: Sequence[str] | None = None,
-        criterion_args: dict[str, Any] | None = None,
+        criterion_args: Json | None = None,
     ) -> None:
         for name, value in (("interval_steps", interval_steps), ("num_samples", num_samples)):
             if value < 1:
@@ -151,7 +152,7 @@ class NDITrackingCallback(LoggingCallback):
         self.processing_class = processing_class
         self.num_samples = num_samples
         self.units = None if units is None else list(units)
-        self.points: list[dict[str, Any]] = []
+        self.points: list[Json] = []
         self.indices: dict[str, GroupIndex] = {}
         self._calibration: CalibrationData | None = None
 
@@ -162,25 +163,36 @@ class NDITrackingCallback(LoggingCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: Any = None,
-        processing_class: Any = None,
-        **kwargs: Any,
+        model: PreTrainedModel | None = None,
+        processing_class: ProcessingClass | None = None,
+        **kwargs: object,
     ) -> None:
         """Measures the model as it is, or takes up the curves of the run that is resumed."""
+        assert model is not None
         self.check(args, model, processing_class)
         self.points = [] if state.global_step == 0 else _read(_file(args), state.global_step)
         if state.global_step == 0:
             self._measure(model, args, state, control)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: object,
     ) -> None:
         """Measures where the interval says so."""
         if state.global_step % self.interval_steps == 0:
             self._measure(model, args, state, control)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: object,
     ) -> None:
         """Measures the model that training ended with, unless the last step did."""
         if not self.points or self.points[-1]["step"] != state.global_step:
@@ -188,7 +200,7 @@ class NDITrackingCallback(LoggingCallback):
 
     # ---- the measurement
 
-    def check(self, args: TrainingArguments, model: Any, processing_class: Any) -> None:
+    def check(self, args: TrainingArguments, model: PreTrainedModel, processing_class: ProcessingClass | None) -> None:
         """Raises what would make the measurement fail later."""
         unit_groups(model, self.units)
         if self.calibration_dataset is None:
@@ -198,7 +210,10 @@ class NDITrackingCallback(LoggingCallback):
         for batch in self._calibration.batches:
             check_targets(model, batch)
 
-    def _measure(self, model: Any, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+    def _measure(
+        self, model: PreTrainedModel | None, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> None:
+        assert model is not None  # a Trainer gives it
         self.indices = self._indices(model, args.seed)
         figures = {key: index.figures() for key, index in self.indices.items()}
         self.points.append({"step": state.global_step, "epoch": state.epoch or 0.0, "groups": figures})
@@ -231,7 +246,7 @@ def _file(args: TrainingArguments) -> Path:
     return Path(str(args.output_dir)) / CURVES_FILE
 
 
-def _read(file: Path, last_step: int) -> list[dict[str, Any]]:
+def _read(file: Path, last_step: int) -> list[Json]:
     """Points of an earlier run up to a step; none, with a warning, where the file is not there.
 
     Raises:
