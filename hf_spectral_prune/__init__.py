@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .models import integrations
+from .utils.lazy import lazily
 
 if TYPE_CHECKING:
     from .arguments import SpectralPruningArguments
@@ -73,16 +73,6 @@ _PUBLIC = {
     "trainer.scoring": ["ScoreTrackingCallback"],
     "surgery": ["apply_plan", "masked", "settle_class"],
 }
-_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+_names, __getattr__, __dir__ = lazily(__name__, _PUBLIC)
 
-__all__ = [*sorted(_HOME), "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    raise AttributeError(f"module `hf_spectral_prune` has no attribute `{name}`")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__ = [*_names, "__version__"]

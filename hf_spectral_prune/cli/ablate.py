@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ..studies.ablation import FOLDER, AblationArguments, AblationResult, ablate, chosen_groups, table, to_dict, verdict
+from ..studies.ablation.arguments import AblationArguments
 from .arguments import RunArguments
 from .parsing import parse
 from .screen import ScreenArguments, say
+
+if TYPE_CHECKING:
+    from ..studies.ablation import AblationResult
 
 
 class AblationRunArguments(RunArguments):
@@ -19,11 +23,12 @@ class AblationRunArguments(RunArguments):
 
 def main(argv: Sequence[str]) -> None:
     """Measures the held-out loss of removing single units, and how well criteria predict it; an interrupted run continues."""
-    from ..models.loading import load_tokenizer
-    from .inputs_text import check_named_files, load_held_out_text, load_text, load_text_model
-
     types = [AblationArguments, AblationRunArguments, ScreenArguments]
     args, run, screen = parse(types, "ablate", main.__doc__ or "", argv)
+    from ..models.loading import load_tokenizer
+    from ..studies.ablation import FOLDER, ablate, chosen_groups, table, to_dict, verdict
+    from .inputs_text import check_named_files, load_held_out_text, load_text, load_text_model
+
     check_named_files(run)
     if args.output_dir is None:
         raise ValueError("There is no folder for the results. Set `--output_dir`.")

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ..studies.comparison import FOLDER, Comparison, ComparisonArguments, compare, comparison_cells, table, to_dict, verdict
+from ..studies.comparison.arguments import ComparisonArguments, comparison_cells
 from .arguments import RunArguments
 from .parsing import parse
 from .screen import ScreenArguments, say
 
+if TYPE_CHECKING:
+    from ..studies.comparison import Comparison
+
 
 def main(argv: Sequence[str]) -> None:
     """Compares criteria on one model: a table, JSON, CSV, a plot and a report page; an interrupted run continues."""
+    args, run, screen = parse([ComparisonArguments, RunArguments, ScreenArguments], "compare", main.__doc__ or "", argv)
     from ..models.loading import load_tokenizer
+    from ..studies.comparison import FOLDER, compare, table, to_dict, verdict
     from ..studies.comparison.report import write_comparison_report
     from .inputs_text import check_named_files, load_text, load_text_model, metric_of, recovery_rows
 
-    args, run, screen = parse([ComparisonArguments, RunArguments, ScreenArguments], "compare", main.__doc__ or "", argv)
     check_named_files(run)
     if args.output_dir is None:
         raise ValueError("There is no folder for the results. Set `--output_dir`.")

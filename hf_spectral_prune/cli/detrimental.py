@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..arguments import ModelArguments
+from ..studies.detrimental.arguments import DetrimentalArguments, TaskArguments
 from .parsing import parse
 from .screen import ScreenArguments, as_json, ending
-
-if TYPE_CHECKING:
-    from ..studies.detrimental.arguments import DetrimentalArguments, TaskArguments
 
 
 def main(argv: Sequence[str]) -> None:
     """Removes the detrimental FFN neurons of one layer, found on about ten labelled multiple-choice examples."""
-    from ..saving.place import check_output_dir, reserved
-    from ..studies.detrimental.arguments import DetrimentalArguments, TaskArguments
-
     types = [DetrimentalArguments, TaskArguments, ModelArguments, ScreenArguments]
     args, tasks, run, screen = parse(types, "detrimental", main.__doc__ or "", argv)
+    from ..saving.place import check_output_dir, reserved
+
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
     with reserved(args.output_dir):

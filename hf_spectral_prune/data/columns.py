@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from ..utils.types import Row
+from ..utils.words import named
 from .chats import as_messages, check_template, is_chat, messages_of, render
 
 # What columns of text are usually called; another name says too little, though it be the only one of strings (`id`, `source`).
@@ -91,7 +92,8 @@ def text_columns(kinds: Mapping[str, str], text_column: str | None = None, setti
         return ("chosen",)  # the prompt is its beginning
     if len(strings) == 1 and strings[0].casefold() in _OTHERS:
         return (strings[0],)
-    listed = ", ".join(f"`{name}`" for name in strings) or f"none (the columns are {list(kinds)})"
+    # Of a table whose first row is no header, the names are texts.
+    listed = named(strings, most=8) or f"none (the columns are {named(kinds, most=8)})"
     raise ValueError(f"Which column holds the text? Set `{setting}`. Columns of strings: {listed}.")
 
 

@@ -9,9 +9,8 @@ import zlib
 from pathlib import Path
 
 from ..utils.files import strange_content
-from .sources import READERS
+from .sources import READERS, TEXT, kind_of
 
-_TEXT = ".txt"
 _JSON = (".json", ".jsonl")
 # So many brackets in a row, with at most names between them: the readers of JSON take minutes over them, or crash.
 _NESTED = re.compile(rb'(?:[\[{]\s*(?:"[^"\n]{0,40}"\s*:\s*)?){200}')
@@ -34,20 +33,20 @@ def check_text_file(file: str | None, setting: str) -> None:
     if not path.is_file():
         what = "is a folder" if file and path.is_dir() else "does not exist"
         raise FileNotFoundError(f"`{setting}` `{file}` {what}. Name a text file.")
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if suffix != _TEXT and suffix not in READERS:
+    suffix = kind_of(path)
+    if suffix != TEXT and suffix not in READERS:
         raise ValueError(
-            f"`{setting}` `{file}` is not of a known type. Give {_TEXT}, {', '.join(READERS)}, text forms also as .gz."
+            f"`{setting}` `{file}` is not of a known type. Give {TEXT}, {', '.join(READERS)}, text forms also as .gz."
         )
     strange = strange_content(path)
-    if strange and not (suffix == _TEXT and "web page" in strange):  # a page may be text to calibrate on
+    if strange and not (suffix == TEXT and "web page" in strange):  # a page may be text to calibrate on
         raise ValueError(f"`{setting}` `{file}` {strange}")
     if suffix != ".parquet":
         _check_start(path, f"`{setting}` `{file}`", suffix in _JSON)
 
 
 def _check_start(path: Path, what: str, is_json: bool) -> None:
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opener(path, "rb") as file:
             start = file.read(_LOOKED_AT)

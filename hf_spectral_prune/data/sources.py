@@ -18,6 +18,7 @@ from .blocks import drawn
 from .columns import text_columns
 from .items import Stream, table_kinds
 
+TEXT = ".txt"
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 # What pandas takes for a missing value in a column of any kind.
 _MISSING = [
@@ -66,7 +67,7 @@ def load_texts(
         FileNotFoundError: the file does not exist.
         ValueError: both or none of the sources given, unknown file type or column, unreadable or empty data.
     """
-    if calibration_file is not None and Path(calibration_file).name.endswith((".txt", ".txt.gz")):
+    if calibration_file is not None and kind_of(calibration_file) == TEXT:
         if dataset_name is not None:
             raise ValueError(_ONE_SOURCE)
         return [_read_text(_existing(calibration_file))]
@@ -103,6 +104,12 @@ def load_table(
     return dataset
 
 
+def kind_of(file: str | Path) -> str:
+    """The ending that says how a file is read, in small letters: `.txt` of `BOOK.TXT` and of `book.txt.gz`."""
+    path = Path(str(file).lower())
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
 def _existing(file: str | Path) -> Path:
     if not Path(file).is_file():
         raise FileNotFoundError(f"`calibration_file` `{file}` does not exist. Check the path.")
@@ -111,7 +118,7 @@ def _existing(file: str | Path) -> Path:
 
 def _read_text(path: Path) -> str:
     # "utf-8-sig" also drops the byte-order mark some editors put first, which would become a token.
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
             text = file.read()
@@ -125,7 +132,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_table(path: Path, streaming: bool) -> Dataset | IterableDataset:
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    suffix = kind_of(path)
     if suffix not in READERS:
         raise ValueError(f"`calibration_file` `{path}` is not of a known type. Give .txt, .jsonl, .json, .csv, .tsv or .parquet.")
     # `datasets` gives no rows at all, and no columns to name, for an empty file: it raises from deep inside.

@@ -146,8 +146,9 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> Json:
         command = [sys.executable, str(_SELF_CHECK), str(folder), str(probe), str(torch.get_num_threads())]
         command += [model.config._attn_implementation or "eager", str(model.device), auto_class_of(type(model))]
         environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch) / "modules"), "HF_HUB_OFFLINE": "1"}
-        if network_of(model) is not model:  # the class of a plain network is imported from where this process has it
-            environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        # This package, and the class of a plain network, are imported from where this process has them, which a script or a
+        # notebook may have put into `sys.path` itself.
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         done = _run_beside(command, environment)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

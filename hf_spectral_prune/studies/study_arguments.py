@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..arguments import _field
-from ..criteria import Criterion, make_criterion
-from ..models.families import FAMILIES
 from ..utils.types import Json
 from ..utils.words import did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from ..criteria import Criterion
 
 _ARGS_EXAMPLE = '{"spectral-loss": {"criterion": "spectral", "signals": "loss"}}'
 
@@ -37,6 +39,8 @@ class StudyArguments:
     disable_tqdm: bool = _field(False, "Show no progress bars.")
 
     def __post_init__(self) -> None:
+        from ..models.families import FAMILIES  # late, as all that needs torch: `--help` does without
+
         if isinstance(self.criteria_args, str):
             try:
                 self.criteria_args = json.loads(self.criteria_args)
@@ -59,6 +63,8 @@ class StudyArguments:
         Raises:
             ValueError: an unknown criterion, option or value, or a plug-in that cannot be loaded.
         """
+        from ..criteria import make_criterion
+
         assert isinstance(self.criteria_args, dict)
         options = dict(self.criteria_args.get(label, {}))
         name = options.pop("criterion", label)

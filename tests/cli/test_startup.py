@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from hf_spectral_prune import __version__
+from hf_spectral_prune.cli.main import COMMANDS
 
 
 def fresh(code: str) -> str:
@@ -17,7 +18,7 @@ def fresh(code: str) -> str:
 
 ANSWERS = """
 import sys
-from hf_spectral_prune.cli.main import main
+from hf_spectral_prune.cli.main import COMMANDS, main
 for words, code in [
     (["--help"], 0),
     (["--version"], 0),
@@ -29,15 +30,16 @@ for words, code in [
     (["push", "folder", "--hub_model", "me/model"], 2),
     (["export", "ggfu", "folder"], 2),
     (["card"], 2),
+    *(([command, "--taget_reduction", "0.3"], 2) for command in COMMANDS),
 ]:
     assert main(words) == code, words
     assert not {"torch", "transformers", "numpy"} & sys.modules.keys(), words
-for command in ["prune", "evaluate", "push"]:
+for words in [[command] for command in COMMANDS] + [["export", "gguf"], ["export", "onnx"]]:
     try:
-        main([command, "--help"])
+        assert main([*words, "--help"]) == 0
     except SystemExit as error:
         assert error.code == 0
-    assert "torch" not in sys.modules, command
+    assert "torch" not in sys.modules, words
 """
 
 
@@ -45,7 +47,7 @@ def test_help_and_mistakes_are_answered_without_torch_or_transformers():
     told = fresh(ANSWERS)
     assert told.startswith("usage: cria COMMAND")
     assert f"cria {__version__}\n" in told
-    assert all(f"usage: cria {command}" in told for command in ("prune", "evaluate", "push"))
+    assert all(f"usage: cria {command}" in told for command in COMMANDS)
 
 
 def test_package_is_a_command():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...arguments import _field
-from ...criteria import Criterion
 from ..study_arguments import StudyArguments, check_list
+
+if TYPE_CHECKING:
+    from ...criteria import Criterion
 
 
 @dataclass

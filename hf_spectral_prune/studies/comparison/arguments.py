@@ -6,16 +6,17 @@ import copy
 import dataclasses
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, Literal, cast
-
-from transformers import TrainingArguments
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ...arguments import SpectralPruningArguments, _field
-from ...criteria import Criterion
-from ...recovery.recover import recovery_arguments
 from ...utils.types import Json, Options
 from ...utils.words import one_line
 from ..study_arguments import StudyArguments, check_list
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from ...criteria import Criterion
 
 _COMPENSATIONS = ("none", "least_squares", "sequential")
 _RECOVERIES = ("none", "full", "lora", "distill", "blocks")
@@ -132,6 +133,8 @@ def comparison_cells(args: ComparisonArguments) -> list[Cell]:
     Raises:
         ValueError: an unknown criterion, option or value, or a plug-in that cannot be loaded.
     """
+    from ...recovery.recover import recovery_arguments
+
     cells: list[Cell] = []
     labels: dict[str, str] = {}
     for label in args.criteria:
@@ -161,6 +164,8 @@ def comparison_cells(args: ComparisonArguments) -> list[Cell]:
 
 def training_arguments(options: Options) -> TrainingArguments:
     """TrainingArguments, with one line for whatever they refuse."""
+    from transformers import TrainingArguments
+
     try:
         return TrainingArguments(**options)
     except (TypeError, ValueError, ImportError) as error:

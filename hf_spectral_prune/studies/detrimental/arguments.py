@@ -7,7 +7,6 @@ from typing import Literal, get_type_hints
 
 from ...arguments import _field
 from ...utils.types import Json
-from .tasks import layout_of
 
 
 @dataclass
@@ -91,6 +90,8 @@ class TaskArguments:
     num_held_out_examples: int = _field(300, "Maximum number of examples to measure accuracy on; 0 measures nothing.")
 
     def __post_init__(self) -> None:
+        from .tasks import layout_of  # with torch, which `--help` does without
+
         layout_of(self.task)
         if self.num_adaptation_examples < 1:
             raise ValueError(f"`num_adaptation_examples` is {self.num_adaptation_examples}; it must be at least 1.")
