@@ -25,9 +25,9 @@ def main(argv: Sequence[str]) -> None:
     """Measures the held-out loss of removing single units, and how well criteria predict it; an interrupted run continues."""
     types = [AblationArguments, AblationRunArguments, ScreenArguments]
     args, run, screen = parse(types, "ablate", main.__doc__ or "", argv)
-    from ..models.loading import load_tokenizer
     from ..studies.ablation import FOLDER, ablate, chosen_groups, table, to_dict, verdict
-    from .inputs_text import check_named_files, load_held_out_text, load_text, load_text_model
+    from .inputs import text_inputs_of
+    from .inputs_text import check_named_files
 
     check_named_files(run)
     if args.output_dir is None:
@@ -41,13 +41,14 @@ def main(argv: Sequence[str]) -> None:
     calibrates = run.calibration != "dataset" or run.calibration_file or run.dataset_name
     if not calibrates and run.eval_file and readers:
         raise ValueError(f"There is nothing to calibrate on, and `{readers[0]}` needs it. Set `calibration_file`.")
-    tokenizer = load_tokenizer(run)
-    model = load_text_model(run)
+    inputs = text_inputs_of(run)
+    tokenizer = inputs.load_processing(run)
+    model = inputs.load_model(run)
     chosen_groups(model, args)
     if calibrates or not run.eval_file:
-        calibration, held_out = load_text(run, model, tokenizer, args.seed)
+        calibration, held_out = inputs.load_data(run, model, tokenizer, args.seed)
     else:
-        calibration, held_out = None, load_held_out_text(run, model, tokenizer, args.seed)
+        calibration, held_out = None, inputs.load_held_out(run, model, tokenizer, args.seed)
     if held_out is None:
         raise ValueError(
             f"There is nothing to measure a `{type(model).__name__}` on. Set `eval_file` if the text is too short to hold any "

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Compares criteria on one model: a table, JSON, CSV, a plot and a report page; an interrupted run continues."""
     args, run, screen = parse([ComparisonArguments, RunArguments, ScreenArguments], "compare", main.__doc__ or "", argv)
-    from ..models.loading import load_tokenizer
     from ..studies.comparison import FOLDER, compare, table, to_dict, verdict
     from ..studies.comparison.report import write_comparison_report
-    from .inputs_text import check_named_files, load_text, load_text_model, metric_of, recovery_rows
+    from .inputs import text_inputs_of
+    from .inputs_text import check_named_files
 
     check_named_files(run)
     if args.output_dir is None:
@@ -32,13 +32,14 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("`resume_from_checkpoint` is not for comparisons: one that lies in `output_dir` continues by itself.")
     FOLDER.check(args.output_dir)
     comparison_cells(args)
-    metric = metric_of(run, run.trust_remote_code)
+    inputs = text_inputs_of(run)
+    metric = inputs.metric(run)
     if metric is not None:
         metric.__qualname__ = run.metric  # by this the comparison tells it from other metrics when it continues
-    tokenizer = load_tokenizer(run)
-    model = load_text_model(run)
+    tokenizer = inputs.load_processing(run)
+    model = inputs.load_model(run)
     seed = args.seeds[0]
-    calibration, held_out = load_text(run, model, tokenizer, seed)
+    calibration, held_out = inputs.load_data(run, model, tokenizer, seed)
     if held_out is None:
         raise ValueError(
             f"There is nothing to measure a `{type(model).__name__}` on. Causal language models are measured on held-out text "
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         calibration,
         held_out,
         tokenizer,
-        train_dataset=recovery_rows(run, model, tokenizer, calibration, held_out, seed) if trains else None,
+        train_dataset=inputs.recovery_rows(run, model, tokenizer, calibration, held_out, seed) if trains else None,
         compute_metrics=metric,
         report=say,
     )

@@ -28,17 +28,18 @@ def main(argv: Sequence[str]) -> None:
     from ..evaluation.figures import held_out_figures, num_parameters
     from ..models.families.groups import is_vision
     from ..models.losses import predicts_next_token
-    from .inputs import load_data, load_held_out, load_model, load_processing_class
-    from .inputs_text import check_named_files, metric_of, names_eval
+    from .inputs import inputs_of
+    from .inputs_text import check_named_files, names_eval
 
     check_named_files(run)
-    metric = metric_of(run, run.trust_remote_code)
-    model = load_model(run, run.tensors_file)
-    processing_class = load_processing_class(run)
+    inputs = inputs_of(run)
+    metric = inputs.metric(run)
+    model = inputs.load_model(run)
+    processing_class = inputs.load_processing(run)
     if names_eval(run) or run.eval_image_dir is not None:
-        held_out = load_held_out(run, model, processing_class, _SEED)
+        held_out = inputs.load_held_out(run, model, processing_class, _SEED)
     else:  # what `cria prune` holds out of its calibration source
-        _, held_out = load_data(run, model, processing_class, _SEED)
+        _, held_out = inputs.load_data(run, model, processing_class, _SEED)
     if held_out is None:
         raise ValueError(
             "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file` "

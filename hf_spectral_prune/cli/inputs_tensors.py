@@ -24,13 +24,13 @@ from ..models.loading import choose_device
 from ..models.torch_model import TorchModelForImageClassification, wrap
 from ..utils.types import Json, Options
 from ..utils.words import shortened
-from .arguments import DataArguments, NetworkArguments
+from .arguments import DataArguments, RunArguments
 
 _WEIGHTS = "model.safetensors"
 _PICKLES = (".pt", ".pth", ".th", ".bin")
 
 
-def load_network(run: NetworkArguments, tensors_file: str) -> TorchModelForImageClassification:
+def load_network(run: RunArguments) -> TorchModelForImageClassification:
     """The network of `network_class`, with the weights in `model_name_or_path`, traced with the first of its tensors.
 
     Raises:
@@ -43,7 +43,7 @@ def load_network(run: NetworkArguments, tensors_file: str) -> TorchModelForImage
     path = Path(run.model_name_or_path)
     if not path.exists():
         raise FileNotFoundError(f"`model_name_or_path` `{path}` does not exist. Name a folder, or a file of a state dict.")
-    pixels, _ = read_tensors(tensors_file, "tensors_file")
+    pixels, _ = read_tensors(str(run.tensors_file), "tensors_file")
     assert isinstance(run.network_args, dict)
     read = _from_folder if path.is_dir() else _from_file
     network = read(network_class, path, run.network_args)
@@ -181,7 +181,7 @@ def load_tensors(data_args: DataArguments, seed: int) -> tuple[CalibrationData, 
     return calibration, build_images(_source(*others), num_samples=number, name=eval_name, **options)
 
 
-def recovery_tensors(data_args: DataArguments, seed: int) -> list[dict[str, Tensor]]:
+def tensor_recovery_rows(data_args: DataArguments, seed: int) -> list[dict[str, Tensor]]:
     """Rows to recover on: those of `tensors_file` that are not held out, at most `num_recovery_samples`, drawn by the seed."""
     data, _ = load_tensors(replace(data_args, num_calibration_samples=data_args.num_recovery_samples), seed)
     return [{name: value[row] for name, value in batch.items()} for batch in data for row in range(len(batch["pixel_values"]))]

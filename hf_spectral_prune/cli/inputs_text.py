@@ -1,30 +1,27 @@
-"""Loads the model, tokenizer, calibration and held-out text that a command names."""
+"""Raw text that a command names: to calibrate on, to measure on and to recover on."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.for_model import check_ids
 from ..data.generated import self_generated
 from ..data.items import described
-from ..data.labelled import LabelledRows, load_labelled
 from ..data.mixtures import KNOWN_TEXTS, mixed, mixture_of, rows_by_weight
 from ..data.named_files import check_text_file
 from ..data.rows import training_rows
 from ..data.sources import default_texts, load_texts
 from ..data.texts import CalibrationData, build_calibration, unpadded_row
-from ..evaluation.metrics import load_metric, multi_label_figures, regression_figures
 from ..models.families import max_tokens
-from ..models.loading import load_model
 from ..models.losses import predicts_next_token
 from ..utils.types import Options, Row
-from .arguments import DataArguments, NetworkArguments
+from .arguments import DataArguments
 
 # A file, or a data set with its configuration and split.
 Source = tuple[str | None, str | None, str | None, str]
@@ -43,15 +40,19 @@ def check_named_files(data_args: DataArguments) -> None:
             check_text_file(source, "calibration")
 
 
-def load_text_model(run: NetworkArguments) -> PreTrainedModel:
-    """`load_model` for the commands that read models of text alone.
+def check_source(data_args: DataArguments) -> dict[str, float]:
+    """{source of calibration text: its weight}.
 
     Raises:
-        ValueError: a plain network is named; or see `load_model`.
+        ValueError: nothing to calibrate on is named; or see `mixture_of`.
     """
-    if run.network_class is not None:
-        raise ValueError("`network_class` is for `cria prune`, `cria score` and `cria evaluate`. Leave it out.")
-    return load_model(run)
+    weights = mixture_of(data_args.calibration)
+    if "dataset" in weights and not data_args.calibration_file and not data_args.dataset_name:
+        raise ValueError(
+            "There is nothing to calibrate on. Set `calibration_file` or `dataset_name`, or `calibration` to `self` or "
+            "`python_docs`."
+        )
+    return weights
 
 
 def load_text(
@@ -75,17 +76,8 @@ def _load_text(
     Raises:
         ValueError: nothing to calibrate on is named, or the text is too short.
     """
-    weights = mixture_of(data_args.calibration)
-    if "dataset" in weights and not data_args.calibration_file and not data_args.dataset_name:
-        raise ValueError(
-            "There is nothing to calibrate on. Set `calibration_file` or `dataset_name`, or `calibration` to `self` or "
-            "`python_docs`."
-        )
+    weights = check_source(data_args)
     held_out = load_held_out_text(data_args, model, tokenizer, seed)
-    if data_args.label_column is not None and len(weights) > 1:
-        raise ValueError("`label_column` is for one table, and `calibration` names several sources. Give the table alone.")
-    if data_args.label_column is not None:
-        return _labelled_text(data_args, model, tokenizer, held_out, seed)
     extra = 0 if held_out is not None else _num_eval(data_args, model)
     numbers = rows_by_weight(weights, data_args.num_calibration_samples)
     measured = {name: weight for name, weight in weights.items() if name != "self"}
@@ -119,7 +111,7 @@ def _part(
     extra: int,
 ) -> tuple[CalibrationData, CalibrationData | None]:
     """`number` rows of one source of calibration text, and at most `extra` others of it to measure on."""
-    shape = _shape(data_args, model, seed)
+    shape = shape_of(data_args, model, seed)
     if part == "self":
         del shape["max_position_embeddings"]
         return self_generated(model, tokenizer, num_samples=number, **shape), None
@@ -133,14 +125,14 @@ def _part(
     source, streaming = _source_of(data_args, part)
     shape |= {"packing": data_args.packing, "text_column": data_args.text_column}
     texts = _texts(data_args, source, tokenizer, streaming=streaming)
-    both = build_calibration(texts, tokenizer, num_samples=number + extra, name=_source_name(source), **shape)
+    both = build_calibration(texts, tokenizer, num_samples=number + extra, name=source_name(source), **shape)
     return (both, None) if extra == 0 else _hold_out(both, number, extra)
 
 
 def _source_of(data_args: DataArguments, part: str) -> tuple[Source, bool]:
     """What a source of a mixture is read from, and whether as a stream."""
     if part == "dataset":
-        return _calibration_source(data_args), data_args.streaming
+        return calibration_source(data_args), data_args.streaming
     if part in KNOWN_TEXTS:
         return (None, *KNOWN_TEXTS[part], "train"), True
     return ((part, None, None, "train") if Path(part).is_file() else (None, part, None, "train")), data_args.streaming
@@ -157,18 +149,15 @@ def load_held_out_text(
     number = _num_eval(data_args, model)
     if not names_eval(data_args) or not number:
         return None
-    shape = _shape(data_args, model, seed)
-    if data_args.label_column is not None:
-        source: Any = _labelled_rows(data_args, model, tokenizer, seed, _eval_source(data_args))
-    else:
-        source = _texts(data_args, _eval_source(data_args), tokenizer)
-        shape |= {"text_column": data_args.text_column, "shuffle": False}
-    data = build_calibration(source, tokenizer, num_samples=number, name=_eval_name(data_args), **shape)
+    shape = shape_of(data_args, model, seed)
+    source = _texts(data_args, eval_source(data_args), tokenizer)
+    shape |= {"text_column": data_args.text_column, "shuffle": False}
+    data = build_calibration(source, tokenizer, num_samples=number, name=eval_name(data_args), **shape)
     check_ids(model, data, tokenizer)
     return data
 
 
-def _shape(data_args: DataArguments, model: PreTrainedModel, seed: int) -> Options:
+def shape_of(data_args: DataArguments, model: PreTrainedModel, seed: int) -> Options:
     return {
         "max_seq_length": data_args.max_seq_length,
         "batch_size": data_args.calibration_batch_size,
@@ -179,63 +168,7 @@ def _shape(data_args: DataArguments, model: PreTrainedModel, seed: int) -> Optio
 
 def _num_eval(data_args: DataArguments, model: PreTrainedModel) -> int:
     # Perplexity is for causal language models.
-    return (data_args.num_eval_samples or 0) if data_args.label_column is not None or predicts_next_token(model) else 0
-
-
-def _labelled_text(
-    data_args: DataArguments,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: CalibrationData | None,
-    seed: int,
-) -> tuple[CalibrationData, CalibrationData | None]:
-    rows, source = _labelled_rows(data_args, model, tokenizer, seed), _source_name(_calibration_source(data_args))
-    shape = _shape(data_args, model, seed)
-    num_eval = data_args.num_eval_samples or 0
-    if held_out is None and num_eval:
-        rows, others = _split_rows(rows, num_eval, seed)
-        held_out = build_calibration(
-            others,
-            tokenizer,
-            num_samples=num_eval,
-            name=f"{source}, rows held out",
-            **shape,
-        )
-    wanted = data_args.num_calibration_samples
-    return build_calibration(rows, tokenizer, num_samples=wanted, name=source, **shape), held_out
-
-
-def _labelled_rows(
-    data_args: DataArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int, source: Source | None = None
-) -> LabelledRows:
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        raise ValueError(
-            f"`label_column` is for models that classify texts, and this is a {type(model).__name__}. Leave it out, or load a "
-            "checkpoint with a sequence classification head."
-        )
-    names = ("calibration_file", "dataset_name", "dataset_config_name", "dataset_split")
-    named = dict(zip(names, source or _calibration_source(data_args), strict=True)) | {"streaming": data_args.streaming}
-    return load_labelled(
-        named,
-        model.config,
-        tokenizer,
-        label_column=str(data_args.label_column),
-        text_column=data_args.text_column,
-        text_pair_column=data_args.text_pair_column,
-        max_seq_length=data_args.max_seq_length,
-        # The same number whatever the rows are for, so that what is held out is always the same.
-        seed=seed,
-        most_rows=data_args.num_calibration_samples + data_args.num_recovery_samples + 5 * (data_args.num_eval_samples or 0),
-    )
-
-
-def _split_rows(rows: LabelledRows, number: int, seed: int) -> tuple[LabelledRows, LabelledRows]:
-    """Holds rows out at random, never more than a fifth of them."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(number, len(rows) // 5)
-    if count == 0:
-        raise ValueError(f"{len(rows)} labelled rows are too few to hold any out. Give more, or set `eval_file`.")
-    return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
+    return (data_args.num_eval_samples or 0) if predicts_next_token(model) else 0
 
 
 def names_eval(data_args: DataArguments) -> bool:
@@ -243,7 +176,7 @@ def names_eval(data_args: DataArguments) -> bool:
     return data_args.eval_file is not None or data_args.eval_split is not None
 
 
-def _calibration_source(data_args: DataArguments) -> Source:
+def calibration_source(data_args: DataArguments) -> Source:
     return data_args.calibration_file, data_args.dataset_name, data_args.dataset_config_name, data_args.dataset_split
 
 
@@ -258,68 +191,32 @@ def _texts(
     return texts
 
 
-def _eval_source(data_args: DataArguments) -> Source:
+def eval_source(data_args: DataArguments) -> Source:
     if data_args.eval_file is not None:
         return data_args.eval_file, None, None, "train"
     return None, data_args.dataset_name, data_args.dataset_config_name, str(data_args.eval_split)
 
 
-def _eval_name(data_args: DataArguments) -> str:
+def eval_name(data_args: DataArguments) -> str:
     return (
         Path(data_args.eval_file).name if data_args.eval_file is not None else f"{data_args.dataset_name}:{data_args.eval_split}"
     )
 
 
-def _source_name(source: Source) -> str:
+def source_name(source: Source) -> str:
     file, dataset, _, split = source
     return Path(file).name if file else f"{dataset}:{split}"
 
 
-def metric_of(data_args: DataArguments, trust_remote_code: bool = False) -> Callable[[EvalPrediction], dict[str, float]] | None:
-    """`compute_metrics` for labelled texts by the name in `metric`; None where texts have no labels.
-
-    F1 is the mean over the classes where there are more than two. A regression gets its squared error and correlation instead
-    of accuracy or F1.
-
-    Raises:
-        ValueError: there is no such metric.
-    """
-    if data_args.label_column is None:
-        return None
-    module = load_metric(data_args.metric, trust_remote_code=trust_remote_code)
-
-    def compute(found: EvalPrediction) -> dict[str, float]:
-        logits: Any = found.predictions  # (N, num_labels), or (N, 1) for a regression
-        references: Any = found.label_ids
-        if references.ndim == 2 and data_args.metric in ("accuracy", "f1"):  # several labels a row
-            return multi_label_figures(logits, references)
-        if logits.shape[-1] == 1 and data_args.metric in ("accuracy", "f1"):  # those of classes would round the values
-            return regression_figures(logits[:, 0], references)
-        if logits.shape[-1] == 1:
-            return module.compute(predictions=logits[:, 0], references=references)
-        average = {"average": "macro"} if data_args.metric == "f1" and logits.shape[-1] > 2 else {}
-        return module.compute(predictions=logits.argmax(-1), references=references, **average)
-
-    return compute
-
-
-def recovery_rows(
+def text_recovery_rows(
     data_args: DataArguments,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     calibration: CalibrationData | None,
     held_out: CalibrationData | None,
     seed: int,
-) -> list[Row]:
+) -> Sequence[Row]:
     """Sequences to recover on, without those that are held out."""
-    if data_args.label_column is not None:
-        other = None if data_args.recovery_file is None else (data_args.recovery_file, None, None, "train")
-        labelled = _labelled_rows(data_args, model, tokenizer, seed, other)
-        if other is None and not names_eval(data_args) and data_args.num_eval_samples:
-            labelled, _ = _split_rows(labelled, data_args.num_eval_samples, seed)  # the same split as for calibration
-        order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed)).tolist()
-        drawn = (labelled[index] for index in order[: data_args.num_recovery_samples])
-        return [row for row in drawn if row["input_ids"]]  # an empty text has no tokens where none are special
     parts = _texts_to_recover_on(data_args, tokenizer)
     weights = {name: weight for name, (_, weight) in parts.items()}
     numbers = rows_by_weight(weights, data_args.num_recovery_samples) if parts else {}
@@ -331,7 +228,7 @@ def recovery_rows(
             packing=data_args.packing,
             text_column=data_args.text_column,
             name=f"{name}, to recover on",
-            **_shape(data_args, model, seed),
+            **shape_of(data_args, model, seed),
         )
         for name, (source, _) in parts.items()
     ]
@@ -363,7 +260,7 @@ def _texts_to_recover_on(
         elif part != "self":
             source, streaming = _source_of(data_args, part)
             # It was told when it was read to calibrate on.
-            parts[_source_name(source)] = _texts(data_args, source, tokenizer, tell=False, streaming=streaming), weight
+            parts[source_name(source)] = _texts(data_args, source, tokenizer, tell=False, streaming=streaming), weight
     return parts
 
 

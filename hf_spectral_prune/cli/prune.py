@@ -110,28 +110,28 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     from ..saving import checkpoint
     from ..studies.targets import prune_to_targets
     from ..utils.progress import working
-    from .inputs import load_data, load_model, load_processing_class, load_recovery_rows, needs_data
-    from .inputs_text import metric_of
+    from .inputs import inputs_of, load_data, needs_data
 
-    metric = metric_of(run, run.trust_remote_code)
+    inputs = inputs_of(run)
+    metric = inputs.metric(run)
     resume: str | Path | None = run.resume_from_checkpoint
     if resume == "latest":
         resume = checkpoint.latest(str(args.output_dir))
         if resume is None:
             say(f"`{args.output_dir}` has no checkpoint to continue from: the run starts over.")
-    processing_class = load_processing_class(run)
+    processing_class = inputs.load_processing(run)
     with working("Loading", show=not args.disable_tqdm):
-        model = load_model(run, run.tensors_file)
+        model = inputs.load_model(run)
     SpectralPruner.check_model(model, args)
     needed = needs_data(run, args, model)
-    calibration, held_out = of_first_process(lambda: load_data(run, model, processing_class, args.seed, needed=needed))
+    calibration, held_out = of_first_process(lambda: load_data(inputs, run, model, processing_class, args.seed, needed=needed))
     train = None
     if args.recovery != "none":
-        train = load_recovery_rows(run, model, processing_class, calibration, held_out, args.seed)
+        train = inputs.recovery_rows(run, model, processing_class, calibration, held_out, args.seed)
     options: Options = {
         "train_dataset": train,
         "compute_metrics": metric,
-        "teacher": load_model(run, run.tensors_file) if args.recovery in TAUGHT_RECOVERIES else None,
+        "teacher": inputs.load_model(run) if args.recovery in TAUGHT_RECOVERIES else None,
     }
     if args.target_reductions:
         if resume is not None:

@@ -17,14 +17,16 @@ def main(argv: Sequence[str]) -> None:
     args, run = parse([SpectralPruningArguments, RunArguments], "score", main.__doc__ or "", argv)
     from ..pruner import SpectralPruner
     from ..utils.files import write_text
-    from .inputs import load_data, load_model, load_processing_class, needs_data
+    from .inputs import inputs_of, load_data, needs_data
     from .inputs_text import check_named_files
 
     check_named_files(run)
-    model = load_model(run, run.tensors_file)
+    inputs = inputs_of(run)
+    model = inputs.load_model(run)
     SpectralPruner.check_model(model, args)
     needed = needs_data(run, args, model)
-    calibration, _ = load_data(replace(run, num_eval_samples=0), model, load_processing_class(run), args.seed, needed=needed)
+    unmeasured, processing = replace(run, num_eval_samples=0), inputs.load_processing(run)
+    calibration, _ = load_data(inputs, unmeasured, model, processing, args.seed, needed=needed)
     pruner = SpectralPruner(model, args, calibration)
     scores = {key: value.tolist() for key, value in pruner.score().items()}
     text = json.dumps(

@@ -422,7 +422,7 @@ def test_prune_recovers_on_text_that_is_not_held_out(method, folder, monkeypatch
 def test_rows_to_recover_on_leave_out_what_is_held_out(large, packing, folder, monkeypatch):
     from hf_spectral_prune.arguments import SpectralPruningArguments
     from hf_spectral_prune.cli.arguments import RunArguments
-    from hf_spectral_prune.cli.inputs_text import load_text, recovery_rows
+    from hf_spectral_prune.cli.inputs_text import load_text, text_recovery_rows
     from hf_spectral_prune.data import blocks as data
     from hf_spectral_prune.models.loading import load_tokenizer
 
@@ -443,7 +443,7 @@ def test_rows_to_recover_on_leave_out_what_is_held_out(large, packing, folder, m
     )
     args, model, tokenizer = SpectralPruningArguments(recovery="full"), tiny_model(), load_tokenizer(run)
     calibration, held_out = load_text(run, model, tokenizer, args.seed)
-    rows = recovery_rows(run, model, tokenizer, calibration, held_out, args.seed)
+    rows = text_recovery_rows(run, model, tokenizer, calibration, held_out, args.seed)
 
     def tokens(ids, mask):
         return tuple(ids[mask.bool()].tolist())

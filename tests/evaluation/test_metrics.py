@@ -14,7 +14,7 @@ from transformers import EvalPrediction
 
 import hf_spectral_prune.evaluation.metrics as metrics
 from hf_spectral_prune.cli.arguments import RunArguments
-from hf_spectral_prune.cli.inputs_text import metric_of
+from hf_spectral_prune.cli.inputs_labelled import metric_of
 from hf_spectral_prune.evaluation.figures import perplexity
 from hf_spectral_prune.evaluation.metrics import SHIPPED, load_metric, regression_figures, token_losses
 
