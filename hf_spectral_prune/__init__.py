@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .evaluation.figures import latency, num_parameters, paired_latency, perplexity
     from .evaluation.metrics import load_metric
     from .pruner import SpectralPruner
-    from .recovery.recover import RecoveryArguments, RecoveryOutput, recover
+    from .recovery.arguments import RecoveryArguments
+    from .recovery.recover import RecoveryOutput, recover
     from .saving.output import PruningOutput
     from .studies.comparison import Comparison, ComparisonArguments, compare
     from .studies.detrimental import DetrimentalArguments, DetrimentalNeuronPruner, Example, examples_from_rows, read_examples
@@ -68,7 +69,8 @@ _PUBLIC = {
     "surgery.plan": ["PruningPlan"],
     "saving.output": ["PruningOutput"],
     "pruner": ["SpectralPruner"],
-    "recovery.recover": ["RecoveryArguments", "RecoveryOutput", "recover"],
+    "recovery.arguments": ["RecoveryArguments"],
+    "recovery.recover": ["RecoveryOutput", "recover"],
     "trainer.schedule": ["PruningSchedule"],
     "trainer.scoring": ["ScoreTrackingCallback"],
     "surgery": ["apply_plan", "masked", "settle_class"],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, Literal, Self
 
+from .utils.option_values import choices, json_option, masked
 from .utils.types import Json
 
 # A round scores and cuts: more than this is a slip of the finger, and would fill the memory before the first.
@@ -21,48 +21,11 @@ MEASURED_ALLOCATIONS = ("loss_curves", "fisher", "search")
 TAUGHT_RECOVERIES = ("distill", "blocks")
 
 
-@functools.cache
-def _choices(kind: type, name: str) -> tuple[str, ...]:
-    """Values of a field that is a Literal. Cached, because the text of every hint of the class is evaluated."""
-    return get_type_hints(kind)[name].__args__
-
-
-def _masked(values: Json) -> Json:
-    """The same values with every token in them (also inside `training_args`) replaced by its name."""
-    return {
-        name: f"<{name.upper()}>"
-        if name.endswith("_token") and isinstance(value, str)
-        else (_masked(value) if isinstance(value, dict) else value)
-        for name, value in values.items()
-    }
-
-
 def _field(default: Any, help: str) -> Any:
     """A dataclass field with a default and the help text that `cria ... --help` prints."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
-
-
-_EXAMPLES = {
-    "criterion_args": '{"num_neighbors": 30}',
-    "network_args": '{"depth": 56}',
-    "recovery_args": '{"lora_r": 8}',
-    "training_args": '{"max_steps": 500}',
-}
-
-
-def _read_json(name: str, value: Json | str | None) -> Json:
-    """An option that is a JSON object, as a dict."""
-    example = _EXAMPLES[name]
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"`{name}` is not JSON ({error}). Write it like '{example}'.") from None
-    if not isinstance(value or {}, dict):
-        raise ValueError(f"`{name}` must be a JSON object, like '{example}'.")
-    return dict(value or {})  # type: ignore[arg-type]
 
 
 # Named sets of options.
@@ -263,7 +226,7 @@ class SpectralPruningArguments:
 
     def __post_init__(self) -> None:
         for name in ("criterion_args", "recovery_args", "training_args"):
-            setattr(self, name, _read_json(name, getattr(self, name)))
+            setattr(self, name, json_option(name, getattr(self, name)))
         self._check_range("target_reduction", 0, 1, open_ends=True)
         self._check_targets()
         for name in (
@@ -370,14 +333,14 @@ class SpectralPruningArguments:
 
     def _check_choice(self, name: str, hint: str = "") -> None:
         kind: Any = type(self)  # mypy takes the class of dataclasses for unhashable, as their instances are
-        allowed, given = _choices(kind, name), getattr(self, name)
+        allowed, given = choices(kind, name), getattr(self, name)
         if given not in allowed:  # an enum of transformers is equal to its text
             words = ", ".join(f"`{value}`" for value in allowed)
             raise ValueError(f"`{name}` is `{getattr(given, 'value', given)}`; choose from {words}.{hint}")
 
     def to_dict(self) -> Json:
         """All options as plain values, tokens masked as in `TrainingArguments`."""
-        return _masked(asdict(self))
+        return masked(asdict(self))
 
     def to_json_string(self) -> str:
         """All options as JSON, as transformers' loggers ask for it."""

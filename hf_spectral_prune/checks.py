@@ -22,8 +22,9 @@ from .models.losses import Batch, check_targets, has_targets, loss_of, moved_to
 from .planning.reduction_target import check_scope
 from .planning.settled import settle_allocation
 from .publishing import hub
+from .recovery.arguments import recovery_arguments
 from .recovery.distillation import check_teacher
-from .recovery.recover import check_blocks, lora_targets, recovery_arguments
+from .recovery.recover import check_blocks, lora_targets
 from .saving.folder import check_generation_options
 from .saving.place import check_output_dir
 from .saving.reload import check_reloads

@@ -39,8 +39,9 @@ from .planning import summarise
 from .planning.flops import layer_macs
 from .planning.reduction_target import example_image, macs_report
 from .planning.stopping import check_stop_metric, stop_note
+from .recovery.arguments import recovery_arguments
 from .recovery.forwarding import ForwardingCallback
-from .recovery.recover import RecoveryOutput, recover, recovery_arguments
+from .recovery.recover import RecoveryOutput, recover
 from .rounds import Run
 from .saving import checkpoint
 from .saving.output import PruningOutput, StationCosts, circumstances, pruning_report

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ..arguments import ModelArguments, _field, _read_json
+from ..arguments import ModelArguments, _field
+from ..utils.option_values import json_option
 from ..utils.types import Json
 
 
@@ -35,7 +36,7 @@ class NetworkArguments(ModelArguments):
     network_args: Json | str | None = _field(None, "Arguments to create this class with, as JSON, e.g. '{\"depth\": 56}'.")
 
     def __post_init__(self) -> None:
-        self.network_args = _read_json("network_args", self.network_args)
+        self.network_args = json_option("network_args", self.network_args)
         if self.network_class is None:
             if self.network_args:
                 raise ValueError(_of_networks("network_args"))

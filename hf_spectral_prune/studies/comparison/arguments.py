@@ -133,7 +133,7 @@ def comparison_cells(args: ComparisonArguments) -> list[Cell]:
     Raises:
         ValueError: an unknown criterion, option or value, or a plug-in that cannot be loaded.
     """
-    from ...recovery.recover import recovery_arguments
+    from ...recovery.arguments import recovery_arguments
 
     cells: list[Cell] = []
     labels: dict[str, str] = {}

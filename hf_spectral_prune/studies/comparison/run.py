@@ -30,7 +30,8 @@ from ...evaluation.figures import held_out_figures, num_parameters
 from ...models.families import UnitGroup, unit_groups
 from ...models.loading import without_quantisation_marks
 from ...models.losses import Batch
-from ...recovery.recover import lora_targets, recover, recovery_arguments
+from ...recovery.arguments import recovery_arguments
+from ...recovery.recover import lora_targets, recover
 from ...surgery import settle_class
 from ...surgery.plan import PruningPlan
 from ...utils.types import Collator, Json, ProcessingClass

@@ -1,0 +1,50 @@
+"""Values of options in a dataclass: what they may be, JSON that is read, and tokens that are not shown."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import get_type_hints
+
+from .types import Json
+
+
+@functools.cache
+def choices(kind: type, name: str) -> tuple[str, ...]:
+    """Values of a field that is a Literal. Cached, because the text of every hint of the class is evaluated."""
+    return get_type_hints(kind)[name].__args__
+
+
+def masked(values: Json) -> Json:
+    """The same values with every token in them (also inside `training_args`) replaced by its name."""
+    return {
+        name: f"<{name.upper()}>"
+        if name.endswith("_token") and isinstance(value, str)
+        else (masked(value) if isinstance(value, dict) else value)
+        for name, value in values.items()
+    }
+
+
+_EXAMPLES = {
+    "criterion_args": '{"num_neighbors": 30}',
+    "network_args": '{"depth": 56}',
+    "recovery_args": '{"lora_r": 8}',
+    "training_args": '{"max_steps": 500}',
+}
+
+
+def json_option(name: str, value: Json | str | None) -> Json:
+    """An option that is a JSON object, as a dict.
+
+    Raises:
+        ValueError: it is none; shows one.
+    """
+    example = _EXAMPLES[name]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"`{name}` is not JSON ({error}). Write it like '{example}'.") from None
+    if not isinstance(value or {}, dict):
+        raise ValueError(f"`{name}` must be a JSON object, like '{example}'.")
+    return dict(value or {})  # type: ignore[arg-type]
