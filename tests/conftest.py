@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import subprocess
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -201,21 +202,25 @@ ENCODER_TASKS = [
 ]
 
 
+# 3 layers, 24 neurons, 8 heads of size 4.
+TINY_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
 def tiny_encoder(family: str = "bert", *, task: str = "ForSequenceClassification", **fields) -> PreTrainedModel:
     """A random encoder with weights large enough that every unit matters: 3 layers, 24 neurons, 8 heads of size 4."""
     prefix, special = ENCODERS[family]
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 24,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 8,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.15,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
+    sizes = {**TINY_SIZES}
     if prefix == "DistilBert":
         sizes["hidden_dim"] = sizes.pop("intermediate_size")
     config = getattr(transformers, f"{prefix}Config")(**sizes | special | fields)
@@ -237,6 +242,21 @@ def encoder_batch(model: PreTrainedModel, rows: int = 2, length: int = 12, seed:
     if several:
         batch = {name: value.unflatten(0, (rows, 3)) for name, value in batch.items()}
     return batch
+
+
+def write_inputs(folder: Path, tokenizer: PreTrainedTokenizerFast, words: int = 2_000) -> Path:
+    """Writes what a command reads: a tiny model with its tokenizer to `model`, and random words to `text.txt`."""
+    tiny_model().save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    numbers = torch.randint(3, VOCABULARY, (words,), generator=torch.Generator().manual_seed(0))
+    (folder / "text.txt").write_text(" ".join(f"w{number}" for number in numbers.tolist()))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer) -> Path:
+    """A tiny model with its tokenizer, and a text of 2,000 random words."""
+    return write_inputs(tmp_path, tokenizer)
 
 
 def refused(call, *messages: str) -> None:

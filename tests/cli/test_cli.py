@@ -16,16 +16,6 @@ FLAGS = ["--target_reduction", "0.3", "--target_scope", "prunable", "--round_to"
 FLAGS += ["--max_seq_length", "32", "--num_calibration_samples", "8", "--num_eval_samples", "4", "--disable_tqdm"]
 
 
-@pytest.fixture
-def folder(tmp_path, tokenizer):
-    """A tiny model with its tokenizer, and a text of 2,000 random words."""
-    tiny_model().save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    words = torch.randint(3, VOCABULARY, (2_000,), generator=torch.Generator().manual_seed(0))
-    (tmp_path / "text.txt").write_text(" ".join(f"w{word}" for word in words.tolist()))
-    return tmp_path
-
-
 def flags(folder, **more) -> list[str]:
     values = {"model_name_or_path": folder / "model", "calibration_file": folder / "text.txt", "output_dir": folder / "out"}
     words = [*FLAGS]

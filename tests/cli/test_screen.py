@@ -5,24 +5,13 @@ import json
 import sys
 
 import pytest
-import torch
-from conftest import VOCABULARY, tiny_model
+from conftest import tiny_model
 
 from hf_spectral_prune import SpectralPruningArguments
 from hf_spectral_prune.cli import main
 from hf_spectral_prune.cli.screen import ending
 from hf_spectral_prune.planning.reduction_target import target_words
 from hf_spectral_prune.utils.progress import RoundProgress, stage, working
-
-
-@pytest.fixture
-def folder(tmp_path, tokenizer):
-    """A tiny model with its tokenizer, and a text of 2,000 random words."""
-    tiny_model().save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    words = torch.randint(3, VOCABULARY, (2_000,), generator=torch.Generator().manual_seed(0))
-    (tmp_path / "text.txt").write_text(" ".join(f"w{word}" for word in words.tolist()))
-    return tmp_path
 
 
 class Terminal(io.StringIO):

@@ -9,7 +9,7 @@ from conftest import (
     ENCODERS,
     FAMILIES,
     FFN_ONLY,
-    VOCABULARY,
+    TINY_SIZES,
     encoder_batch,
     logits,
     random_batch,
@@ -54,25 +54,13 @@ REFUSED = {
         "an encoder and a decoder",
     ),
 }
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.15,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 
 
 def other_model(name: str):
     cls, fields = (OTHERS | {key: row[:2] for key, row in REFUSED.items()})[name]
     stock = getattr(transformers, cls)
     torch.manual_seed(0)
-    return stock(stock.config_class(**SIZES | fields)).eval()
+    return stock(stock.config_class(**TINY_SIZES | fields)).eval()
 
 
 def table_model(name: str):

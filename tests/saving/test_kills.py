@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import VOCABULARY, tiny_model
+from conftest import write_inputs
 
 from hf_spectral_prune.cli import main
 from hf_spectral_prune.saving import checkpoint
@@ -23,12 +22,7 @@ CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod",
 @pytest.fixture(scope="module")
 def given(tmp_path_factory, tokenizer) -> Path:
     """A model with its tokenizer, and a text."""
-    folder = tmp_path_factory.mktemp("given")
-    tiny_model().save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    words = torch.randint(3, VOCABULARY, (1_000,), generator=torch.Generator().manual_seed(0))
-    (folder / "text.txt").write_text(" ".join(f"w{word}" for word in words.tolist()))
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("given"), tokenizer, words=1_000)
 
 
 def words(given: Path, out: Path) -> list[str]:

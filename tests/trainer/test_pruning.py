@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+import training
 from conftest import ENCODERS, logits, num_moments, random_batch, refused, tiny_encoder, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -36,27 +37,9 @@ def pruning_args(**fields) -> SpectralPruningArguments:
 
 
 def make_trainer(model, folder, callbacks=(), **fields) -> Trainer:
-    defaults = {
-        "output_dir": str(folder),
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    options = {"data_collator": causal_collator()} if "ForCausalLM" in type(model).__name__ else {}
-    rows = text_rows() if options else [row | {"label": index % 2} for index, row in enumerate(text_rows())]
-    return Trainer(
-        model=model,
-        args=TrainingArguments(**defaults | fields),
-        train_dataset=rows,
-        eval_dataset=rows[:8],
-        callbacks=list(callbacks),
-        **options,
-    )
+    causal = "ForCausalLM" in type(model).__name__
+    rows = [row | ({} if causal else {"label": index % 2}) for index, row in enumerate(text_rows())]
+    return training.make_trainer(model, folder, callbacks, rows=rows, **fields)
 
 
 def widths(model) -> list[int]:
@@ -290,14 +273,7 @@ def test_end_schedule_prunes_the_best_model(batches, tmp_path):
 
 
 def test_figures_reach_the_trainers_loggers(batches, tmp_path):
-    class Logger(TrainerCallback):
-        def __init__(self):
-            self.logs = []
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            self.logs.append((state.global_step, dict(logs)))
-
-    logger = Logger()
+    logger = training.Logger()
     trainer = make_trainer(tiny_model(), tmp_path, [logger])
     SpectralPruningCallback(pruning_args(), batches, schedule=PruningSchedule("one_shot", start_step=3), score_steps=2).attach(
         trainer

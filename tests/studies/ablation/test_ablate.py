@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from conftest import ENCODERS, FAMILIES, FFN_ONLY, VOCABULARY, encoder_batch, random_batch, tiny_encoder, tiny_model
+from conftest import ENCODERS, FAMILIES, FFN_ONLY, encoder_batch, random_batch, tiny_encoder, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
@@ -360,16 +360,6 @@ def test_the_size_of_the_change_does_not_let_texts_cancel_and_foretells_itself()
 
 
 # ---- the folder and the command
-
-
-@pytest.fixture
-def folder(tmp_path, tokenizer):
-    """A tiny model with its tokenizer, and a text of 2,000 random words."""
-    tiny_model().save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    words = torch.randint(3, VOCABULARY, (2_000,), generator=torch.Generator().manual_seed(0))
-    (tmp_path / "text.txt").write_text(" ".join(f"w{word}" for word in words.tolist()))
-    return tmp_path
 
 
 def flags(folder, **more) -> list[str]:

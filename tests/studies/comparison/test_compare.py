@@ -228,16 +228,6 @@ def test_a_classifier_is_measured_by_accuracy(tmp_path):
 # ---- the folder
 
 
-@pytest.fixture
-def folder(tmp_path, tokenizer):
-    """A tiny model with its tokenizer, and a text of 3,000 random words."""
-    tiny_model().save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    words = torch.randint(3, VOCABULARY, (3_000,), generator=torch.Generator().manual_seed(0))
-    (tmp_path / "text.txt").write_text(" ".join(f"w{word}" for word in words.tolist()))
-    return tmp_path
-
-
 def flags(folder, **more) -> list[str]:
     values = {
         "model_name_or_path": folder / "model",

@@ -8,8 +8,9 @@ from fractions import Fraction
 import pytest
 import torch
 from conftest import logits, random_batch, tiny_encoder, tiny_model
-from differentiating import CHEAP, labelled, logged, make_trainer, unknown_family
+from differentiating import CHEAP, labelled, logged, unknown_family
 from torch import nn
+from training import make_trainer
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from hf_spectral_prune import NDPArguments, NDPCallback, PruningSchedule, SpectralPruningArguments

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import encoder_batch, random_batch, tiny_encoder, tiny_model
-from differentiating import CHEAP, logged, make_trainer, unknown_family
+from differentiating import CHEAP, logged, unknown_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import picture_batch, tiny_vision
 from torch import nn
+from training import make_trainer
 from transformers import Trainer
 
 from hf_spectral_prune import NDIRegularizedTrainerMixin, NDPArguments, NDPCallback, PruningSchedule, ndi_regularizer

@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 from conftest import random_batch, tiny_model
-from differentiating import CHEAP, encoder, labelled, make_trainer, unknown_family
+from differentiating import CHEAP, encoder, labelled, unknown_family
 from pictures import picture_batch, tiny_vision
+from training import Logger, make_trainer
 from transformers import TrainerCallback
 
 from hf_spectral_prune import NDITrackingCallback
@@ -27,13 +28,6 @@ def tracking(batches, interval_steps=3, **options):
 
 
 def test_points_fall_at_the_interval_and_reach_the_loggers(batches, tmp_path):
-    class Logger(TrainerCallback):
-        def __init__(self):
-            self.logs = []
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            self.logs.append((state.global_step, dict(logs)))
-
     logger = Logger()
     trainer = make_trainer(tiny_model(), tmp_path, [logger], max_steps=7)
     callback = tracking(batches).attach(trainer)
