@@ -1,7 +1,7 @@
 """An MLP on MNIST pruned by neurons: accuracy before and after the same recovery, for several criteria.
 
     python benchmarks/mnist_mlp.py --mnist FOLDER [--output results.json]
-    python benchmarks/mnist_mlp.py --mnist FOLDER --export mnist    # a trained network and the pictures, for the recipe
+    python benchmarks/mnist_mlp.py --mnist FOLDER --export mnist    # a trained network and the images, for the recipe
 
 FOLDER holds the four IDX files (`train-images-idx3-ubyte.gz`, ...). For every seed a 784-300-100-10 network is trained to at
 least 98 %; a cell removes the same share of the neurons of both hidden layers by one criterion and recovers with a fixed
@@ -53,7 +53,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (B, 10) of pictures (B, 784)."""
+        """Logits (B, 10) of images (B, 784)."""
         return self.layers(inputs)
 
 
@@ -66,14 +66,14 @@ def read_idx(file: Path) -> Tensor:
 
 
 def read_split(folder: Path, name: str) -> tuple[Tensor, Tensor]:
-    """(N, 784) standardised pictures and (N,) labels of "train" or "t10k"."""
-    pictures = read_idx(folder / f"{name}-images-idx3-ubyte.gz").flatten(1).float() / 255
-    return (pictures - 0.1307) / 0.3081, read_idx(folder / f"{name}-labels-idx1-ubyte.gz").long()
+    """(N, 784) standardised images and (N,) labels of "train" or "t10k"."""
+    images = read_idx(folder / f"{name}-images-idx3-ubyte.gz").flatten(1).float() / 255
+    return (images - 0.1307) / 0.3081, read_idx(folder / f"{name}-labels-idx1-ubyte.gz").long()
 
 
 def train(network: nn.Module, data: tuple[Tensor, Tensor], steps: int, learning_rate: float, seed: int) -> None:
     """Adam with a linearly falling rate; batches drawn by `seed`."""
-    pictures, labels = data
+    images, labels = data
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
@@ -81,9 +81,9 @@ def train(network: nn.Module, data: tuple[Tensor, Tensor], steps: int, learning_
     network.train()
     for _ in range(steps):
         if not order:
-            order = list(torch.randperm(len(pictures), generator=generator).split(TRAINING["batch_size"]))
+            order = list(torch.randperm(len(images), generator=generator).split(TRAINING["batch_size"]))
         index = order.pop()
-        loss = nn.functional.cross_entropy(network(pictures[index]), labels[index])
+        loss = nn.functional.cross_entropy(network(images[index]), labels[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -110,8 +110,8 @@ def export(folder: Path, dense: nn.Module, splits: Any) -> None:
     """Writes what `recipes/mnist_mlp.yaml` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dense.state_dict(), folder / "mlp.safetensors")
-    for name, (pictures, labels) in zip(("train", "test"), splits, strict=True):
-        save_file({"pixel_values": pictures, "labels": labels}, folder / f"{name}.safetensors")
+    for name, (images, labels) in zip(("train", "test"), splits, strict=True):
+        save_file({"pixel_values": images, "labels": labels}, folder / f"{name}.safetensors")
 
 
 def reduction_of(network: nn.Module, sparsity: float) -> float:
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--recovery_steps", type=int, default=938)
     parser.add_argument("--recovery_rate", type=float, default=1e-3)
-    parser.add_argument("--export", type=Path, help="write the first seed's network and the pictures here, and do no more")
+    parser.add_argument("--export", type=Path, help="write the first seed's network and the images here, and do no more")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -191,10 +191,10 @@ def main() -> None:
     results["protocol"] = {
         "model": "784-300-100-10, ReLU; one network a seed",
         "training": TRAINING,
-        "calibration": f"{NUM_CALIBRATION} training pictures",
-        "recovery": f"{options.recovery_steps} steps of {TRAINING['batch_size']} pictures, Adam, learning rate "
+        "calibration": f"{NUM_CALIBRATION} training images",
+        "recovery": f"{options.recovery_steps} steps of {TRAINING['batch_size']} images, Adam, learning rate "
         f"{options.recovery_rate} falling linearly to 0",
-        "measured": "accuracy in per cent on the 10,000 test pictures (binomial standard error about 0.13 points at 98 %)",
+        "measured": "accuracy in per cent on the 10,000 test images (binomial standard error about 0.13 points at 98 %)",
         "published_ndp": {"at weight sparsity": PUBLISHED_NDP},
     }
     results["machine"], results["versions"] = machine(), library_versions()

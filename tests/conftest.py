@@ -98,7 +98,7 @@ def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: 
     }
     if prefix not in ("Qwen2", "Falcon"):  # which have no such field
         sizes["head_dim"] = 4
-    # Models that see pictures too have names of their own for their text parts, but for one.
+    # Models that see images too have names of their own for their text parts, but for one.
     text = f"{prefix}Text" if prefix in ("Gemma3", "Qwen3_5") else prefix
     config = getattr(transformers, f"{text}Config")(**sizes | special | fields)
     torch.manual_seed(0)

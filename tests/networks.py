@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from pictures import CLASSES, randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
+from vision import CLASSES, randomise
 
 from hf_spectral_prune.models.families.tracing import example_input
 from hf_spectral_prune.models.torch_model import TorchModelForImageClassification, wrap

@@ -10,8 +10,8 @@ import yaml
 from conftest import tiny_encoder, tiny_model
 from crias import BPE_VOCABULARY, TASK, byte_level, cria, save
 from documents import DOCUMENTS, ROOT, blocks, commands, read_flags
-from pictures import picture_folder, processor_of, tiny_vision
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+from vision import image_folder, processor_of, tiny_vision
 
 from hf_spectral_prune.arguments import SpectralPruningArguments
 from hf_spectral_prune.cli.arguments import RunArguments
@@ -41,7 +41,7 @@ def saved_models(tmp_path_factory, tokenizer):
     tiny_vision("vit", intermediate_size=256).save_pretrained(place / "vit")
     processor_of("resnet-basic").save_pretrained(place / "resnet")
     processor_of("vit").save_pretrained(place / "vit")
-    picture_folder(place / "pictures")
+    image_folder(place / "images")
     for name in ("llama", "bert"):
         tokenizer.save_pretrained(place / name)
     for program in (text for document in DOCUMENTS for text in blocks(document, "python")):

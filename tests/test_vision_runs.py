@@ -1,4 +1,4 @@
-"""Whole runs on models that read pictures: targets, figures in the report, and batch norms after a cut."""
+"""Whole runs on models that read images: targets, figures in the report, and batch norms after a cut."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from pictures import CONVOLUTIONAL, VISION, picture_batch, prune, tiny_vision
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from vision import CONVOLUTIONAL, VISION, image_batch, prune, tiny_vision
 
 from hf_spectral_prune import PruningSchedule, SpectralPruner, SpectralPruningArguments, SpectralPruningCallback
 from hf_spectral_prune.evaluation.figures import num_parameters
@@ -18,7 +18,7 @@ from hf_spectral_prune.planning.flops import layer_macs
 from hf_spectral_prune.planning.reduction_target import set_target
 from hf_spectral_prune.surgery import apply_plan, has_batch_norms, recalibrate_norms
 
-BATCH = picture_batch(4)
+BATCH = image_batch(4)
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
@@ -81,7 +81,7 @@ def test_criteria_score_every_unit(family, criterion):
 
 
 @pytest.mark.parametrize("family", CONVOLUTIONAL)
-def test_batch_norms_take_their_statistics_from_the_calibration_pictures_and_nothing_else_changes(family):
+def test_batch_norms_take_their_statistics_from_the_calibration_images_and_nothing_else_changes(family):
     pruner = prune(tiny_vision(family))
     plain = tiny_vision(family)
     apply_plan(plain, pruner.output.plan)
@@ -93,7 +93,7 @@ def test_batch_norms_take_their_statistics_from_the_calibration_pictures_and_not
     seen = []
     convolution.register_forward_hook(lambda _module, _args, output: seen.append(output.detach()))
     for seed in (0, 1):
-        plain(pixel_values=picture_batch(seed=seed)["pixel_values"])
+        plain(pixel_values=image_batch(seed=seed)["pixel_values"])
     mean = torch.stack([value.mean(dim=(0, 2, 3)) for value in seen]).mean(dim=0)
     variance = torch.stack([value.var(dim=(0, 2, 3)) for value in seen]).mean(dim=0)
     (name,) = [name for name, module in plain.named_modules() if module is norm]
@@ -105,9 +105,9 @@ def test_batch_norms_take_their_statistics_from_the_calibration_pictures_and_not
 def test_recalibration_leaves_mode_momentum_and_single_rows_alone():
     model = tiny_vision("resnet-basic").train()
     before = copy.deepcopy(model.state_dict())
-    recalibrate_norms(model, [picture_batch(1)])
+    recalibrate_norms(model, [image_batch(1)])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    recalibrate_norms(model, [picture_batch(4), picture_batch(1)])
+    recalibrate_norms(model, [image_batch(4), image_batch(1)])
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(norm.momentum == 0.1 and norm.training and int(norm.num_batches_tracked) == 1 for norm in norms)
     assert model.training
@@ -139,7 +139,7 @@ def test_resumed_run_ends_with_the_same_model(family, tmp_path):
     options = {"num_rounds": 2, "save_strategy": "steps", "output_dir": str(tmp_path), "criterion": "spectral"}
     whole = prune(tiny_vision(family), **options).model.eval()
     model = tiny_vision(family)
-    data = [picture_batch(seed=seed) for seed in (0, 1)]
+    data = [image_batch(seed=seed) for seed in (0, 1)]
     fields = {"units": ["channels"], "target_reduction": 0.3, "target_scope": "prunable", "round_to": 2, "min_channels": 2}
     fields["min_ffn_units"] = 4
     args = SpectralPruningArguments(**fields, **options, disable_tqdm=True)
@@ -152,7 +152,7 @@ def test_resumed_run_ends_with_the_same_model(family, tmp_path):
 @pytest.mark.parametrize("schedule", [PruningSchedule(start_step=2), PruningSchedule("end")], ids=["step", "end"])
 def test_the_callback_takes_a_trainers_rows_and_recalibrates_the_norms(schedule, tmp_path):
     model = tiny_vision("resnet-basic")
-    batches = [picture_batch(8, seed) for seed in range(2)]
+    batches = [image_batch(8, seed) for seed in range(2)]
     rows = [{name: value[row] for name, value in batch.items()} for batch in batches for row in range(8)]
     options = {"units": ["channels"], "target_reduction": 0.3, "target_scope": "prunable", "round_to": 2, "min_channels": 2}
     callback = SpectralPruningCallback(
@@ -165,7 +165,7 @@ def test_the_callback_takes_a_trainers_rows_and_recalibrates_the_norms(schedule,
     callback.attach(trainer)
     trainer.train()
     assert callback.plan.parameters_after < callback.plan.parameters_before
-    if schedule.kind == "end":  # nothing ran after the cut, so the statistics are those of the calibration pictures
+    if schedule.kind == "end":  # nothing ran after the cut, so the statistics are those of the calibration images
         found = [norm.running_mean.clone() for norm in trainer.model.modules() if isinstance(norm, nn.BatchNorm2d)]
         recalibrate_norms(trainer.model, callback._calibration.batches)
         wanted = [norm.running_mean for norm in trainer.model.modules() if isinstance(norm, nn.BatchNorm2d)]
@@ -173,11 +173,11 @@ def test_the_callback_takes_a_trainers_rows_and_recalibrates_the_norms(schedule,
 
 
 @pytest.mark.parametrize("family", sorted(VISION))
-def test_bfloat16_models_are_pruned_and_measured_with_float32_pictures(family):
+def test_bfloat16_models_are_pruned_and_measured_with_float32_images(family):
     model = tiny_vision(family).to(torch.bfloat16)
     kinds = ["ffn", "heads"] if family == "vit" else ["channels"]
     options = {"units": kinds, "round_to": 2, "min_channels": 2, "min_ffn_units": 4, "layout": "per_layer", "disable_tqdm": True}
-    batches = [picture_batch(seed=seed) for seed in (0, 1)]
+    batches = [image_batch(seed=seed) for seed in (0, 1)]
     output = SpectralPruner(model, SpectralPruningArguments(target_reduction=0.2, **options), batches, batches).prune()
     assert next(output.model.parameters()).dtype == torch.bfloat16
     assert math.isfinite(output.report["metrics_after"]["after_loss"])

@@ -362,7 +362,7 @@ def test_model_whose_text_part_alone_could_be_pruned_is_told(folder, capsys):
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-def test_text_model_of_one_that_sees_pictures_is_pruned_alone(layout, folder, tokenizer):
+def test_text_model_of_one_that_sees_images_is_pruned_alone(layout, folder, tokenizer):
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
     text = tiny_model("qwen3_5").config.to_dict()

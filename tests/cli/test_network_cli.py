@@ -142,7 +142,7 @@ def test_other_tensors_to_measure_on_and_recovery(folder):
         ({"model_name_or_path": None}, ("There are no weights", "`model_name_or_path`")),
         ({"model_name_or_path": "nowhere"}, ("`nowhere` does not exist",)),
         ({"network_class": None}, ("`network_args` is for plain PyTorch networks", "`network_class`")),
-        ({"image_dir": "pictures"}, ("`image_dir` is for models of transformers",)),
+        ({"image_dir": "images"}, ("`image_dir` is for models of transformers",)),
         ({"dtype": "float16"}, ("`dtype` is `float16`", "float32")),
         ({"calibration": "self"}, ("`calibration` is `self`", "`tensors_file`")),
         ({"target_reduction": 0.98}, ("would empty layers", "min_channels")),

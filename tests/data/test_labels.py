@@ -105,7 +105,7 @@ def test_figures_of_several_labels_are_those_written_down_by_hand():
     assert multi_label_figures(logits, references) == {"accuracy": pytest.approx(1 / 3), "f1": pytest.approx(2 / 3)}
 
 
-def test_pictures_are_labelled_by_name_too():
+def test_images_are_labelled_by_name_too():
     features = Features({"pixel_values": List(List(List(Value("float32")))), "label": ClassLabel(names=["DOG", "cat"])})
     found = Dataset.from_dict({"pixel_values": [[[[0.0]]], [[[1.0]]]], "label": [0, 1]}, features=features)
     names = config(["cat", "dog"])

@@ -181,7 +181,7 @@ def _encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (20, 24)) -> 
 
 def images(name: str, act: Callable[[Path], Any], *says: str, harmless: bool = False, **more: Any) -> Fault:
     def make(stage: Stage) -> list[str]:
-        folder = stage.copy("pictures")
+        folder = stage.copy("images")
         act(folder)
         given = {"image_dir": folder, "calibration_file": None, "model_name_or_path": stage.sources / "vit"} | more
         return stage.words("prune", **given)
@@ -220,10 +220,8 @@ def _images() -> Iterator[Fault]:
         for path in folder.rglob("*.png"):
             path.unlink()
 
-    yield images("none", emptied, "pictures")
-    yield images(
-        "only texts", lambda folder: [path.rename(path.with_suffix(".txt")) for path in folder.rglob("*.png")], "pictures"
-    )
+    yield images("none", emptied, "images")
+    yield images("only texts", lambda folder: [path.rename(path.with_suffix(".txt")) for path in folder.rglob("*.png")], "images")
     for name, value in {
         "empty": "",
         "half": '{"size": ',
@@ -234,7 +232,7 @@ def _images() -> Iterator[Fault]:
         def broken(stage: Stage, value: str = value) -> list[str]:
             model = stage.copy("vit")
             (model / "preprocessor_config.json").write_text(value)
-            return stage.words("prune", image_dir=stage.sources / "pictures", calibration_file=None, model_name_or_path=model)
+            return stage.words("prune", image_dir=stage.sources / "images", calibration_file=None, model_name_or_path=model)
 
         yield Fault(f"preprocessor_config.json: {name}", broken, ("image processor" if name != "size" else "",))
 

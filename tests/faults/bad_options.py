@@ -332,7 +332,7 @@ def _paths() -> Iterator[Fault]:
         yield flag("model_name_or_path", "/nowhere/model", "/nowhere/model", command=command)
     for name in ("image_dir", "eval_image_dir"):
         yield flag(name, "/nowhere/images", name, model_name_or_path=lambda stage: stage.sources / "vit", calibration_file=None,
-                   **({"image_dir": lambda stage: stage.sources / "pictures"} if name != "image_dir" else {}))  # fmt: skip
+                   **({"image_dir": lambda stage: stage.sources / "images"} if name != "image_dir" else {}))  # fmt: skip
     yield flag("image_dir", "/nowhere/images", "image", calibration_file=None)
 
 

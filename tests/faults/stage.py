@@ -17,7 +17,7 @@ from conftest import VOCABULARY, tiny_encoder, tiny_model
 from crias import BPE_VOCABULARY, byte_level, save
 from datasets import Dataset
 from networks import tiny_network
-from pictures import picture_folder, processor_of, tiny_vision
+from vision import image_folder, processor_of, tiny_vision
 
 from hf_spectral_prune import SpectralPruner
 from hf_spectral_prune.cli import main
@@ -174,7 +174,7 @@ def write_sources(folder: Path, tokenizer: Any) -> Path:
         tokenizer.save_pretrained(folder / name)
     tiny_vision("vit").save_pretrained(folder / "vit")
     processor_of("vit").save_pretrained(folder / "vit")
-    picture_folder(folder / "pictures", each=3)
+    image_folder(folder / "images", each=3)
     (folder / "text.txt").write_text(" ".join(random_words(2000)))
     rows = table_rows()
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

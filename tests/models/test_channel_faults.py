@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from pictures import picture_batch, prune, tiny_vision
 from torch import nn
+from vision import image_batch, prune, tiny_vision
 
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.cria.channels import narrow
@@ -33,7 +33,7 @@ class Detached(nn.Module):
 
 class Broken(nn.Module):
     def forward(self, x):
-        raise TypeError("half a picture\nand more")
+        raise TypeError("half a image\nand more")
 
 
 def refused(call, *messages: str) -> None:
@@ -48,7 +48,7 @@ def refused(call, *messages: str) -> None:
 def test_a_failing_forward_names_the_module():
     model = tiny_vision("resnet-basic")
     model.resnet.pooler = Broken()
-    refused(lambda: unit_groups(model), "`resnet.pooler`", "(1, 3, 64, 64)", "half a picture")
+    refused(lambda: unit_groups(model), "`resnet.pooler`", "(1, 3, 64, 64)", "half a image")
 
 
 def test_an_output_without_gradient_names_the_last_module_that_has_one():
@@ -99,7 +99,7 @@ def test_channels_of_a_group_norm_go_in_whole_groups(family):
     sizes = {group.key: group.size for group in groups} | {stem.key: 3}
     scores = {group.key: torch.rand(group.size) for group in groups}
     plan = choose_units(groups, scores, sizes, num_parameters(model), model_type="resnet")
-    batch = picture_batch(4)
+    batch = image_batch(4)
     with masked(model, {stem.key: plan.kept_index(stem.key)}):
         expected = model(**batch).logits.detach()
     apply_plan(model, plan)
@@ -182,8 +182,8 @@ def test_flops_of_text_are_refused(batches):
     refused(lambda: prune(tiny_model(), batches, units=["ffn"], target_scope="flops"), "models that read images")
 
 
-def test_pictures_of_the_wrong_size_are_refused_by_the_pruner():
-    refused(lambda: prune(tiny_vision("vit"), [picture_batch(size=20)]), "20 x 20", "16 x 16")
+def test_images_of_the_wrong_size_are_refused_by_the_pruner():
+    refused(lambda: prune(tiny_vision("vit"), [image_batch(size=20)]), "20 x 20", "16 x 16")
     refused(lambda: prune(tiny_vision("resnet-basic"), [{"pixel_values": torch.randn(2, 1, 16, 16)}]), "(1, 16, 16)")
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import refused
 from networks import NETWORKS, Grouped, Mlp, Residual, Sized, Vgg, input_batch, tiny_network, wrapped
-from pictures import randomise
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
+from vision import randomise
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.evaluation.figures import num_parameters
@@ -302,7 +302,7 @@ def test_group_norms_lose_whole_groups_or_nothing():
     refused(lambda: pruner_of(Grouped(groups=1)), "a norm normalises all channels of `one` together")
 
 
-def test_pictures_without_labels_and_networks_without_logits():
+def test_images_without_labels_and_networks_without_logits():
     data = [{"pixel_values": torch.randn(8, 20)}]
     refused(lambda: pruner_of(tiny_network("mlp"), data, criterion="taylor").prune(), "labels")
     maps = sequence(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from pictures import picture_batch, prune, tiny_vision
 from torch import nn
 from transformers import TrainingArguments
+from vision import image_batch, prune, tiny_vision
 
 from hf_spectral_prune import RecoveryArguments, recover
 from hf_spectral_prune.recovery.distillation import DistillationTrainer
@@ -29,9 +29,9 @@ class Blocks(nn.Module):
         )
         self.head = nn.Linear(width, 4)
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits."""
-        maps = self.stem(pictures)
+        maps = self.stem(images)
         for block in self.blocks:
             maps = maps + block(maps)
         return self.head(maps.mean((2, 3)))
@@ -44,7 +44,7 @@ def wrapped(inner: int) -> nn.Module:
     return wrap(Blocks(inner), torch.zeros(1, 3, 16, 16))
 
 
-INPUTS = {"pixel_values": picture_batch()["pixel_values"]}
+INPUTS = {"pixel_values": image_batch()["pixel_values"]}
 
 
 def test_blocks_are_compared_where_only_their_inside_was_cut():
@@ -93,7 +93,7 @@ def test_distillation_brings_the_blocks_to_the_teachers(tmp_path):
     teacher, student = wrapped(8).eval(), wrapped(6)
     parts = ["network.blocks.0", "network.blocks.1"]
     before = relative_error(student, teacher, parts)
-    rows = [{name: value[index] for name, value in picture_batch().items()} for index in range(8)]
+    rows = [{name: value[index] for name, value in image_batch().items()} for index in range(8)]
     training = training_arguments(tmp_path, max_steps=60, learning_rate=1e-2)
     # By default labels and logits have hardly any weight, so that what falls is the features' error.
     weights = {"temperature": 1.0, "alpha": 1.0, "hidden_weight": None}
@@ -104,7 +104,7 @@ def test_distillation_brings_the_blocks_to_the_teachers(tmp_path):
 def test_networks_whose_stages_were_cut_are_distilled_by_their_logits(tmp_path):
     teacher = tiny_vision("resnet-basic")
     student = prune(tiny_vision("resnet-basic")).model
-    rows = [{name: value[index] for name, value in picture_batch().items()} for index in range(8)]
+    rows = [{name: value[index] for name, value in image_batch().items()} for index in range(8)]
     training = training_arguments(tmp_path, max_steps=2)
     output = recover(student, RecoveryArguments(method="distill"), training, rows, rows, teacher=teacher)
     assert "train_loss" in output.metrics

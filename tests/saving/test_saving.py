@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 from conftest import logits, random_batch, refused, tiny_model
-from pictures import picture_batch, tiny_vision
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedModel
+from vision import image_batch, tiny_vision
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, rounds
 from hf_spectral_prune.models.cria import auto_class_of
@@ -195,7 +195,7 @@ def test_classes_that_cannot_hold_the_result_are_told(uncut):
     refused(lambda: make_pruner(my_llama(), stock_class="mistral"), "`MyLlama`", "Leave `stock_class` out")
     segmenting = tiny_vision("mobilenet_v2", "ForSemanticSegmentation")
     words = ["`MobileNetV2ForSemanticSegmentation` has no per-layer class", "MobileNetV2ForImageClassification"]
-    refused(lambda: make_pruner(segmenting, [picture_batch()], units=["channels"], min_channels=2), *words)
+    refused(lambda: make_pruner(segmenting, [image_batch()], units=["channels"], min_channels=2), *words)
     both = {"stock_class": "mistral", "compensation": "bias"}
     refused(lambda: make_pruner(tiny_model(), **both), '`compensation="bias"`', '`stock_class="mistral"`', "least_squares")
 
@@ -268,7 +268,7 @@ def test_one_row_is_compared_where_sequences_have_no_known_end():
 def test_masked_image_modelling_passes_its_self_check(tmp_path):
     fields = {"output_dir": str(tmp_path / "out"), "layout": "per_layer", "allocation": "scores", "self_check": True}
     model = tiny_vision("vit", "ForMaskedImageModeling", encoder_stride=4)
-    pruner = make_pruner(model, [{"pixel_values": picture_batch()["pixel_values"]}], **fields)
+    pruner = make_pruner(model, [{"pixel_values": image_batch()["pixel_values"]}], **fields)
     pruner.prune()
     pruner.save_model()
     checked = pruner.output.report["self_check"]

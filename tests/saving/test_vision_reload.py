@@ -1,4 +1,4 @@
-"""Saved folders of models that read pictures load in a fresh process, with the package and without it."""
+"""Saved folders of models that read images load in a fresh process, with the package and without it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
-from pictures import VISION, picture_batch, prune, tiny_vision
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification
+from vision import VISION, image_batch, prune, tiny_vision
 
 # All folders in one process: starting one costs far more than loading a tiny model.
 FRESH = """
@@ -48,9 +48,9 @@ def test_fresh_process_gives_the_same_outputs_bit_for_bit(mode, forks, tmp_path)
         model = prune(tiny_vision(family), layout="per_layer", allocation="scores").model.eval()
         assert type(model).__name__.startswith("Cria")
         model.save_pretrained(tmp_path / family)
-        save_file({"pixel_values": picture_batch(3)["pixel_values"]}, tmp_path / f"{family}.probe")
+        save_file({"pixel_values": image_batch(3)["pixel_values"]}, tmp_path / f"{family}.probe")
         with torch.inference_mode():
-            expected[family] = (type(model).__name__, model(pixel_values=picture_batch(3)["pixel_values"]).logits)
+            expected[family] = (type(model).__name__, model(pixel_values=image_batch(3)["pixel_values"]).logits)
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", FRESH, str(tmp_path), mode, json.dumps(list(VISION))]
     done = forks.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
@@ -69,7 +69,7 @@ def test_base_model_and_tracing_work_on_a_reloaded_folder(family, tmp_path):
     second = prune(reloaded, layout="per_layer", allocation="scores")
     assert second.output.plan.parameters_after < model.num_parameters()
     base = AutoModel.from_pretrained(tmp_path).eval()
-    pixels = picture_batch(2)["pixel_values"]
+    pixels = image_batch(2)["pixel_values"]
     assert torch.allclose(base(pixels)[0], model.eval().base_model(pixels)[0], atol=1e-4)
 
 
@@ -82,7 +82,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 sys.path[:0] = sys.argv[1:]
 from conftest import random_batch, tiny_model
-from pictures import prune, tiny_vision
+from vision import prune, tiny_vision
 prune(tiny_model(), [random_batch(4, 32)], units=["ffn", "heads"])
 try:
     prune(tiny_vision("resnet-basic"))

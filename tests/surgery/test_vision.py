@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from pictures import CONVOLUTIONAL, VISION, picture_batch, prune, tiny_vision
 from torch.utils.flop_counter import FlopCounterMode
+from vision import CONVOLUTIONAL, VISION, image_batch, prune, tiny_vision
 
 from hf_spectral_prune.calibration.signals import readers
 from hf_spectral_prune.evaluation.figures import num_parameters
@@ -19,7 +19,7 @@ from hf_spectral_prune.surgery import apply_plan, masked, settle_class
 from hf_spectral_prune.surgery.plan import PruningPlan
 from hf_spectral_prune.trainer.optimizer import optimizer_follows
 
-BATCH = picture_batch(4)
+BATCH = image_batch(4)
 
 
 def random_plan(model, seed: int = 0, share: float = 0.5) -> PruningPlan:
@@ -91,7 +91,7 @@ def test_any_single_unit_can_go_and_units_matter(family):
             assert not reads(model, group, group.size // 2, pixels).any(), group.key
             silent += 1
         assert num_parameters(model) - num_parameters(cut) == group.parameters_per_unit
-    assert silent < len(groups) // 4  # a ReLU may be closed on all of four pictures
+    assert silent < len(groups) // 4  # a ReLU may be closed on all of four images
 
 
 def test_widths_of_a_stage_are_cut_jointly_across_residual_connections():

@@ -12,9 +12,9 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from conftest import logits, random_batch, tiny_model
-from pictures import tiny_vision
 from processes import run_in_two_processes
 from transformers import AutoModelForCausalLM
+from vision import tiny_vision
 
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.distributed import shards_weights

@@ -12,10 +12,10 @@ import torch
 import transformers
 from conftest import encoder_batch, tiny_encoder, tiny_model
 from datasets import Dataset
-from pictures import picture_batch, tiny_vision
 from test_pruning import Masking
 from torch.utils.data import default_collate
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from vision import image_batch, tiny_vision
 
 from hf_spectral_prune import PruningSchedule, SpectralPruningArguments, SpectralPruningCallback
 from hf_spectral_prune.evaluation.figures import num_parameters
@@ -80,7 +80,7 @@ assert len(WAYS) == 16
 def rows_for(model: Any, count: int = 24) -> list[dict[str, torch.Tensor]]:
     """Rows with the targets of the model's task."""
     if model.main_input_name == "pixel_values":
-        batch = picture_batch(count)
+        batch = image_batch(count)
     else:
         batch = encoder_batch(model, count)
         task, ids = type(model).__name__, batch["input_ids"]

@@ -261,7 +261,7 @@ tags:
 base_model: old/base
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
-thumbnail: picture.png
+thumbnail: image.png
 model-index:
 - name: theirs
   results:
@@ -288,7 +288,7 @@ def test_existing_readme_is_updated_and_not_overwritten(folder):
     assert "# cria-small\n" not in first
     data = ModelCard(first).data
     assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "sentence-transformers", "sentence-similarity")
-    assert data.thumbnail == "picture.png"
+    assert data.thumbnail == "image.png"
     assert data.tags == ["mine", "cria", "pruned", "structured-pruning", "hf_spectral_prune"]
     assert data.base_model == "someone/small-llama", "the run knows what it has pruned"
     assert [result.metric_value for result in data.eval_results] == [0.9, 3.1781, 3.0681, 24.0, 21.5]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ENCODERS, logits, random_batch, tiny_encoder, tiny_model
 from crias import cria
-from pictures import VISION, picture_batch, prune, tiny_vision
+from vision import VISION, image_batch, prune, tiny_vision
 
 from hf_spectral_prune.cli.main import main
 
@@ -129,7 +129,7 @@ def test_cache_of_a_model_that_has_none_is_refused(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", VISION)
-def test_models_of_pictures_run_on_onnxruntime(family, tmp_path):
+def test_models_of_images_run_on_onnxruntime(family, tmp_path):
     fields = {"layout": "per_layer", "allocation": "scores"} if family == "vit" else {}
     model = prune(tiny_vision(family), **fields).model.eval()
     assert type(model).__name__.startswith("Cria")
@@ -138,9 +138,9 @@ def test_models_of_pictures_run_on_onnxruntime(family, tmp_path):
     free = ["height", "width"] if family.startswith("resnet") else [16, 16]
     assert session.get_inputs()[0].shape == ["batch", 3, *free]
     assert session.get_outputs()[0].shape[0] == "batch"
-    # A ResNet takes pictures of any size.
+    # A ResNet takes images of any size.
     for rows, size in ((1, 16), (5, 44 if family.startswith("resnet") else 16)):
-        pixels = picture_batch(rows, seed=1, size=size)["pixel_values"]
+        pixels = image_batch(rows, seed=1, size=size)["pixel_values"]
         with torch.inference_mode():
             expected = model(pixels).logits.numpy()
         assert np.abs(session.run(None, {"pixel_values": pixels.numpy()})[0] - expected).max() < 1e-4

@@ -41,7 +41,7 @@ def drawn(name: str, layers: int, prefix: str = ""):
 @pytest.mark.parametrize("layers", [1, 2, 30, 100])
 @pytest.mark.parametrize("name", ["widths", "scores", "few", "spectra"])
 @pytest.mark.parametrize("prefix", ["", "features.denseblock4.conv"])
-def test_no_two_words_touch_and_none_leaves_the_picture(prefix, name, layers):
+def test_no_two_words_touch_and_none_leaves_the_figure(prefix, name, layers):
     figure = drawn(name, layers, prefix)
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
@@ -129,6 +129,6 @@ def test_a_png_is_white_and_whole(tmp_path):
     from matplotlib.image import imread
 
     to_png(drawn("widths", 3), tmp_path / "widths.png")
-    picture = imread(tmp_path / "widths.png")
-    assert picture.shape[1] > 1000 and (picture[0, 0, :3] == 1).all()
+    figure = imread(tmp_path / "widths.png")
+    assert figure.shape[1] > 1000 and (figure[0, 0, :3] == 1).all()
     assert [path.name for path in tmp_path.iterdir()] == ["widths.png"]

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 TINY = {"target_scope": "prunable", "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True}
 BATCHES = [random_batch(4, 32, seed) for seed in range(3)]
 
-# Of every picture: its box, the boxes of its shapes and words, and whether a word lies outside of it.
-PICTURES = """
+# Of every figure: its box, the boxes of its shapes and words, and whether a word lies outside of it.
+FIGURES = """
 () => [...document.querySelectorAll("svg")].map(svg => {
   const own = svg.getBoundingClientRect();
   const outside = box => box.left < own.left - 1 || box.right > own.right + 1
@@ -123,13 +123,13 @@ def test_the_page_in_a_browser(name, scheme, browser, folders, tmp_path):
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert said == [] and asked == [address]
 
-    pictures = page.evaluate(PICTURES)
-    assert len(pictures) == {"deep": 10, "flat": 6, "compared": 2}[name]
-    for picture in pictures:
-        assert picture["width"] > 250 and picture["height"] > 60, picture
-        assert picture["shapes"] > 3 and picture["texts"] > 3, picture
-        assert picture["outside"] == [], picture
-        assert picture["label"]
+    figures = page.evaluate(FIGURES)
+    assert len(figures) == {"deep": 10, "flat": 6, "compared": 2}[name]
+    for figure in figures:
+        assert figure["width"] > 250 and figure["height"] > 60, figure
+        assert figure["shapes"] > 3 and figure["texts"] > 3, figure
+        assert figure["outside"] == [], figure
+        assert figure["label"]
 
     assert page.evaluate(UNDEFINED) == []
     assert page.evaluate(CONTRAST) >= 4.5

@@ -62,12 +62,12 @@ def test_plain_networks_are_pruned_too(tmp_path):
 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3))
-    pictures, labels = torch.randn(64, 12), torch.arange(64) % 3
-    rows = [{"pixel_values": x, "labels": y} for x, y in zip(pictures, labels, strict=True)]
-    trainer = make_trainer(wrap(network, pictures[:1]), tmp_path, rows=rows)
+    images, labels = torch.randn(64, 12), torch.arange(64) % 3
+    rows = [{"pixel_values": x, "labels": y} for x, y in zip(images, labels, strict=True)]
+    trainer = make_trainer(wrap(network, images[:1]), tmp_path, rows=rows)
     callback = NDPCallback(
         ndp_args(units=["channels"], round_to=1, min_channels=4),
-        build_images((pictures, labels), num_samples=32),
+        build_images((images, labels), num_samples=32),
         schedule=SCHEDULE,
     )
     callback.attach(trainer)

@@ -8,10 +8,10 @@ from conftest import encoder_batch, random_batch, tiny_encoder, tiny_model
 from differentiating import CHEAP, logged, unknown_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import picture_batch, tiny_vision
 from torch import nn
 from training import make_trainer
 from transformers import Trainer
+from vision import image_batch, tiny_vision
 
 from hf_spectral_prune import NDIRegularizedTrainerMixin, NDPArguments, NDPCallback, PruningSchedule, ndi_regularizer
 from hf_spectral_prune.models.families import module_of, unit_groups
@@ -187,7 +187,7 @@ def families():
         "bert": (tiny_encoder(), random_batch(padding="right") | {"labels": torch.tensor([0, 1])}),
         "bert-choices": (choice, encoder_batch(choice, padding="right") | {"labels": torch.tensor([0, 1])}),
         "modernbert": (tiny_encoder("modernbert"), random_batch() | {"labels": torch.tensor([0, 1])}),
-        "vit": (tiny_vision("vit"), picture_batch(6)),
+        "vit": (tiny_vision("vit"), image_batch(6)),
         "mlp": plain_network(),
     }
 
@@ -199,8 +199,8 @@ def plain_network():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6), nn.ReLU())
     network.append(nn.Linear(6, 2))
-    pictures = torch.randn(6, 1, 8, 8)
-    return wrap(network, pictures[:1]), {"pixel_values": pictures, "labels": torch.arange(6) % 2}
+    images = torch.randn(6, 1, 8, 8)
+    return wrap(network, images[:1]), {"pixel_values": images, "labels": torch.arange(6) % 2}
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "bert-choices", "modernbert", "vit", "mlp"])

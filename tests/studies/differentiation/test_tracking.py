@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import random_batch, tiny_model
 from differentiating import CHEAP, encoder, labelled, unknown_family
-from pictures import picture_batch, tiny_vision
 from training import Logger, make_trainer
 from transformers import TrainerCallback
+from vision import image_batch, tiny_vision
 
 from hf_spectral_prune import NDITrackingCallback
 from hf_spectral_prune.calibration import collect_moments
@@ -108,13 +108,13 @@ def test_resumed_run_has_the_curves_of_the_whole_one(batches, tmp_path):
     assert resumed.points == whole.points and json.loads(file.read_text())["points"] == whole.points
 
 
-def test_pictures_are_taken_as_they_come(tmp_path):
-    """A ViT on raw pictures: the Trainer's image processor is not needed for tensors."""
+def test_images_are_taken_as_they_come(tmp_path):
+    """A ViT on raw images: the Trainer's image processor is not needed for tensors."""
     model = tiny_vision("vit", num_hidden_layers=2)
-    pictures, labels = picture_batch(24).values()
-    rows = [{"pixel_values": picture, "labels": label} for picture, label in zip(pictures, labels, strict=True)]
+    images, labels = image_batch(24).values()
+    rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
     trainer = make_trainer(model, tmp_path, rows=rows, max_steps=2)
-    callback = NDITrackingCallback((pictures, labels), 1, num_samples=8, criterion_args=CHEAP).attach(trainer)
+    callback = NDITrackingCallback((images, labels), 1, num_samples=8, criterion_args=CHEAP).attach(trainer)
     trainer.train()
     assert len(callback.points) == 3 and len(callback.points[0]["groups"]) == 4
 

@@ -1,4 +1,4 @@
-"""Tiny random models that read pictures, their inputs, and folders of pictures."""
+"""Tiny random models that read images, their inputs, and folders of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 
-# Row of the test matrix: stock class prefix, the image processor's class, and the config's fields. Pictures are 3 x 16 x 16.
+# Row of the test matrix: stock class prefix, the image processor's class, and the config's fields. Images are 3 x 16 x 16.
 VISION: dict[str, tuple[str, str, dict[str, Any]]] = {
     "resnet-basic": (
         "ResNet",
@@ -78,7 +78,7 @@ def randomise(model: nn.Module) -> None:
             parameter.normal_(std=0.3)
 
 
-def picture_batch(rows: int = 8, seed: int = 0, size: int = 16) -> dict[str, torch.Tensor]:
+def image_batch(rows: int = 8, seed: int = 0, size: int = 16) -> dict[str, torch.Tensor]:
     """Noise with labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(len(CLASSES), (rows,), generator=generator)
@@ -90,20 +90,20 @@ def prune(model: PreTrainedModel, data: Any = None, **fields: Any) -> SpectralPr
     kinds = ["ffn", "heads"] if "vit" in model.config.model_type else ["channels"]
     options: dict[str, Any] = {"target_reduction": 0.3, "target_scope": "prunable", "units": kinds, "criterion": "energy"}
     options |= {"round_to": 2, "min_channels": 2, "min_ffn_units": 4, "disable_tqdm": True, "compensation": "none"}
-    data = [picture_batch(seed=seed) for seed in (0, 1)] if data is None else data
+    data = [image_batch(seed=seed) for seed in (0, 1)] if data is None else data
     pruner = SpectralPruner(model, SpectralPruningArguments(**options | fields), data)
     pruner.prune()
     return pruner
 
 
-def random_pictures(number: int, seed: int = 0, size: tuple[int, int] = (20, 24)) -> list[Image.Image]:
-    """Pictures of PIL, of random bytes."""
+def random_images(number: int, seed: int = 0, size: tuple[int, int] = (20, 24)) -> list[Image.Image]:
+    """Images of PIL, of random bytes."""
     generator = np.random.default_rng(seed)
     return [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(number)]
 
 
 def processor_of(family: str, size: int = 16) -> Any:
-    """The family's image processor, for pictures of 16 x 16."""
+    """The family's image processor, for images of 16 x 16."""
     kind = getattr(transformers, VISION[family][1])
     if family.startswith("resnet"):
         return kind(size={"shortest_edge": size}, crop_pct=1.0)
@@ -112,10 +112,10 @@ def processor_of(family: str, size: int = 16) -> Any:
     return kind(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
-def picture_folder(folder: Path, each: int = 8) -> Path:
-    """A folder of pictures, a subfolder a class."""
+def image_folder(folder: Path, each: int = 8) -> Path:
+    """A folder of images, a subfolder a class."""
     for index, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
-        for number, picture in enumerate(random_pictures(each, index)):
-            picture.save(folder / name / f"{number}.png")
+        for number, image in enumerate(random_images(each, index)):
+            image.save(folder / name / f"{number}.png")
     return folder
