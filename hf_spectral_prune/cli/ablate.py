@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..studies.ablation.arguments import AblationArguments
 from .arguments import RunArguments
 from .parsing import parse
 from .screen import ScreenArguments, say
-
-if TYPE_CHECKING:
-    from ..studies.ablation import AblationResult
 
 
 class AblationRunArguments(RunArguments):
@@ -27,16 +23,9 @@ def main(argv: Sequence[str]) -> None:
     args, run, screen = parse(types, "ablate", main.__doc__ or "", argv)
     from ..studies.ablation import FOLDER, ablate, chosen_groups, table, to_dict, verdict
     from .inputs import text_inputs_of
-    from .inputs_text import check_named_files
+    from .studies import check_complete, check_study
 
-    check_named_files(run)
-    if args.output_dir is None:
-        raise ValueError("There is no folder for the results. Set `--output_dir`.")
-    if run.num_eval_samples == 0:
-        raise ValueError("`num_eval_samples` is 0, so there is nothing to measure the damage on. Set it to at least 1.")
-    if run.resume_from_checkpoint is not None:
-        raise ValueError("`resume_from_checkpoint` is not for ablations: one that lies in `output_dir` continues by itself.")
-    FOLDER.check(args.output_dir)
+    check_study(args, run, FOLDER)
     readers = [label for label, criterion in args.make_criteria().items() if criterion.needs_data]
     calibrates = run.calibration != "dataset" or run.calibration_file or run.dataset_name
     if not calibrates and run.eval_file and readers:
@@ -60,13 +49,4 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(to_dict(result)))
     else:
         print(f"{table(result)}\n\n{verdict(result)}\n\nEvery unit's damage and scores, as JSON and a plot: {args.output_dir}")
-    _check_complete(result)
-
-
-def _check_complete(result: AblationResult) -> None:
-    if result.failed:
-        reasons = " ".join(f"`{label}`: {error}" for label, error in result.failed.items())
-        raise RuntimeError(
-            f"{len(result.failed)} of {len(result.scored)} criteria failed; the others are kept, and the next run tries these "
-            f"again. {reasons}"
-        )
+    check_complete(result.failed.items(), len(result.scored), "criteria")

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..studies.comparison.arguments import ComparisonArguments, comparison_cells
 from .arguments import RunArguments
 from .parsing import parse
 from .screen import ScreenArguments, say
-
-if TYPE_CHECKING:
-    from ..studies.comparison import Comparison
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,16 +17,9 @@ def main(argv: Sequence[str]) -> None:
     from ..studies.comparison import FOLDER, compare, table, to_dict, verdict
     from ..studies.comparison.report import write_comparison_report
     from .inputs import text_inputs_of
-    from .inputs_text import check_named_files
+    from .studies import check_complete, check_study
 
-    check_named_files(run)
-    if args.output_dir is None:
-        raise ValueError("There is no folder for the results. Set `--output_dir`.")
-    if run.num_eval_samples == 0:
-        raise ValueError("`num_eval_samples` is 0, so there is nothing to measure on. Set it to at least 1.")
-    if run.resume_from_checkpoint is not None:
-        raise ValueError("`resume_from_checkpoint` is not for comparisons: one that lies in `output_dir` continues by itself.")
-    FOLDER.check(args.output_dir)
+    check_study(args, run, FOLDER)
     comparison_cells(args)
     inputs = text_inputs_of(run)
     metric = inputs.metric(run)
@@ -63,14 +52,4 @@ def main(argv: Sequence[str]) -> None:
     else:
         files = f"Report page: {page}; all cells as JSON and CSV, and a plot, are beside it."
         print(f"{table(comparison)}\n\n{verdict(comparison)}\n\n{files}")
-    _check_complete(comparison)
-
-
-def _check_complete(comparison: Comparison) -> None:
-    failed = comparison.failed
-    if failed:
-        reasons = dict.fromkeys(f"`{cell['label']}`: {cell['error']}" for cell in failed)
-        raise RuntimeError(
-            f"{len(failed)} of {len(comparison.cells)} cells failed; the others are kept, and the next run tries these again. "
-            + " ".join(reasons)
-        )
+    check_complete([(cell["label"], cell["error"]) for cell in comparison.failed], len(comparison.cells), "cells")
