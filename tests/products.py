@@ -32,6 +32,22 @@ def but(slow: Collection[str], names: Iterable[Any]) -> list:
     return [pytest.param(*row, id="-".join(row), marks=pytest.mark.slow if row[0] in slow else ()) for row in rows]
 
 
+def only(fast: Collection[Any], values: Iterable[Any]) -> list:
+    """The values, for `pytest.mark.parametrize`; those that are not in `fast` are left to `make test-slow`."""
+    return [pytest.param(value, marks=() if value in fast else pytest.mark.slow) for value in values]
+
+
+def each_once(rows: Iterable[tuple[str, ...]]) -> list:
+    """The rows, for `pytest.mark.parametrize`; the fast ones hold every value of every column once."""
+    seen: set[tuple[int, str]] = set()
+    params = []
+    for row in rows:
+        new = set(enumerate(row)) - seen
+        seen |= new
+        params.append(pytest.param(*row, id="-".join(row), marks=() if new else pytest.mark.slow))
+    return params
+
+
 def _pairs(row: tuple[int, ...]) -> set:
     return set(itertools.combinations(enumerate(row), 2))
 

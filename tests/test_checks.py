@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from conftest import ENCODER_TASKS, FAMILIES, refused, tiny_encoder, tiny_model
+from products import each_once
 from torch import nn
 from torch.nn.utils import prune
 from transformers import BertModel, BertPreTrainedModel, LlamaForCausalLM
@@ -150,6 +151,6 @@ def test_a_model_of_transformers_is_taken_whatever_its_class_is_called(family, t
     check_reloads(of_class(Renamed))
 
 
-@pytest.mark.parametrize(("family", "task"), ENCODER_TASKS)
+@pytest.mark.parametrize(("family", "task"), each_once(ENCODER_TASKS))
 def test_an_encoder_of_transformers_is_taken(family, task):
     check_reloads(tiny_encoder(family, task=task))

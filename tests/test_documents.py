@@ -21,6 +21,8 @@ from hf_spectral_prune.models import families
 
 README = ROOT / "README.md"
 PROGRAMS = [(document.name, index) for document in DOCUMENTS for index in range(len(blocks(document, "python")))]
+# Those that are left to `make test-slow`; what the README shows is never among them.
+LONG_PROGRAMS = [("deploy.md", 1), ("deploy.md", 2), ("publish.md", 0), ("differentiation.md", 0)]
 # Folders that the programs write, and what loads them.
 RESULTS = {
     "cria": AutoModelForCausalLM,
@@ -80,7 +82,10 @@ def write_task(folder) -> None:
     (folder / "my_task.yaml").write_text(task)
 
 
-@pytest.mark.parametrize(("name", "index"), PROGRAMS)
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [pytest.param(*program, marks=pytest.mark.slow if program in LONG_PROGRAMS else ()) for program in PROGRAMS],
+)
 def test_programs_run_and_leave_folders_that_load(name, index, models, tokenizer, monkeypatch):
     (document,) = [document for document in DOCUMENTS if document.name == name and len(blocks(document, "python")) > index]
     program = blocks(document, "python")[index]

@@ -97,6 +97,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(family: str, fault: Fault, sta
     assert _files(stage.folder) == before
 
 
+@pytest.mark.slow
 def test_inputs_are_as_many_and_as_different_as_they_are_said_to_be(sources, tmp_path):
     digests = set()
     for number, (_, fault) in enumerate(INPUTS):

@@ -42,6 +42,7 @@ def cria(unpacked: Path, words: list[str], cwd: Path) -> subprocess.CompletedPro
     return subprocess.run([sys.executable, "-S", "-c", program, *words], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_wheel_prunes_and_writes_card_report_and_modelling_code(unpacked: Path, tokenizer, tmp_path: Path):
     tiny_model().save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ENCODER_TASKS, FAMILIES, FFN_ONLY, logits, random_batch, refused, tiny_encoder, tiny_model
+from products import each_once
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -50,7 +51,7 @@ def test_no_stock_checkpoint_raises_a_false_alarm(family, tmp_path):
     assert torch.equal(logits(found, random_batch()), logits(model, random_batch()))
 
 
-@pytest.mark.parametrize(("family", "task"), ENCODER_TASKS)
+@pytest.mark.parametrize(("family", "task"), each_once(ENCODER_TASKS))
 def test_no_encoder_raises_a_false_alarm(family, task, tmp_path):
     model = tiny_encoder(family, task=task)
     assert type(load(saved(model, tmp_path / "m"))) is type(model)
@@ -176,6 +177,7 @@ def test_shards_and_pickles_are_read_too(tmp_path):
         assert type(load(tmp_path / name)) is type(model)
 
 
+@pytest.mark.slow
 def test_the_self_check_fails_where_the_folder_lacks_a_weight_that_the_probe_does_not_show(tmp_path):
     model = tiny_model(attention_bias=True)
     with torch.no_grad():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import refused
 from networks import NETWORKS, Grouped, Mlp, Residual, Sized, Vgg, input_batch, tiny_network, wrapped
+from products import only
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
@@ -182,6 +183,7 @@ def test_fresh_process_rebuilds_every_network_from_its_folder(forks, tmp_path):
         assert torch.equal(load_file(tmp_path / f"{name}.result")["logits"], logits), name
 
 
+@pytest.mark.slow
 def test_saving_checks_the_folder_in_a_process_without_this_package_and_the_card_says_how_to_load_it(new_processes, tmp_path):
     network = save("vgg", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "pruning_report.json").read_text())
@@ -195,7 +197,7 @@ def test_saving_checks_the_folder_in_a_process_without_this_package_and_the_card
     assert isinstance(network, Vgg) and type(network).__name__ == "CriaVgg"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", only(["residual"], NETWORKS))
 def test_pruned_network_can_be_pruned_again(name, tmp_path):
     save(name, tmp_path / "first", self_check=False)
     network = cria_class(NETWORKS[name][0]).from_pretrained(tmp_path / "first")

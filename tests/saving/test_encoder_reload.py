@@ -64,9 +64,9 @@ def pruned(model, folder: Path, batches=None, processing_class=None, **fields) -
 @pytest.mark.parametrize(
     ("mode", "fields"),
     [
-        ("plain", {"layout": "uniform", "units": ["ffn"]}),
+        pytest.param("plain", {"layout": "uniform", "units": ["ffn"]}, marks=pytest.mark.slow),
         ("remote", {"layout": "per_layer", "allocation": "scores"}),
-        ("package", {"layout": "per_layer", "allocation": "scores", "units": ["heads"]}),
+        pytest.param("package", {"layout": "per_layer", "allocation": "scores", "units": ["heads"]}, marks=pytest.mark.slow),
     ],
     ids=["plain-uniform-ffn", "remote-per_layer", "package-per_layer-heads"],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from conftest import ENCODER_TASKS, ENCODERS, VOCABULARY, encoder_batch, logits, tiny_encoder
-from products import pairwise
+from products import each_once, pairwise
 from test_cut import KINDS, LAYOUTS, kept, random_plan
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
@@ -50,7 +50,7 @@ def test_removed_model_equals_masked_model(family, attention, layout, kinds):
         assert (expected - logits(model, batch))[real].abs().max() > 1e-2, "the mask must change something"
 
 
-@pytest.mark.parametrize(("family", "task"), ENCODER_TASKS)
+@pytest.mark.parametrize(("family", "task"), each_once(ENCODER_TASKS))
 def test_every_task_head_is_cut_settled_and_saved(family, task, tmp_path):
     model = tiny_encoder(family, task=task)
     stock = type(model)
@@ -227,7 +227,7 @@ def run(model, batches, **fields):
     return SpectralPruner(model, SpectralPruningArguments(**options | fields), CalibrationData(tuple(batches), {})).prune()
 
 
-@pytest.mark.parametrize(("family", "task"), ENCODER_TASKS)
+@pytest.mark.parametrize(("family", "task"), each_once(ENCODER_TASKS))
 def test_pruner_prunes_every_task_head(family, task):
     model = tiny_encoder(family, task=task)
     batches = [targets(model, encoder_batch(model, 4, 16, seed)) for seed in (0, 1)]
@@ -273,7 +273,7 @@ def test_uniform_result_stays_a_stock_class():
     assert output.metrics["reduction"] > 0
 
 
-@pytest.mark.parametrize(("family", "task"), [row for row in ENCODER_TASKS if row[1] != "Model"])
+@pytest.mark.parametrize(("family", "task"), each_once(row for row in ENCODER_TASKS if row[1] != "Model"))
 def test_loss_signals_work_with_the_targets_of_every_head(family, task):
     if task in ("LMHeadModel", "ForCausalLM"):
         model = tiny_encoder(family, task=task, is_decoder=True)

@@ -77,6 +77,7 @@ def greedy(session, ids: np.ndarray, steps: int) -> np.ndarray:
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [

@@ -198,6 +198,7 @@ def told(monkeypatch):
     return Told.values
 
 
+@pytest.mark.slow
 def test_the_truth_itself_agrees_wholly_and_its_negation_not_at_all(told, tmp_path):
     model, batches = case("llama")
     options = {"truth": {"criterion": "told"}, "reverse": {"criterion": "told", "sign": -1.0}}
@@ -418,6 +419,7 @@ def test_more_criteria_and_units_are_added_to_what_is_there(folder, monkeypatch)
         assert [known[unit] for unit in group["units"]] == group["damage"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues(folder):
     more = {"units_per_layer": 24, "num_eval_samples": 8, "units": "ffn", "criteria": "magnitude"}
     words = flags(folder, **more)
@@ -447,6 +449,7 @@ def test_a_killed_run_continues(folder):
             assert marked or continued[key]["damage"][index] == pytest.approx(damage, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_measured_again(folder, capsys):
     assert main(flags(folder, criteria="energy")) == 0
     first = read(folder)
@@ -533,6 +536,7 @@ def test_folders_of_something_else_are_refused(folder, capsys):
     assert (out / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_an_ablation_of_other_text_is_not_mixed_with_this_one(folder, capsys):
     assert main(flags(folder, criteria="energy")) == 0
     fails(capsys, flags(folder, criteria="energy", num_eval_samples=4), "other held-out data", "overwrite_output_dir")

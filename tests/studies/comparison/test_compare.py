@@ -76,11 +76,11 @@ def test_short_memory_changes_no_figure(data, tmp_path, monkeypatch):
     ("label", "options", "compensation", "recovery", "layout"),
     [
         ("spectral", {}, "none", "none", "uniform"),
-        ("spectral", {"signals": "loss"}, "least_squares", "none", "uniform"),
+        pytest.param("spectral", {"signals": "loss"}, "least_squares", "none", "uniform", marks=pytest.mark.slow),
         ("random", {}, "least_squares", "none", "uniform"),
-        ("ndi", {}, "none", "none", "uniform"),
+        pytest.param("ndi", {}, "none", "none", "uniform", marks=pytest.mark.slow),
         ("fisher", {}, "least_squares", "none", "per_layer"),
-        ("energy", {}, "sequential", "lora", "uniform"),
+        pytest.param("energy", {}, "sequential", "lora", "uniform", marks=pytest.mark.slow),
         ("energy", {}, "none", "distill", "uniform"),
     ],
 )
@@ -132,6 +132,7 @@ def test_a_cell_is_a_plain_run(label, options, compensation, recovery, layout, t
     assert not list(tmp_path.glob("*recovery*"))
 
 
+@pytest.mark.slow
 def test_criteria_of_a_reduction_end_at_equal_real_parameter_counts(tmp_path, data):
     names = sorted(name for name in CRITERIA if not name.startswith("test"))
     args = arguments(tmp_path, criteria=names, reductions=[0.2, 0.5])
@@ -261,6 +262,7 @@ def finished(folder) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / "out" / "cells").glob("*.json")}
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_with_the_missing_cells_alone(folder, capsys):
     words = flags(
         folder,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import logits, random_batch, tiny_encoder, tiny_model
 from planted import LAYER, NEURONS, plant, questions, sound_model
+from products import only
 
 from hf_spectral_prune import DetrimentalArguments, DetrimentalNeuronPruner, Example
 from hf_spectral_prune.cli.main import main
@@ -32,7 +33,7 @@ def planted():
     return plant(copy.deepcopy(sound)), asked, sound
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", only(["llama"], ["llama", "mistral", "qwen2", "qwen3"]))
 def test_planted_neurons_are_found_and_accuracy_rises(family, tokenizer):
     sound = sound_model(family)
     asked = questions(sound)
@@ -52,7 +53,11 @@ def test_planted_neurons_are_found_and_accuracy_rises(family, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "llama-biases", "llama-tied", "mistral-window", "qwen2-tied", "qwen3-biases", "smollm3", "gemma3"]
+    "family",
+    only(
+        ["llama", "qwen3-biases"],
+        ["llama", "llama-biases", "llama-tied", "mistral-window", "qwen2-tied", "qwen3-biases", "smollm3", "gemma3"],
+    ),
 )
 def test_removed_neurons_equal_zeroed_gate_rows(family, tokenizer):
     model = tiny_model(family)
