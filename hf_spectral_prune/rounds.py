@@ -131,7 +131,7 @@ def score(
     diagnostics: Diagnostics | None = None,
 ) -> Scores:
     """{group key: (n_units,)} scores of the model as it stands, higher = keep; fills `diagnostics`, see `score_units`."""
-    return score_units(
+    scores = score_units(
         model,
         unit_groups(model, args.units),
         criterion,
@@ -141,6 +141,9 @@ def score(
         seed=args.seed,
         progress=not args.disable_tqdm,
     )
+    if isinstance(evidence.moments, MomentsByPart):
+        evidence.moments.let_go()
+    return scores
 
 
 def decide(

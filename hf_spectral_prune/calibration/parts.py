@@ -61,6 +61,10 @@ class MomentsByPart(Mapping[str, GroupMoments]):
     def __len__(self) -> int:
         return len(self._parts)
 
+    def let_go(self) -> None:
+        """Frees the part that is held; to ask for it again costs a pass."""
+        self._held = {}
+
     def anew(self) -> MomentsByPart:
         """The same for a model that was cut since."""
         if self._ascent is not None:

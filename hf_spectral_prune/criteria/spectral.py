@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -75,7 +76,7 @@ class Spectral(Criterion):
         """(n_units,) participation, summed over each unit's channels."""
         if data.group.size == 1:
             return data.consumer.new_zeros(1).double()
-        input_graph = knn_graph(self._distances(*data.before(), self.input_form), self.num_neighbors, self.weighting)
+        input_graph = knn_graph(self._distances(data.before, self.input_form), self.num_neighbors, self.weighting)
         output_graph = knn_graph(self._output_distances(data), self.num_neighbors, self.weighting)
         modes = self._num_modes(input_graph.num_nodes)
         self._note_spectrum(data, input_graph, output_graph, modes)
@@ -105,15 +106,15 @@ class Spectral(Criterion):
         if form == "auto":
             # The signal times its gradient is already in units of loss: weighting it by the consumer would count that twice.
             form = "contributions" if data.group.kind in ("heads", "channels") and self.signals == "activations" else "raw"
-        mean, raw = data.after()
         if form == "contributions":
-            form, raw = "raw", raw * data.consumer_gram()
-        return self._distances(mean, raw, form)
+            return squared_distances(data.after()[1].mul_(data.consumer_gram()))
+        return self._distances(data.after, form)
 
     @staticmethod
-    def _distances(mean: Tensor, raw: Tensor, form: str) -> Tensor:
+    def _distances(side: Callable[[], tuple[Tensor, Tensor]], form: str) -> Tensor:
+        mean, raw = side()  # asked for here, so that nobody else holds what is large
         if form == "standardised":
-            return squared_distances(correlation(raw, mean))
-        if form == "centred":
-            raw = raw - mean[:, None] * mean
+            raw = correlation(raw, mean)
+        elif form == "centred":
+            raw -= mean[:, None] * mean
         return squared_distances(raw)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..models.losses import Batch
+from ..utils.descent import descend
 from ..utils.progress import stage
 from .allocate import Limits, Sizes, per_layer_sizes, uniform_options, uniform_sizes
 from .choose import highest
@@ -101,19 +102,6 @@ def _nearest(
             return divergence(model, highest(scores, options[index]), batches, known)
 
         return options[descend(len(options), first, judge)]
-
-
-def descend(count: int, first: int, judge: Callable[[int], float]) -> int:
-    """Index of `range(count)` at which `judge` is least on the way down from `first`; each is judged once at most."""
-    best, least = first, judge(first) if count > 1 else 0.0
-    for step in (-1, 1):
-        index = first + step
-        while 0 <= index < count and (found := judge(index)) < least:
-            best, least = index, found
-            index += step
-        if best != first:
-            break  # downhill on this side
-    return best
 
 
 __all__ = ["HEAD_PRICES", "descend", "fisher_sizes", "search_per_layer", "search_uniform"]

@@ -34,7 +34,7 @@ def correction(gram: Tensor, cross: Tensor, ridge: float, has_bias: bool = False
     """Change D of a consumer's columns that best makes up for an error e of its output: `E||e - D x||^2 + lam ||D||^2` is least.
 
     Args:
-        gram: E[x x^T] (k, k) of what the consumer reads, with a constant 1 as last channel where it has a bias.
+        gram: E[x x^T] (k, k) of what the consumer reads, with a constant 1 as last channel where it has a bias; overwritten.
         cross: E[e x^T] (out, k).
         ridge: lam as a share of the mean diagonal of `gram`; a bias is not held back.
 
@@ -44,7 +44,7 @@ def correction(gram: Tensor, cross: Tensor, ridge: float, has_bias: bool = False
     weights = len(gram) - has_bias
     shift = torch.zeros(len(gram), dtype=gram.dtype, device=gram.device)
     shift[:weights] = ridge * gram.diagonal()[:weights].mean()
-    return _solve(gram.clone(), cross, shift)
+    return _solve(gram, cross, shift)
 
 
 def _solve(gram: Tensor, cross: Tensor, shift: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ..models.distributed import share, works_together
 from ..models.families import UnitGroup, family_of, layers_of, module_of, unit_groups
 from ..models.losses import Batch, num_rows
 from ..models.streams import Place, Streams
+from ..utils.descent import descend
 from ..utils.progress import stage
 from .compensate import correction
 from .narrow import cut_group
@@ -242,13 +244,14 @@ def _refit(model: PreTrainedModel, group: UnitGroup, fitted: Fit, back: Fit, rid
     """Chooses the ridge on the rows kept back, and corrects the consumer by all rows; infinite where it stays as it is."""
     consumer = _consumer(model, group)
     has_bias = consumer.bias is not None
-    chosen, most = float("inf"), 0.0
+    chosen = float("inf")
     if back.inputs.count:
         weights = _gain(model, group)[0].double().square()
-        for ridge in ridges:
-            gain = back.gain(fitted.correction(ridge, has_bias), weights)
-            if gain > most:
-                chosen, most = ridge, gain
+        # Each takes a factorisation, and what is gained rises with the ridge and then falls: most need not be tried.
+        lost = cache(lambda index: -back.gain(fitted.correction(ridges[index], has_bias), weights))
+        best = descend(len(ridges), len(ridges) // 2, lost)
+        if lost(best) < 0:
+            chosen = ridges[best]
         fitted = fitted.merge(back)
     else:
         chosen = ridges[len(ridges) // 2]

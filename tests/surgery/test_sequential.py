@@ -12,7 +12,7 @@ from products import but
 from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import consumers, unit_groups
-from hf_spectral_prune.surgery import PruningPlan, apply_plan
+from hf_spectral_prune.surgery import PruningPlan, apply_plan, sequential
 from hf_spectral_prune.surgery.compensate import correction, least_squares
 from hf_spectral_prune.surgery.sequential import cut_sequentially
 
@@ -98,11 +98,24 @@ def test_correction_finds_the_weights_again_as_the_ridge_vanishes(has_bias):
         x = torch.cat([x, torch.ones(200, 1, dtype=torch.float64)], dim=1)
     error = x @ wanted.T
     gram, cross = x.T @ x / 200, error.T @ x / 200
-    torch.testing.assert_close(correction(gram, cross, 1e-12, has_bias), wanted, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(correction(gram.clone(), cross, 1e-12, has_bias), wanted, rtol=1e-8, atol=1e-8)
     held_back = correction(gram, cross, 1e12, has_bias)
     assert float(held_back[:, :6].abs().max()) < 1e-8
     if has_bias:  # a mean is always met
         torch.testing.assert_close(held_back[:, 6], error.mean(dim=0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bert", "opt"])
+def test_the_ridge_is_the_one_that_gains_most_of_all(family, monkeypatch):
+    """Few are tried on the way to it."""
+    model, tried = make(family), []
+    correction = sequential.Fit.correction
+    monkeypatch.setattr(sequential.Fit, "correction", lambda *args: tried.append(1) or correction(*args))
+    found = cut_sequentially(copy.deepcopy(model), every_other(model), rows(family), progress=False)
+    few, tried[:] = len(tried), []
+    monkeypatch.setattr(sequential, "descend", lambda count, _first, judge: min(range(count), key=judge))
+    assert cut_sequentially(model, every_other(model), rows(family), progress=False) == found
+    assert few < 0.8 * len(tried)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bert"])
