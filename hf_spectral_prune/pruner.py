@@ -44,7 +44,7 @@ from .recovery.forwarding import ForwardingCallback
 from .recovery.recover import RecoveryOutput, recover
 from .rounds import Run
 from .saving import checkpoint
-from .saving.output import PruningOutput, StationCosts, circumstances, pruning_report
+from .saving.output import PruningOutput, StepCosts, circumstances, pruning_report
 from .saving.place import names_in, reserved
 from .saving.same_run import deciding_options
 from .saving.scores_file import Known, SharedScores, basis_of
@@ -146,7 +146,7 @@ class SpectralPruner(TrainerMethods):
         self._place = ExitStack()  # keeps the place of the result from the start of `prune()` to its saving
         self._replaced: frozenset[str] | None = None  # what may go from there when it comes
         self.recovered: RecoveryOutput | None = None
-        self.costs = StationCosts()
+        self.costs = StepCosts()
         self.output: PruningOutput | None = None
         self.macs_before: dict[str, int] = {}
         self.bytes_before = 0

@@ -1,4 +1,4 @@
-"""Stations of a round (score, allocate, choose, cut), as SpectralPruner and SpectralPruningCallback call them."""
+"""Steps of a round (score, allocate, choose, cut), as SpectralPruner and SpectralPruningCallback call them."""
 
 from __future__ import annotations
 

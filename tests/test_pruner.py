@@ -1,4 +1,4 @@
-"""The whole road on tiny models: targets, rounds, seeds, callbacks, resume, compensation, errors."""
+"""Whole runs on tiny models: targets, rounds, seeds, callbacks, resume, compensation, errors."""
 
 from __future__ import annotations
 

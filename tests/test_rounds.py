@@ -1,4 +1,4 @@
-"""What the stations of a round read."""
+"""What the steps of a round read."""
 
 from __future__ import annotations
 

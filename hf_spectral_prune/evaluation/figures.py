@@ -172,7 +172,7 @@ def _measured(
     if spread:
         found = gathered(found)
     ordered = [found[index] for index in sorted(found)]
-    # `fsum` is exact, so that the loss does not hang on who has measured what.
+    # `fsum` is exact, so that the loss does not depend on who has measured what.
     total = math.fsum(loss for batch in ordered for loss in batch.losses)
     predictions = [values for batch in ordered for values in batch.predictions]
     labels = [values for batch in ordered for values in batch.labels]

@@ -19,7 +19,7 @@ from .trial import divergence, room_for_steps
 # Information says what a little change costs, not what emptying a layer does: each keeps this much of the mean share that stays.
 _LEAST_SHARE = 0.4
 # What the information of heads counts beside that of neurons. A repair makes up for the loss of whole heads better than
-# information foretells, by how much differs from model to model.
+# information predicts, by how much differs from model to model.
 HEAD_PRICES = (0.1, 0.3, 1.0, 3.0)
 
 

@@ -38,8 +38,8 @@ class PruningReport:
         recovery: the training after the last round, see `RecoveryOutput.report`; None without one.
         calibration, evaluation: protocols of the data, see `CalibrationData`; None without any.
         arguments: all options, tokens masked.
-        timings: {station: seconds}.
-        peak_memory, peak_memory_growth: bytes by place, in all and by station.
+        timings: {step: seconds}.
+        peak_memory, peak_memory_growth: bytes by place, in all and by step.
         base_model: see `base_model_facts`.
         self_check: {way of loading: figures}, see `check_in_fresh_process`; None before the model is saved, and with the check
             off.

@@ -51,12 +51,12 @@ class PruningOutput:
 
 
 @dataclass
-class StationCosts:
+class StepCosts:
     """Seconds and growth of the peak memory, step by step.
 
     Attributes:
-        seconds: {station: seconds of all its turns}.
-        growth: bytes that the peak had reached before the run (`start`), and by which each station raised it; they add up to
+        seconds: {step: seconds of all its turns}.
+        growth: bytes that the peak had reached before the run (`start`), and by which each step raised it; they add up to
             the peak.
     """
 
@@ -64,12 +64,12 @@ class StationCosts:
     growth: dict[str, dict[str, int]] = field(default_factory=lambda: {"start": peak_memory()})
 
     @contextmanager
-    def of(self, station: str) -> Iterator[None]:
-        """Adds what happens inside to a station."""
+    def of(self, step: str) -> Iterator[None]:
+        """Adds what happens inside to a step."""
         start, before = time.perf_counter(), peak_memory()
         yield
-        self.seconds[station] = self.seconds.get(station, 0.0) + time.perf_counter() - start
-        growth = self.growth.setdefault(station, dict.fromkeys(before, 0))
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+        growth = self.growth.setdefault(step, dict.fromkeys(before, 0))
         for place, peak in peak_memory().items():
             growth[place] += max(0, peak - before[place])
 
@@ -122,7 +122,7 @@ class Circumstances(TypedDict):
     versions: dict[str, str]
 
 
-def circumstances(costs: StationCosts, base_model: str | None) -> Circumstances:
+def circumstances(costs: StepCosts, base_model: str | None) -> Circumstances:
     """The circumstances of a run that ends now."""
     return {
         "timings": costs.seconds,

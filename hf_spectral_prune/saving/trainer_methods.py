@@ -26,7 +26,7 @@ from ..utils.progress import RoundProgress, working
 from ..utils.types import Collator, Json, Metrics, Preprocess, ProcessingClass
 from .checkpoint import RunState
 from .folder import save_folder
-from .output import PruningOutput, StationCosts
+from .output import PruningOutput, StepCosts
 
 # Callbacks that a handler has of itself; the others are the user's.
 _OWN = (DefaultFlowCallback, RoundProgress)
@@ -41,7 +41,7 @@ class TrainerMethods:
     data_collator: Collator | None
     compute_metrics: Metrics | None
     preprocess_logits_for_metrics: Preprocess | None
-    costs: StationCosts
+    costs: StepCosts
     eval_data: CalibrationData | None
     output: PruningOutput | None
     base_model: str | None

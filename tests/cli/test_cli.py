@@ -377,8 +377,8 @@ def test_text_model_of_one_that_sees_images_is_pruned_alone(layout, folder, toke
     assert main(["prune", *words, "--units", "ffn"]) == 0
     pruned = AutoModelForCausalLM.from_pretrained(folder / "out")
     assert torch.equal(pruned.model.embed_tokens.weight, whole.model.language_model.embed_tokens.weight)
-    roads = json.loads((folder / "out" / "pruning_report.json").read_text())["self_check"]
-    assert roads and all(road["max_abs_diff"] == 0.0 for road in roads.values())
+    ways = json.loads((folder / "out" / "pruning_report.json").read_text())["self_check"]
+    assert ways and all(way["max_abs_diff"] == 0.0 for way in ways.values())
 
 
 def test_full_output_folder_is_refused(folder, capsys):

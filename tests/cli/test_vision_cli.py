@@ -50,7 +50,7 @@ def test_command_line_prunes_a_folder_of_images_and_the_card_says_how_to_load_it
     out = folder / "out"
     report = json.loads((out / "pruning_report.json").read_text())
     assert set(report["self_check"]) == {"remote_code", "with_package"}
-    assert {road["max_abs_diff"] for road in report["self_check"].values()} == {0.0}
+    assert {way["max_abs_diff"] for way in report["self_check"].values()} == {0.0}
     assert report["macs"]["before"] * 0.6 <= report["macs"]["after"] < report["macs"]["before"]
     assert report["calibration"]["source"] == "images"
     assert report["evaluation"]["source"] == "images, held out" and report["evaluation"]["num_sequences"] == 6

@@ -1,4 +1,4 @@
-"""Plain PyTorch networks go down the same road: exact cuts, exact budgets, a folder that loads anywhere, and clear errors."""
+"""Plain PyTorch networks are pruned as models are: exact cuts, exact budgets, a folder that loads anywhere, and clear errors."""
 
 from __future__ import annotations
 

@@ -90,13 +90,13 @@ def test_fresh_process_gives_the_same_outputs_bit_for_bit(mode, fields, forks, t
         assert torch.equal(load_file(tmp_path / f"{family}.result")["logits"], output)
 
 
-def test_self_check_passes_on_both_roads_for_inputs_with_choices(tmp_path):
+def test_self_check_passes_on_both_ways_for_inputs_with_choices(tmp_path):
     model = tiny_encoder("bert", task="ForMultipleChoice")
     batches = [random_batch(4, 16)]
     pruner = pruned(model, tmp_path / "out", batches, layout="per_layer", allocation="scores")
     report = json.loads((tmp_path / "out" / "pruning_report.json").read_text())
     assert set(report["self_check"]) == {"remote_code", "with_package"}
-    assert {road["class"] for road in report["self_check"].values()} == {type(pruner.model).__name__}
+    assert {way["class"] for way in report["self_check"].values()} == {type(pruner.model).__name__}
     assert {"cria_bert.py", "narrowing.py"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
@@ -160,6 +160,6 @@ def test_minilm_is_pruned_saved_and_reloaded(layout, units, tmp_path):
     prunable = 6 * (384 * 1536 * 2 + 1536 + 4 * 384 * 384 + 3 * 384)
     base = 6 * (384 * 1536 * 2 + 1536) if units == ["ffn"] else prunable
     assert 0 <= report["parameters_after"] - (report["parameters_before"] - 0.3 * base) <= 6 * 8 * (2 * 384 + 1)
-    assert {road["max_abs_diff"] for road in report["self_check"].values()} == {0.0}
+    assert {way["max_abs_diff"] for way in report["self_check"].values()} == {0.0}
     reloaded = AutoModel.from_pretrained(tmp_path / "out").eval()
     assert torch.equal(logits(reloaded, batches[0]), logits(pruner.model, batches[0]))

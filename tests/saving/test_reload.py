@@ -106,7 +106,7 @@ def run_fresh(folder: Path, scratch: Path, mode: str, run=subprocess.run) -> tup
     ],
 )
 def test_fresh_process_gives_the_same_logits_bit_for_bit(family, layout, mode, batches, forks, tmp_path):
-    """Llama on every road by an interpreter that starts anew; the other families by one that has imported torch already."""
+    """Llama in an interpreter that starts anew; the other families in one that has imported torch already."""
     pruner = pruned(tmp_path, family, batches, layout=layout, self_check=False)
     run = subprocess.run if family.startswith("llama") else forks.run
     name, result = run_fresh(tmp_path / "out", tmp_path, mode, run)

@@ -273,7 +273,7 @@ def test_masked_image_modelling_passes_its_self_check(tmp_path):
     pruner.prune()
     pruner.save_model()
     checked = pruner.output.report["self_check"]
-    assert {road: check["class"] for road, check in checked.items()} == dict.fromkeys(checked, "CriaViTForMaskedImageModeling")
+    assert {way: check["class"] for way, check in checked.items()} == dict.fromkeys(checked, "CriaViTForMaskedImageModeling")
     assert {check["max_abs_diff"] for check in checked.values()} == {0.0}
 
 

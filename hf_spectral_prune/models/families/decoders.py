@@ -131,7 +131,7 @@ OPT_POST_NORM = replace(
     ),
     when=(("do_layer_norm_before", False),),
 )
-# The attention of the following keeps queries, keys and values in one projection, and its head size hangs on the hidden size.
+# The attention of the following keeps queries, keys and values in one projection, and its head size follows from the hidden size.
 GPT_NEOX = Family(
     name="gpt_neox",
     model_types=("gpt_neox", "cria_gpt_neox"),

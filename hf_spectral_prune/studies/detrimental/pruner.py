@@ -15,7 +15,7 @@ from ...models.loading import without_quantisation_marks
 from ...models.losses import check_gradients, predicts_next_token
 from ...planning import choose_units
 from ...saving.folder import save_folder
-from ...saving.output import PruningOutput, StationCosts, circumstances
+from ...saving.output import PruningOutput, StepCosts, circumstances
 from ...saving.place import check_output_dir, names_in
 from ...surgery import apply_plan, fingerprint, settle_class
 from ...surgery.plan import PruningPlan
@@ -85,7 +85,7 @@ class DetrimentalNeuronPruner:
         self.adaptation = self._tokenise(adaptation)
         self.held_out = self._tokenise(held_out) if held_out else None
         self.state = TrainerState()
-        self.costs = StationCosts()
+        self.costs = StepCosts()
         self.output: PruningOutput | None = None
         self._replaced: frozenset[str] | None = None  # what may go from the folder when the result comes
         # What the examples are, for the report; whoever drew them may say more.

@@ -335,7 +335,7 @@ def test_standard_error_is_that_of_a_mean_over_batches():
     assert standard_error(sums[:, :1], np.ones(1)) is None
 
 
-def test_reliability_foretells_the_agreement_with_a_second_measurement():
+def test_reliability_predicts_the_agreement_with_a_second_measurement():
     rng = np.random.default_rng(0)
     signal_, targets = rng.standard_normal((200, 1)), np.ones(16)
     first, second = (signal_ + 3 * rng.standard_normal((200, 16)) for _ in range(2))
@@ -346,7 +346,7 @@ def test_reliability_foretells_the_agreement_with_a_second_measurement():
     assert reliability(first[:, :1], targets[:1], seed=0) is None
 
 
-def test_the_size_of_the_change_does_not_let_texts_cancel_and_foretells_itself():
+def test_the_size_of_the_change_does_not_let_texts_cancel_and_predicts_itself():
     targets = np.array([1.0, 3.0])
     sums = np.array([[2.0, -6.0], [0.0, 3.0], [0.0, 0.0]])  # per target 2, -2; 0, 1; 0, 0
     assert shift(sums, targets) == pytest.approx([2, np.sqrt(3 / 4), 0])

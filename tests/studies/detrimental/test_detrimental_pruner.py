@@ -134,7 +134,7 @@ def test_a_saved_folder_loads_in_a_fresh_process(planted, tokenizer, tmp_path):
     pruner.prune()
     pruner.save_model()
     report = json.loads((tmp_path / "out" / "pruning_report.json").read_text())
-    assert {road: check["max_abs_diff"] for road, check in report["self_check"].items()} == {"remote_code": 0, "with_package": 0}
+    assert {way: check["max_abs_diff"] for way, check in report["self_check"].items()} == {"remote_code": 0, "with_package": 0}
     plan = PruningPlan.load(tmp_path / "out" / "pruning_plan.json")
     assert plan.criterion == "detrimental" and len(plan.kept[f"layers.{LAYER}.ffn"]) == 20 and plan.layout == "per_layer"
     assert len(report["detrimental"]["grid"]) == 1 + 3 * 3 and report["evaluation"]["num_sequences"] == 50
