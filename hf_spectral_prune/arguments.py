@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
@@ -227,6 +228,8 @@ class SpectralPruningArguments:
     def __post_init__(self) -> None:
         for name in ("criterion_args", "recovery_args", "training_args"):
             setattr(self, name, json_option(name, getattr(self, name)))
+        if isinstance(self.output_dir, (str, os.PathLike)):  # as Trainer's; a recipe or Python has no shell to do it
+            self.output_dir = os.path.expanduser(self.output_dir)
         self._check_range("target_reduction", 0, 1, open_ends=True)
         self._check_targets()
         for name in (

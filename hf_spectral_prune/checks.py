@@ -18,12 +18,13 @@ from .criteria import Criterion, make_criterion
 from .data.texts import CalibrationData
 from .models.families import check_unshared, family_of, kinds_of, unit_groups
 from .models.folder_files import read_config
-from .models.losses import Batch, check_targets, has_targets, loss_of, moved_to
+from .models.losses import Batch, check_outputs_have_names, check_targets, has_targets, loss_of, moved_to
 from .planning.reduction_target import check_scope
 from .planning.settled import settle_allocation
 from .publishing import hub
 from .recovery.arguments import recovery_arguments
 from .recovery.distillation import check_teacher
+from .recovery.judging import check_trainable
 from .recovery.recover import check_blocks, lora_targets
 from .saving.folder import check_generation_options
 from .saving.place import check_output_dir
@@ -48,6 +49,7 @@ def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Crite
             "The model lies on Apple's MPS, which has no float64, and scores are computed in it. Use the CPU: "
             '`model.to("cpu")`, or `use_cpu=True` for a Trainer.'
         )
+    check_outputs_have_names(model)
     check_unshared(model, unit_groups(model, args.units))
     check_scope(model, args)
     if args.compensation != "auto":
@@ -196,6 +198,7 @@ def check_recovery(
             "`train_dataset` is a stream, whose end is not known. Say how long to train: `max_steps` in `training_args`, e.g. "
             '`{"max_steps": 500}`.'
         )
+    check_trainable(model, args.recovery)
     if args.recovery == "lora" and family_of(model.config).traced:
         raise ValueError('`recovery="lora"` is for transformers, whose linear layers take adapters. Use `full` or `distill`.')
     if args.recovery == "lora":

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -24,8 +25,7 @@ from .arguments import SpectralPruningArguments
 from .checks import check_arguments, check_data, check_loss, check_model, check_output, check_push, check_recovery, settle_options
 from .criteria import Diagnostics, Scores
 from .criteria.calibrate import Evidence, calibrate
-from .data.for_model import load_for_pruner, read_data, wrap_for
-from .data.labels import with_model_ids
+from .data.for_model import load_for_pruner, read_labelled, with_labels, wrap_for
 from .data.texts import CalibrationData
 from .evaluation.figures import num_parameters
 from .evaluation.samples import paired, samples_if_any
@@ -33,7 +33,6 @@ from .models.distributed import is_first_process, join_processes, of_first_proce
 from .models.families import network_of
 from .models.families.groups import is_vision
 from .models.loading import on_one_device, without_quantisation_marks
-from .models.losses import predicts_next_token
 from .models.torch_model import check_unwrapped
 from .planning import summarise
 from .planning.flops import layer_macs
@@ -135,7 +134,8 @@ class SpectralPruner(TrainerMethods):
         self.args = settle_options(self.model, self.args, self.calibration)
         check_data(model, self.args, self.criterion, self.calibration)
         self.eval_data = self._data(eval_dataset, "eval_dataset")
-        self.train_dataset, self.compute_metrics, self.teacher = self._named(train_dataset), compute_metrics, teacher
+        self.train_dataset = with_labels(train_dataset, self.processing_class, model, self.args)
+        self.compute_metrics, self.teacher = compute_metrics, teacher
         self.compute_loss_func, self.peft_config = compute_loss_func, peft_config
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         check_recovery(self.model, self.args, train_dataset, teacher)
@@ -189,7 +189,8 @@ class SpectralPruner(TrainerMethods):
             ValueError: the checkpoint is damaged, or of a run with other options, data, type of weights or code; the target is
                 out of reach, an activation is not finite, ... (the message says what to change).
         """
-        with ExitStack() as place:
+        # What is made in inference mode could never be trained again.
+        with ExitStack() as place, torch.inference_mode(mode=False):
             of_first_process(lambda: self._reserve(place))
             output = self._prune(resume_from_checkpoint)
             self._place = place.pop_all()  # until it is saved
@@ -419,8 +420,4 @@ class SpectralPruner(TrainerMethods):
     def _data(self, source: object, name: str) -> CalibrationData | None:
         if source is None:
             return None
-        return read_data(self._named(source), self.processing_class, self.model, self.args, name, self.data_collator)
-
-    def _named(self, source: object) -> object:
-        """Data whose labels have names, by the model's numbers for them; the text of a causal model has no labels to name."""
-        return source if predicts_next_token(self.model) else with_model_ids(source, self.model.config)
+        return read_labelled(source, self.processing_class, self.model, self.args, name, self.data_collator)

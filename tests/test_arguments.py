@@ -211,3 +211,9 @@ def test_text_that_spells_a_number_trains(tmp_path):
 def test_options_of_another_type_are_told_before_the_run(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         recovery_arguments(recovering(**options))
+
+
+def test_home_in_the_name_of_the_result_is_the_users(monkeypatch, tmp_path):
+    """Trainer reads it so; a folder called `~` would invite a disaster."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert SpectralPruningArguments(output_dir="~/cria").output_dir == str(tmp_path / "cria")

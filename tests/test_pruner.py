@@ -505,3 +505,11 @@ def test_raw_text_is_measured_on_up_to_a_thousand_sequences(as_dataset, tokenize
         data = SpectralPruner(model, args, eval_dataset=source, processing_class=tokenizer).eval_data
         assert data.num_sequences == measured
         assert data.batches[0]["input_ids"][0].tolist() == list(range(40, 48))
+
+
+def test_a_model_pruned_in_inference_mode_can_be_trained(batches):
+    model = tiny_model()
+    with torch.inference_mode():
+        SpectralPruner(model, SpectralPruningArguments(target_reduction=0.2, disable_tqdm=True), batches).prune()
+    model(**batches[0], labels=batches[0]["input_ids"]).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.model.layers.parameters())

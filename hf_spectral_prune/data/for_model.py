@@ -15,20 +15,26 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, Pre
 from transformers.trainer_utils import RemoveColumnsCollator
 
 from ..arguments import ModelArguments, SpectralPruningArguments
-from ..models.families import max_tokens
+from ..models.families import max_tokens, network_of
 from ..models.families.groups import is_vision
 from ..models.loading import load_model
+from ..models.losses import predicts_next_token
 from ..models.packing import check_documents_apart
 from ..models.torch_model import TorchModelForImageClassification, check_rebuildable, importable, original_class, wrap
-from ..utils.types import Collator, Options
+from ..utils.types import Collator, Options, ProcessingClass
+from ..utils.words import named
 from .blocks import Choice
 from .images import build_images, is_batches
 from .items import Stream, first_of, is_row, is_text, items_of
+from .labelled import rows_of_labelled
+from .labels import with_model_ids
 from .rows import training_rows
 from .texts import CalibrationData, build_calibration, unpadded_row, with_sizes
 
 # Sequences of raw text to evaluate on at most: half a million tokens, as many as WikiText-2 and the like have to test on.
 _MOST_EVAL_SEQUENCES = 1000
+_TOKENS = "ForTokenClassification"
+_CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification", _TOKENS)
 
 
 def load_for_pruner(model: Any, model_init: Callable[[], Any] | None, processing_class: Any) -> tuple[Any, Any]:
@@ -70,7 +76,7 @@ def read_data(
 
     Raises:
         ValueError: see `build_images` and `build_calibration`; packed rows that the model does not keep apart; token ids beyond
-            its embedding; a collator that makes no batch of tensors.
+            its embedding; labels that its head does not have; a collator that makes no batch of tensors.
     """
     if isinstance(source, Iterator) and not is_vision(model):
         source = Stream(source)  # it can be read once only: what was looked at stays
@@ -81,8 +87,43 @@ def read_data(
     else:
         data = _collated(source, processing_class, model, args, name, data_collator)
     check_ids(model, data, processing_class)
+    check_labels(model, data, name)
     check_documents_apart(model, data)
     return data
+
+
+def with_labels(
+    source: object, processing_class: ProcessingClass | None, model: PreTrainedModel, args: SpectralPruningArguments
+) -> object:
+    """A data set whose labels mean what they say: by the model's numbers where they have names, and beside the tokens of their
+    own text where it was not tokenised. Anything else, and the text of a causal model, as it is.
+
+    Raises:
+        ValueError: see `labels.label_ids` and `labelled.rows_of_labelled`.
+    """
+    if predicts_next_token(model):
+        return source
+    source = with_model_ids(source, model.config)
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return source
+    return rows_of_labelled(source, model.config, processing_class, _length(model, args))
+
+
+def read_labelled(
+    source: object,
+    processing_class: ProcessingClass | None,
+    model: PreTrainedModel,
+    args: SpectralPruningArguments,
+    name: str,
+    data_collator: Collator | None = None,
+) -> CalibrationData:
+    """`read_data` of a source `with_labels`."""
+    return read_data(with_labels(source, processing_class, model, args), processing_class, model, args, name, data_collator)
+
+
+def _length(model: PreTrainedModel, args: SpectralPruningArguments) -> int:
+    limit = max_tokens(model.config)
+    return args.max_seq_length if limit is None else min(args.max_seq_length, limit)
 
 
 def _batches(
@@ -94,8 +135,8 @@ def _batches(
         number = None if measured else args.num_calibration_samples
         return build_images(source, processing_class, model.config, num_samples=number, **options)
     limit = max_tokens(model.config)
-    length = args.max_seq_length if limit is None else min(args.max_seq_length, limit)
-    options |= {"max_seq_length": length, "max_position_embeddings": limit, "num_samples": args.num_calibration_samples}
+    options |= {"max_seq_length": _length(model, args), "max_position_embeddings": limit}
+    options |= {"num_samples": args.num_calibration_samples}
     if measured:
         source = items_of(source)
         limited = isinstance(source, Stream) or is_text(first_of(source))
@@ -148,15 +189,21 @@ def _collated(
 
 
 def check_ids(model: PreTrainedModel, data: CalibrationData, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Checks that the model's embedding has a row for every token id.
+    """Checks that there are token ids, and that the model's embedding has a row for every one.
 
     Raises:
-        ValueError: an id lies beyond it; names the tokenizer and the sizes.
+        ValueError: there are none, or one lies beyond it; names the tokenizer and the sizes.
     """
     if is_vision(model):
         return
+    other = next((batch for batch in data if "input_ids" not in batch), None)
+    if other is not None:
+        raise ValueError(f"A batch holds {named(other)} and no `input_ids`, which the signals are read from. Give token ids.")
+    smallest = min((int(batch["input_ids"].min()) for batch in data if batch["input_ids"].numel()), default=0)
+    if smallest < 0:
+        raise ValueError(f"`input_ids` holds {smallest}, which is no token. Only `labels` mark places by negative numbers.")
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    ids = (batch["input_ids"] for batch in data if "input_ids" in batch)
+    ids = (batch["input_ids"] for batch in data)
     largest = max((int(part.max()) for part in ids if part.numel()), default=0)
     if rows is None or largest < rows:
         return
@@ -168,6 +215,58 @@ def check_ids(model: PreTrainedModel, data: CalibrationData, tokenizer: PreTrain
     raise ValueError(
         f"The token id {largest:,}{of} is beyond the model's embedding, which has {rows:,} rows. Take the tokenizer that belongs "
         "to the model, or resize and train the embedding first (`model.resize_token_embeddings`)."
+    )
+
+
+def check_labels(model: PreTrainedModel, data: CalibrationData, name: str = "data") -> None:
+    """Checks that a classifier's head knows the labels of its data: one whole number from 0 on a row (a token), with -100 where
+    none counts; or a float for each class.
+
+    Raises:
+        ValueError: it does not; an accelerator would say so by breaking down, and only when a loss is taken.
+    """
+    count = model.config.num_labels or 0
+    task = next((task for task in _CLASSIFIERS if type(model).__name__.endswith(task)), None)
+    if task is None or count < 2 or model.config.problem_type == "regression" or network_of(model) is not model:
+        return
+    for batch in (batch for batch in data if "labels" in batch):
+        labels = batch["labels"]
+        if task == _TOKENS:
+            _check_shape(labels, name, model, labels.shape == batch["input_ids"].shape and not labels.is_floating_point())
+        elif model.config.problem_type == "multi_label_classification" or labels.is_floating_point():
+            fits = labels.is_floating_point() and labels.shape[1:] == (count,)
+            _check_shape(labels, name, model, fits and model.config.problem_type != "single_label_classification")
+        else:
+            _check_shape(labels, name, model, labels.dim() == 1)
+        if not labels.is_floating_point():
+            _check_known(labels, count, name, model)
+
+
+def _check_shape(labels: Tensor, name: str, model: PreTrainedModel, fits: bool) -> None:
+    if fits:
+        return
+    count, held = model.config.num_labels or 0, "whole numbers"
+    taken = f"one whole number from 0 to {count - 1} a row, or {count} floats a row that may have several labels"
+    if type(model).__name__.endswith(_TOKENS):
+        taken = f"one whole number from 0 to {count - 1} a token, -100 where none counts"
+    if labels.is_floating_point():
+        held = "floats"
+    shape = " x ".join(map(str, labels.shape[1:])) or "one"
+    raise ValueError(
+        f"The rows of `{name}` have {shape} {held} as labels, which `{type(model).__name__}` cannot read. Give {taken}."
+    )
+
+
+def _check_known(labels: Tensor, count: int, name: str, model: PreTrainedModel) -> None:
+    strange = labels[((labels < 0) & (labels != -100)) | (labels >= count)]
+    if not strange.numel():
+        return
+    label = int(strange[0])
+    remedy = "Correct the rows, or load the model with as many `num_labels` as they have."
+    if label == -1:
+        remedy = "It marks labels that are hidden, as those of test splits are: take another split."
+    raise ValueError(
+        f"A row of `{name}` has the label {label}, but `{type(model).__name__}` has {count} labels (0 to {count - 1}). {remedy}"
     )
 
 

@@ -73,6 +73,23 @@ def load_labelled(
     return LabelledRows(table.select_columns(columns), labels, tokenizer, max_seq_length)
 
 
+def rows_of_labelled(table: object, config: PreTrainedConfig, tokenizer: object, max_seq_length: int) -> object:
+    """A data set of texts with a `label` each as rows for the model; anything else as it is.
+
+    Packed into blocks as text without labels is, its labels would be lost.
+
+    Raises:
+        ValueError: which column holds the text cannot be told; or see `read_labels`.
+    """
+    if not isinstance(table, Dataset) or "input_ids" in table.column_names or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return table
+    label = next((name for name in ("label", "labels") if name in table.column_names), None)
+    if label is None:
+        return table
+    column = _text_column(table, None, label)
+    return LabelledRows(table.select_columns([column]), read_labels(table, label, config), tokenizer, max_seq_length)
+
+
 def _text_column(table: Dataset, text_column: str | None, *others: str | None) -> str:
     """The text column, which is not one of those with another meaning."""
     return _string_column(table.select_columns([name for name in table.column_names if name not in others]), text_column)

@@ -34,6 +34,7 @@ def label_ids(names: Sequence[str], config: PreTrainedConfig | None) -> list[int
         ValueError: both have names, and one of the data set's is none of the model's (names it).
     """
     known = getattr(config, "label2id", None) or {}
+    _check_one_numbering(config)
     exact = {str(name): number for name, number in known.items()}
     near = {folded(name): number for name, number in known.items()}
     found = [exact.get(name, near.get(folded(name))) for name in names]
@@ -46,6 +47,17 @@ def label_ids(names: Sequence[str], config: PreTrainedConfig | None) -> list[int
         f"The data set's labels are {_listed(names)}, the model's are {_listed(known)}: `{strange}` is none of those, and "
         "by number they may mean something else. Rename the data set's labels, or correct the model's `label2id`."
     )
+
+
+def _check_one_numbering(config: PreTrainedConfig | None) -> None:
+    """Checks that both tables of a config, of which one names predictions and the other reads labels, say the same."""
+    names: dict[object, str] = getattr(config, "id2label", None) or {}
+    for name, number in (getattr(config, "label2id", None) or {}).items():
+        if name in names.values() and names.get(number) not in (name, None):
+            raise ValueError(
+                f"The model's `label2id` says that `{name}` is {number}, and its `id2label` that {number} is `{names[number]}`. "
+                "Correct the one that is wrong in the model's config."
+            )
 
 
 def _nameless(names: Iterable[object]) -> bool:
@@ -193,6 +205,8 @@ def _class(value: object, index: int, column: str, config: PreTrainedConfig, ids
     if ids is not None and isinstance(value, int) and 0 <= value < len(ids):
         value = ids[value]
     known = {str(name): number for name, number in (config.label2id or {}).items()}
+    if isinstance(value, str):
+        _check_one_numbering(config)
     near = {folded(name): number for name, number in known.items()}
     found = value if isinstance(value, int) else known.get(str(value), near.get(folded(value), value))
     if isinstance(found, str) and found.strip().lstrip("-").isdigit():

@@ -24,6 +24,7 @@ logger = logging.get_logger(__name__)
 
 # Columns of a tokenised data set that go to the model, with the value that pads each; other columns are left behind.
 _PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "labels": -100}
+_PADDING |= {"start_positions": 0, "end_positions": 0}  # one number a row, which is not padded: where an answer is
 # How TRL says which tokens of a row are answers to learn, before its collator makes labels of them.
 TARGET_MASKS = ("completion_mask", "assistant_masks")
 
@@ -195,11 +196,24 @@ def _ready_batch(item: Any) -> Batch:
     tensors = {name: value for name, value in item.items() if isinstance(value, Tensor)} if isinstance(item, Mapping) else {}
     # A `DataLoader` over a data set with a column of strings gives those, too.
     if tensors and ("input_ids" in tensors or len(tensors) == len(item)):
-        return tensors
+        return _checked_batch(tensors)
     raise ValueError(
         f"The calibration source holds a {type(item).__name__}, not a text, a tokenised row or a batch of tensors. "
         "Give strings, or dicts with `input_ids`."
     )
+
+
+def _checked_batch(batch: Batch) -> Batch:
+    """A ready batch with its whole numbers as int64, which losses ask for."""
+    if "input_ids" not in batch:
+        return batch
+    mask, shape = batch.get("attention_mask"), tuple(batch["input_ids"].shape)
+    if mask is not None and mask.shape != shape:
+        raise ValueError(
+            f"A batch has `input_ids` of shape {shape} and an `attention_mask` of shape {tuple(mask.shape)}. Give one value a "
+            "token; the ends of packed documents are told by `position_ids` that begin again."
+        )
+    return {name: value.long() if name in _PADDING and not value.is_floating_point() else value for name, value in batch.items()}
 
 
 def tokenised_row(row: Row | Tensor, length: int | None = None) -> Batch:

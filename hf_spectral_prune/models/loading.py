@@ -22,6 +22,7 @@ from ..utils.words import first_line
 from .families import family_of
 from .folder_files import check_files, read_config
 from .loading_report import check_loaded, quiet_report
+from .losses import check_outputs_have_names
 from .stored import auto_class, check_not_quantised, check_whole_model
 
 logger = logging.get_logger(__name__)
@@ -73,6 +74,7 @@ def load_model(run: ModelArguments) -> PreTrainedModel:
             f"`{name}` does not load: {_first_line(error)}. Take a `config.json` and weights that were saved together."
         ) from None
     check_loaded(model, info, name)
+    check_outputs_have_names(model)
     return without_quantisation_marks(model).to(choose_device(run.device)).eval()  # type: ignore[arg-type]
 
 
@@ -129,6 +131,13 @@ def model_name(run: ModelArguments) -> str:
     if not name or not name.strip():
         raise ValueError("There is no model. Set `model_name_or_path` to a folder or a Hub name.")
     path = Path(name)
+    if "://" in name:
+        raise ValueError(
+            f"`model_name_or_path` `{name}` is an address. Name the model as the Hub does (`owner/name`), or a folder."
+        )
+    if path.is_file():
+        more = f", and `gguf_file` to `{path.name}`" if path.suffix.lower() == ".gguf" else ""
+        raise ValueError(f"`model_name_or_path` `{name}` is a file. Set it to the folder that holds it (`{path.parent}`){more}.")
     looks_local = path.is_absolute() or name.startswith(".") or name.count("/") > 1
     if looks_local and not path.is_dir():
         raise FileNotFoundError(f"`model_name_or_path` `{name}` is not a folder. Check the path.")
@@ -188,10 +197,18 @@ def on_one_device(model: PreTrainedModel) -> PreTrainedModel:
     """Brings weights that a `device_map` has spread over devices, or offloaded to memory or the disk, to the CPU, in place.
 
     A model that lies on one device is left alone.
+
+    Raises:
+        ValueError: weights have no values, and no offload folder that holds them.
     """
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) == 1 and torch.device("meta") not in devices:
         return model
+    if torch.device("meta") in devices and not any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise ValueError(
+            "The model's weights have no values: they were made on the `meta` device. Load them with `from_pretrained`, or build "
+            'the model outside of `torch.device("meta")` and `init_empty_weights`.'
+        )
     weights = get_state_dict_offloaded_model(model)
     remove_hook_from_module(model, recurse=True)
     vars(model).pop("hf_device_map", None)

@@ -49,6 +49,18 @@ def forward_base(model: PreTrainedModel, batch: Batch) -> None:
     model.base_model(**inputs, **kwargs)
 
 
+def check_outputs_have_names(model: PreTrainedModel) -> None:
+    """Checks that a model gives its outputs by name, as losses and signals are read.
+
+    Raises:
+        ValueError: its config asks for tuples.
+    """
+    if getattr(model.config, "return_dict", True) is False:
+        raise ValueError(
+            "The model's config has `return_dict` false, so that outputs have no names and cannot be told apart. Set it to true."
+        )
+
+
 def predicts_next_token(model: PreTrainedModel) -> bool:
     """Whether the model is a causal language model, whose text holds its own targets."""
     # A BERT-like model with a causal head still looks ahead unless its config makes it a decoder.

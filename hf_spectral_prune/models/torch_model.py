@@ -56,7 +56,7 @@ class TorchModelForImageClassification(PreTrainedModel):
         """Logits (B, classes), and the mean cross-entropy where there are labels (B,).
 
         Raises:
-            ValueError: the network returns something else than logits.
+            ValueError: the network returns something else than logits, or has none for a label.
         """
         logits = self.network(pixel_values)
         if labels is None:
@@ -66,6 +66,11 @@ class TorchModelForImageClassification(PreTrainedModel):
             raise ValueError(
                 f"`{type(self.network).__name__}` returns {shape}, and labels need logits (B, classes). Choose a criterion that "
                 "needs no labels, or prune the network that returns logits."
+            )
+        if not labels.is_floating_point() and bool((labels >= logits.shape[1]).any()):
+            raise ValueError(
+                f"`{type(self.network).__name__}` gives {logits.shape[1]} logits, and a label is {int(labels.max())}. Count "
+                "labels from 0, or build the network with a class for each."
             )
         # One place for every kind of loss: a network that ends in log_softmax gets the same loss from it.
         return ImageClassifierOutputWithNoAttention(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
@@ -86,10 +91,16 @@ def check_unwrapped(model: object) -> None:
     """Checks that a model is not inside another object, which would hide its layers from the cut.
 
     Raises:
-        ValueError: it is compiled, or carries adapters of PEFT.
+        ValueError: it is compiled or scripted, spread over devices, or carries adapters of PEFT; or its shapes are not known yet.
     """
     if hasattr(model, "_orig_mod"):  # first, since a compiled model passes on what it is asked for
         raise ValueError("The model is compiled, and compiled code does not see a cut. Pass the model before `torch.compile`.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("The model is scripted, and compiled code does not see a cut. Pass the model before `torch.jit`.")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f"The model is inside a `{type(model).__name__}`, which hides its layers. Pass its `.module`.")
+    if isinstance(model, nn.Module) and any(map(nn.parameter.is_lazy, model.parameters())):
+        raise ValueError("The model has lazy layers, whose shapes are not known yet. Run a batch through it first.")
     if hasattr(model, "get_base_model") or hasattr(model, "peft_config"):
         raise ValueError(
             f"The `{type(model).__name__}` carries adapters, which hide the layers below them. Merge the adapters first "

@@ -58,6 +58,19 @@ class MeasuredTrainer(Trainer):
         return metrics
 
 
+def check_trainable(model: PreTrainedModel, method: str) -> None:
+    """Checks that something is left to train where a recovery trains the model's own weights.
+
+    Raises:
+        ValueError: all weights are frozen.
+    """
+    if method in ("full", "distill") and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f'All weights are frozen, so `recovery="{method}"` has nothing to train. Call `model.requires_grad_(True)`, or use '
+            '`recovery="lora"`.'
+        )
+
+
 @contextmanager
 def _in_own_type(model: nn.Module) -> Iterator[None]:
     """The model's own `forward`, without the mixed precision that accelerate has put around it for the training."""

@@ -26,6 +26,7 @@ from .blocks import stream_error, train_blocks
 from .distillation import DistillationTrainer, check_teacher, load_teacher
 from .judging import (
     MeasuredTrainer,
+    check_trainable,
     checkpoint_to_resume,
     held_out_metrics,
     judged_by,
@@ -123,6 +124,7 @@ def recover(
     if compute_loss_func is not None and args.method in TAUGHT_RECOVERIES:
         raise ValueError(f"`compute_loss_func` takes the place of the loss that `{args.method}` has of its own. Leave it out.")
     _check_unsharded(model, training_args)
+    check_trainable(model, args.method)
     source = model.config._name_or_path
     if processing_class is None and source and any(is_raw_text(rows) for rows in (train_dataset, eval_dataset)):
         processing_class = load_tokenizer(ModelArguments(model_name_or_path=source))

@@ -92,16 +92,19 @@ def reserved(folder: str | Path) -> Iterator[None]:
     _check_replaceable(Path(folder))
     place = Path(folder).resolve()
     made = [parent for parent in place.parents if not parent.exists()]
-    place.parent.mkdir(parents=True, exist_ok=True)
     # One lock for all threads of the process, counted: what reserves a place inside of what has it already goes on.
     lock = SoftFileLock(place.with_name(f".{place.name}.lock"), is_singleton=True, thread_local=False)
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 10)
     except Timeout:
         raise ValueError(
             f"`output_dir` `{folder}` is being written by another run ({_holder(Path(lock.lock_file))}). Name another folder, or "
             f"wait; if no such run is left, delete `{lock.lock_file}`."
         ) from None
+    except OSError as error:  # some file systems say only now that they take nothing
+        reason = error.strerror or " ".join(str(error).split())
+        raise ValueError(f"`output_dir` `{folder}` cannot be made: {reason}. Name a folder elsewhere.") from None
     try:
         _sweep(place)
         yield

@@ -87,6 +87,9 @@ def settle_class(model: PreTrainedModel) -> PreTrainedModel:
         _change_class(model, _cria_module(family), cria=True)
     elif type(model.config).__name__.startswith("Cria"):
         _change_class(model, _cria_module(family), cria=False)
+    elif type(model).__module__.startswith("transformers."):
+        # Code that came with the model and was not used: it is not in the folder, where its name would lead nowhere.
+        vars(model.config).pop("auto_map", None)
     return model
 
 

@@ -181,3 +181,70 @@ def test_tokenised_rows_with_other_names_are_refused_and_padding_stays():
         "labels", List(ClassLabel(names=MNLI))
     )
     assert with_model_ids(tags, NLI)["labels"][0] == [-100, 2, 0]
+
+
+@pytest.mark.parametrize("task", ["ForSequenceClassification", "ForTokenClassification"])
+@pytest.mark.parametrize(("label", "remedy"), [(7, "`num_labels`"), (-1, "hidden")])
+@pytest.mark.parametrize("place", ["calibration_dataset", "eval_dataset"])
+def test_labels_that_the_head_does_not_have_are_told_before_any_loss_is_taken(task, label, remedy, place):
+    model = tiny_encoder("bert", task=task, num_labels=3)
+    tokens = task == "ForTokenClassification"
+    labels: list[Any] = [[-100, 0, label], [1, 2, 0]] if tokens else [2, label]
+    data = {place: Dataset.from_dict({"input_ids": [[5, 6, 7], [8, 9, 10]], "labels": labels})}
+    arguments = SpectralPruningArguments(target_reduction=0.2, criterion="magnitude", compensation="none", disable_tqdm=True)
+    refused(
+        lambda: SpectralPruner(model, arguments, data.get("calibration_dataset"), data.get("eval_dataset")),
+        f"`{place}` has the label {label}",
+        "3 labels (0 to 2)",
+        remedy,
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "problem", "labels", "message"),
+    [
+        ("ForSequenceClassification", None, [0.0, 1.0], "have one floats"),
+        ("ForSequenceClassification", None, [[1, 0, 0], [0, 1, 0]], "3 floats a row that may have several"),
+        ("ForSequenceClassification", "multi_label_classification", [[1, 0, 1], [0, 1, 0]], "have 3 whole numbers"),
+        ("ForTokenClassification", None, [[0, 1], [1, 0]], "a token, -100 where none counts"),
+    ],
+)
+def test_labels_of_another_form_are_told_with_the_form_that_is_read(task, problem, labels, message):
+    model = tiny_encoder("bert", task=task, num_labels=3, problem_type=problem)
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7], [8, 9, 10]], "labels": labels})
+    arguments = SpectralPruningArguments(target_reduction=0.2, criterion="magnitude", compensation="none", disable_tqdm=True)
+    refused(lambda: SpectralPruner(model, arguments, rows), "`calibration_dataset`", message)
+
+
+def test_rows_of_question_answering_keep_where_the_answers_are():
+    model = tiny_encoder("bert", task="ForQuestionAnswering")
+    rows = {"input_ids": [[5, 6, 7, 8], [8, 9]], "start_positions": [1, 0], "end_positions": [3, 1]}
+    arguments = SpectralPruningArguments(target_reduction=0.2, criterion="fisher", units="ffn", disable_tqdm=True)
+    pruner = SpectralPruner(model, arguments, Dataset.from_dict(rows), Dataset.from_dict(rows))
+    [batch] = pruner.calibration.batches
+    assert batch["start_positions"].tolist() == [1, 0] and batch["end_positions"].tolist() == [3, 1]
+    assert pruner.evaluate()["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["label", "labels"])
+def test_text_with_labels_is_read_row_by_row_for_a_classifier(name, tokenizer):
+    """Packed as text without labels is, it would lose them, and the figures with them."""
+    model = tiny_encoder("bert", num_labels=3, id2label=dict(enumerate(NLI.label2id)), label2id=NLI.label2id)
+    batch = {"input_ids": 10 + random_batch(24, 12)["input_ids"] % 80}
+    texts = tokenizer.batch_decode(batch["input_ids"])
+    encoded = tokenizer(texts, return_tensors="pt", padding=True)
+    right = model(**encoded).logits.argmax(-1).tolist()
+    numbers = [MNLI.index(NLI.id2label[number].lower()) for number in right]
+    data = Dataset.from_dict({"text": texts, name: numbers}).cast_column(name, ClassLabel(names=MNLI))
+    arguments = SpectralPruningArguments(target_reduction=0.2, criterion="magnitude", compensation="none", disable_tqdm=True)
+    pruner = SpectralPruner(model, arguments, data, data, tokenizer, train_dataset=data)
+    assert pruner.calibration.num_sequences == len(pruner.train_dataset) == 24
+    assert pruner.evaluate()["eval_accuracy"] == 1
+
+
+def test_a_config_that_numbers_its_labels_in_two_ways_is_told():
+    odd = config(["neg", "pos"])
+    odd.label2id = {"neg": 1, "pos": 0}
+    for labels in (table([0, 1], ClassLabel(names=["pos", "neg"])), table(["neg", "pos"])):
+        refused(lambda labels=labels: read_labels(labels, "label", odd), "`label2id`", "`id2label`", "`neg`")
+    assert read_labels(table([0, 1]), "label", odd) == [0, 1]

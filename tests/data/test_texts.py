@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from conftest import tiny_model
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,10 +18,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.data import blocks as data_module
 from hf_spectral_prune.data import texts as texts_module
 from hf_spectral_prune.data.generated import self_generated
 from hf_spectral_prune.data.items import texts_of
+from hf_spectral_prune.data.named_files import check_text_file
 from hf_spectral_prune.data.sources import default_texts, load_table, load_texts
 from hf_spectral_prune.data.texts import CalibrationData, build_calibration
 
@@ -150,7 +153,7 @@ def test_tokenised_data_set_keeps_all_its_columns(tmp_path: Path) -> None:
         ("a.json", b"[]", "a.json` cannot be read as json"),
         ("a.jsonl", b'{"text": \n', "cannot be read as jsonl"),
         ("a.jsonl", b'{"q": "x", "a": "y"}\n', r"Which column holds the text\? Set `text_column`. Columns of strings: `q`, `a`"),
-        ("a.jsonl", b'{"n": 1}\n', r"Which column holds the text\?.*'n'"),
+        ("a.jsonl", b'{"n": 1}\n', r"Which column holds the text\?.*the columns are `n`"),
     ],
 )
 def test_unusable_files_give_one_clear_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -158,6 +161,22 @@ def test_unusable_files_give_one_clear_line(tmp_path: Path, name: str, content: 
     with pytest.raises(ValueError, match=message) as error:
         load_texts(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["A.TXT", "a.Jsonl", "A.CSV"])
+def test_the_ending_of_a_file_is_read_without_regard_to_case(tmp_path: Path, name: str) -> None:
+    content = {".txt": "b", ".jsonl": '{"text": "b"}\n', ".csv": "text\nb\n"}[Path(name).suffix.lower()]
+    (tmp_path / name).write_text(content)
+    check_text_file(str(tmp_path / name), "calibration_file")
+    found = load_texts(tmp_path / name)
+    assert (found if isinstance(found, list) else found["text"][:]) == ["b"]
+
+
+def test_a_table_without_a_header_is_told_in_a_short_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("".join(f"{'a long text ' * 200},{index}\n" for index in range(3)))
+    with pytest.raises(ValueError, match="Which column holds the text") as error:
+        load_texts(tmp_path / "a.csv")
+    assert len(str(error.value)) < 300
 
 
 def test_missing_file_and_wrong_column_and_no_source_are_named(tmp_path: Path) -> None:
@@ -582,3 +601,28 @@ def test_generation_errors_name_the_cause() -> None:
         self_generated(make_model(), TOKENIZER, num_samples=1, max_seq_length=65)
     with pytest.raises(ValueError, match="`max_seq_length` is 1, but generated text needs at least 2"):
         self_generated(make_model(), TOKENIZER, num_samples=1, max_seq_length=1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"inputs_embeds": torch.zeros(2, 5, 32)}, "`inputs_embeds` and no `input_ids`"),
+        ({"input_ids": torch.tensor([[5, -100, 7]])}, "`input_ids` holds -100"),
+        ({"input_ids": torch.ones(1, 4, dtype=torch.long), "attention_mask": torch.ones(1, 1, 4, 4)}, r"shape \(1, 1, 4, 4\)"),
+    ],
+)
+def test_batches_that_the_signals_cannot_be_read_from_are_told(batch, message) -> None:
+    arguments = SpectralPruningArguments(target_reduction=0.2, disable_tqdm=True)
+    with pytest.raises(ValueError, match=message) as error:
+        SpectralPruner(tiny_model(), arguments, [batch])
+    assert "\n" not in str(error.value)
+
+
+def test_ids_of_another_width_are_ids() -> None:
+    batch = {"input_ids": torch.arange(3, 13, dtype=torch.int32)[None], "attention_mask": torch.ones(1, 10, dtype=torch.bool)}
+    arguments = SpectralPruningArguments(target_reduction=0.2, criterion="magnitude", compensation="none", disable_tqdm=True)
+    figures = [
+        SpectralPruner(tiny_model(), arguments, eval_dataset=[given]).evaluate()
+        for given in (batch, {name: value.long() for name, value in batch.items()})
+    ]
+    assert figures[0] == figures[1]

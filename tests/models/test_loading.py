@@ -220,3 +220,32 @@ def test_weights_that_transformers_would_not_load_are_not_looked_at(tmp_path):
     refused(lambda: load(folder), "two sets of weights", f"`{shard.name}`", "Take away")
     (folder / "model.safetensors.index.json").unlink()
     load(folder)
+
+
+def test_weights_without_values_are_told(batches):
+    with torch.device("meta"):
+        model = tiny_model()
+    refused(lambda: SpectralPruner(model, SpectralPruningArguments(), batches), "`meta` device", "`from_pretrained`")
+
+
+def test_a_model_whose_outputs_have_no_names_is_told(tmp_path, batches):
+    model = tiny_encoder()
+    model.config.return_dict = False
+    refused(lambda: SpectralPruner(model, SpectralPruningArguments(), batches), "`return_dict` false", "Set it to true")
+    model.save_pretrained(tmp_path)
+    refused(lambda: load_model(ModelArguments(model_name_or_path=str(tmp_path))), "`return_dict` false")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("https://huggingface.co/org/model", ["is an address", "`owner/name`"]),
+        ("{folder}/model.safetensors", ["is a file", "`{folder}`"]),
+        ("{folder}/m.GGUF", ["is a file", "`gguf_file` to `m.GGUF`"]),
+    ],
+)
+def test_names_that_are_no_folder_are_answered_with_what_to_give(name, words, tmp_path):
+    for file in ("model.safetensors", "m.GGUF"):
+        (tmp_path / file).write_bytes(b"x")
+    model = ModelArguments(model_name_or_path=name.format(folder=tmp_path))
+    refused(lambda: load_model(model), *(word.format(folder=tmp_path) for word in words))

@@ -369,3 +369,21 @@ def test_weights_that_are_computed_at_every_pass_are_refused(wrap_in):
     network = Behind(nn.Identity(), 32)
     wrap_in(network.one)
     refused(lambda: pruner_of(network.eval(), [input_batch("vgg")]), "`one` has `weight_", "Make it plain first", "remove")
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (lambda: torch.jit.script(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 10))), "is scripted"),
+        (lambda: nn.DataParallel(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 10))), "Pass its `.module`"),
+        (lambda: nn.Sequential(nn.LazyLinear(32), nn.ReLU(), nn.LazyLinear(10)), "Run a batch through it first"),
+    ],
+)
+def test_networks_whose_layers_cannot_be_seen_are_told(network, words):
+    refused(lambda: pruner_of(network(), [{"pixel_values": torch.randn(4, 8)}]), words)
+
+
+def test_a_label_that_a_network_has_no_logit_for_is_told():
+    network = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    data = [{"pixel_values": torch.randn(4, 8), "labels": torch.tensor([0, 1, 2, 3])}]
+    refused(lambda: pruner_of(network, data, criterion="fisher").prune(), "gives 3 logits, and a label is 3", "from 0")

@@ -352,3 +352,10 @@ def test_a_recovery_goes_on_from_a_whole_checkpoint_only(tmp_path):
     weights = tmp_path / "out" / "checkpoint-3" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     refused(again, "checkpoint-3", "half-written")
+
+
+def test_a_frozen_model_is_told_before_the_cut(batches):
+    model = tiny_model().requires_grad_(False)
+    options = SpectralPruningArguments(target_reduction=0.2, recovery="full", disable_tqdm=True)
+    refused(lambda: SpectralPruner(model, options, batches, train_dataset=batches), "All weights are frozen", "requires_grad_")
+    refused(lambda: recover(model, train_dataset=batches), "All weights are frozen")

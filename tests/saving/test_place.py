@@ -268,3 +268,15 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_half_written(raised, 
     monkeypatch.setattr(folder, "_save_pretrained", full)
     told_of_room(pruner.save_model, "The pruned model cannot be written")
     assert names(out) == {"checkpoint-1", "checkpoint-2"} and names(tmp_path) == {"out"}
+
+
+def test_a_place_that_takes_no_file_is_told_in_one_line(tmp_path, monkeypatch):
+    """As on /proc: its folder says that it can be written to."""
+
+    def refuse(*_args, **_options):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("filelock.SoftFileLock.acquire", refuse)
+    refused(
+        lambda: reserved(tmp_path / "out").__enter__(), "cannot be made: No such file or directory", "Name a folder elsewhere"
+    )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune.saving import reload
 
 PLAIN = """
 import sys, torch
@@ -200,3 +201,30 @@ def test_folder_that_is_not_empty_is_refused_and_kept(batches, tmp_path):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
     pruned(tmp_path, "llama", batches, overwrite_output_dir=True)
     assert not (tmp_path / "out" / "thesis.txt").exists()
+
+
+def test_the_check_finds_the_package_where_this_process_has_it(tmp_path, batches, monkeypatch):
+    """A notebook may have put it into `sys.path` itself, which no other process knows of."""
+    seen: list[dict[str, str]] = []
+
+    def run(command, environment):
+        seen.append(environment)
+        return subprocess.CompletedProcess(command, 1, "", "stopped here")
+
+    monkeypatch.setattr(reload, "_run_beside", run)
+    monkeypatch.setattr(sys, "path", ["/a/notebook/added/this", *sys.path])
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(RuntimeError, match="stopped here"):
+        reload.check_in_fresh_process(tmp_path, tiny_model())
+    assert seen[0]["PYTHONPATH"].split(os.pathsep)[0] == "/a/notebook/added/this"
+
+
+def test_code_that_came_with_a_model_and_was_not_used_is_not_asked_for(tmp_path, batches):
+    """As in Phi-3's config: the class is one of transformers, and `auto_map` names a file that the result does not hold."""
+    model = tiny_model()
+    model.config.auto_map = {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    args = SpectralPruningArguments(output_dir=str(tmp_path / "out"), target_reduction=0.2, disable_tqdm=True)
+    pruner = SpectralPruner(model, args, batches)
+    pruner.prune()
+    pruner.save_model()
+    assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())

@@ -13,7 +13,7 @@ from transformers.utils.generic import find_labels
 
 from ...arguments import SpectralPruningArguments
 from ...criteria import Criterion
-from ...data.for_model import read_data
+from ...data.for_model import read_labelled
 from ...data.texts import CalibrationData
 from ...models.families import UnitGroup, layers_of, unit_groups
 from ...models.loading import without_quantisation_marks
@@ -62,7 +62,7 @@ def ablate(
     FOLDER.check(args.output_dir)
     without_quantisation_marks(model)
     groups = chosen_groups(model, args)
-    read = partial(read_data, processing_class=processing_class, model=model, args=SpectralPruningArguments(seed=args.seed))
+    read = partial(read_labelled, processing_class=processing_class, model=model, args=SpectralPruningArguments(seed=args.seed))
     calibration = None if calibration_dataset is None else read(calibration_dataset, name="calibration_dataset")
     held_out = read(eval_dataset, name="eval_dataset")
     _check_calibration(model, criteria, calibration)

@@ -24,7 +24,7 @@ from ...calibration.parts import moments_within
 from ...checks import check_data
 from ...criteria import Scores, collect_statistics
 from ...criteria.calibrate import Evidence
-from ...data.for_model import read_data
+from ...data.for_model import read_labelled, with_labels
 from ...data.texts import CalibrationData
 from ...evaluation.figures import held_out_figures, num_parameters
 from ...models.families import UnitGroup, unit_groups
@@ -121,13 +121,13 @@ def compare(
     cells = comparison_cells(args)
     FOLDER.check(args.output_dir)
     defaults = SpectralPruningArguments(seed=args.seeds[0])
-    read = partial(read_data, processing_class=processing_class, model=model, args=defaults, data_collator=data_collator)
+    read = partial(read_labelled, processing_class=processing_class, model=model, args=defaults, data_collator=data_collator)
     shared = Shared(
         without_quantisation_marks(model),
         None if calibration_dataset is None else read(calibration_dataset, name="calibration_dataset"),
         read(eval_dataset, name="eval_dataset"),
         processing_class,
-        train_dataset,
+        with_labels(train_dataset, processing_class, model, defaults),
         data_collator,
         compute_metrics,
         not args.disable_tqdm,

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import VOCABULARY, encoder_batch, random_batch, tiny_encoder, tiny_model
+from datasets import ClassLabel, Dataset
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, rounds
 from hf_spectral_prune.calibration import parts
@@ -224,6 +225,17 @@ def test_a_classifier_is_measured_by_accuracy(tmp_path):
     assert "Held-out accuracy" in table(comparison)
     with pytest.raises(ValueError, match="labels"):
         compare(model, arguments(tmp_path / "b", criteria=["taylor"], units=["ffn"]), [encoder_batch(model)], [labelled(1)])
+
+
+def test_labels_of_a_comparison_mean_what_their_names_say(tmp_path):
+    names = ["a", "b"]
+    model = tiny_encoder("bert", num_labels=2, id2label=dict(enumerate(names)), label2id={"a": 0, "b": 1})
+    batch = random_batch(16, 12)
+    right = model(**batch).logits.argmax(-1)
+    rows = Dataset.from_dict({"input_ids": batch["input_ids"].tolist(), "label": (1 - right).tolist()})
+    rows = rows.cast_column("label", ClassLabel(names=names[::-1]))
+    args = arguments(tmp_path, criteria=["magnitude"], units=["ffn"])
+    assert compare(model, args, rows, rows).dense["metrics"]["accuracy"] == 1
 
 
 # ---- the folder
