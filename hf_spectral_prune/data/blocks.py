@@ -156,7 +156,20 @@ def blocks(texts: Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, choice
             f"`max_seq_length` is {length} but the calibration text has only {len(stream)} tokens. "
             "Give more text or lower `max_seq_length`."
         )
-    return [{"input_ids": stream[index * length : (index + 1) * length]} for index in chosen(available)]
+    return [_block(stream[index * length : (index + 1) * length], tokenizer) for index in chosen(available)]
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What every block begins with: of Gemma the bos token, without which its models say nothing sensible
+    (EleutherAI/lm-evaluation-harness#1465); of others whatever the text has there."""
+    return tokenizer.bos_token if type(tokenizer).__name__.startswith("Gemma") else None
+
+
+def _block(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    if first_token(tokenizer) is not None:
+        ids = ids.clone()
+        ids[0] = tokenizer.bos_token_id
+    return {"input_ids": ids}
 
 
 def _blocks_of_stream(texts: Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, choice: Choice) -> list[dict[str, Tensor]]:
@@ -177,7 +190,7 @@ def block_stream(texts: Texts, tokenizer: PreTrainedTokenizerBase, joiner: str, 
         [ids] = tokenizer([piece], add_special_tokens=False, verbose=False)["input_ids"]
         left = torch.cat([left, torch.tensor(ids, dtype=torch.int64)])
         full = len(left) // length
-        yield from ({"input_ids": row} for row in left[: full * length].reshape(full, length))
+        yield from (_block(row, tokenizer) for row in left[: full * length].reshape(full, length))
         left = left[full * length :]
 
 

@@ -17,7 +17,7 @@ from ..models.losses import num_rows
 from ..models.packing import Batch, documents_apart, is_packed
 from ..utils.digests import data_digest
 from ..utils.types import Json, Row
-from .blocks import Choice, Texts, blocks, text_rows
+from .blocks import Choice, Texts, blocks, first_token, text_rows
 from .items import Stream, first_of, is_row, is_text, items_of, texts_of
 
 logger = logging.get_logger(__name__)
@@ -104,7 +104,7 @@ def build_calibration(
         packing: True joins all texts by `joiner` into one token stream without special tokens and cuts it into full
             blocks; the rest at the end is dropped. False gives each text that is not blank a row of its own, with the
             tokenizer's special tokens. The stream is tokenised in pieces of 65,536 characters, cut at line breaks if
-            there are any: at a cut, and only there, a token may differ from tokenising all at once.
+            there are any: at a cut, and only there, a token may differ from tokenising all at once. See `blocks.first_token`.
         shuffle: True takes `num_samples` rows at random by `seed`, without replacement and in the order of the text;
             False takes the first ones, and then tokenises no more text than it needs. Of text with more than 16 million
             characters, packed blocks are drawn from passages drawn at random, and eight times what is needed is tokenised.
@@ -155,6 +155,8 @@ def build_calibration(
         "seed": seed if shuffle else None,
         "num_texts": len(items) if raw and not isinstance(items, Stream) else None,
     }
+    if raw and packing and processing_class is not None and (token := first_token(processing_class)) is not None:
+        protocol["first_token"] = token
     return with_sizes(batches, protocol)
 
 

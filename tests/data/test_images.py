@@ -56,7 +56,8 @@ def test_image_column_folder_and_arrays_give_the_same_batches(tmp_path):
 
 
 def test_labels_are_matched_by_name_where_both_sides_have_names(tmp_path):
-    config = tiny_vision("vit", label2id={name: 3 - index for index, name in enumerate(CLASSES)}).config
+    numbers = {name: 3 - index for index, name in enumerate(CLASSES)}
+    config = tiny_vision("vit", label2id=numbers, id2label={number: name for name, number in numbers.items()}).config
     data = build_images(load_images(image_folder(tmp_path / "images", each=1)), processor_of("vit"), config)
     assert data.batches[0]["labels"].tolist() == [3, 2, 1, 0]
 

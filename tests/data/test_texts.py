@@ -626,3 +626,23 @@ def test_ids_of_another_width_are_ids() -> None:
         for given in (batch, {name: value.long() for name, value in batch.items()})
     ]
     assert figures[0] == figures[1]
+
+
+class GemmaTokenizer(PreTrainedTokenizerFast):
+    """Known by its name."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_blocks_for_gemma_begin_with_its_bos_token_and_others_do_not(stream: bool) -> None:
+    plain = make_tokenizer(bos_token="z")
+    texts = ["abcdefgh " * 9, "ijklmnop " * 9]
+
+    def rows(tokenizer: PreTrainedTokenizerFast) -> tuple[list[list[int]], dict[str, Any]]:
+        data = build_calibration(iter(texts) if stream else texts, tokenizer, num_samples=4, max_seq_length=8, shuffle=False)
+        return [row for batch in data for row in batch["input_ids"].tolist()], data.protocol
+
+    usual, protocol = rows(plain)
+    begun, told = rows(GemmaTokenizer(tokenizer_object=plain.backend_tokenizer, bos_token="z"))
+    assert "first_token" not in protocol and told["first_token"] == "z"
+    assert [row[1:] for row in begun] == [row[1:] for row in usual]
+    assert {row[0] for row in begun} == {plain.bos_token_id} and {row[0] for row in usual} != {plain.bos_token_id}
