@@ -65,8 +65,38 @@ def preset_options(name: str) -> Json:
     return copy.deepcopy(PRESETS[name])
 
 
+@dataclass(kw_only=True)
+class LmEvalArguments:
+    """Which tasks of EleutherAI's lm_eval to measure.
+
+    Raises:
+        ValueError: a value that cannot work; says what to set instead.
+    """
+
+    lm_eval: list[str] | None = _field(
+        None,
+        "Tasks of EleutherAI's lm_eval to measure a causal language model on, e.g. `hellaswag,piqa`; a pruning run measures "
+        "before and after. Needs `pip install lm_eval`.",
+    )
+    lm_eval_limit: int | None = _field(None, "Number of items of each of these tasks; by default all.")
+    lm_eval_include_path: str | None = _field(None, "Folder with task files (.yaml) of your own for lm_eval.")
+
+    def __post_init__(self) -> None:
+        tasks: Any = self.lm_eval
+        if tasks is not None:
+            words = [tasks] if isinstance(tasks, str) else tasks
+            self.lm_eval = " ".join(words).replace(",", " ").split()
+        if self.lm_eval is not None and (not self.lm_eval or len(set(self.lm_eval)) != len(self.lm_eval)):
+            raise ValueError(f"`lm_eval` is {tasks}; name each task once, e.g. `hellaswag,piqa`.")
+        if self.lm_eval_limit is not None and self.lm_eval_limit < 1:
+            raise ValueError(f"`lm_eval_limit` is {self.lm_eval_limit}; it must be at least 1.")
+        for name in ("lm_eval_limit", "lm_eval_include_path"):
+            if getattr(self, name) is not None and self.lm_eval is None:
+                raise ValueError(f"`{name}` is set, but `lm_eval` names no task. Set it too, or leave `{name}` out.")
+
+
 @dataclass
-class SpectralPruningArguments:
+class SpectralPruningArguments(LmEvalArguments):
     """Options of a pruning run. `cria prune --help` prints each with its default.
 
     The field names that transformers' callbacks read (`logging_strategy`, `eval_strategy`, `save_strategy`, ...) are those
@@ -226,6 +256,7 @@ class SpectralPruningArguments:
     disable_tqdm: bool = _field(False, "Show no progress bars.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("criterion_args", "recovery_args", "training_args"):
             setattr(self, name, json_option(name, getattr(self, name)))
         if isinstance(self.output_dir, (str, os.PathLike)):  # as Trainer's; a recipe or Python has no shell to do it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +29,7 @@ from .data.for_model import load_for_pruner, read_labelled, with_labels, wrap_fo
 from .data.texts import CalibrationData
 from .evaluation.figures import num_parameters
 from .evaluation.samples import paired, samples_if_any
+from .evaluation.tasks import TaskFigures, check_tasks, figures_if_asked, paired_figures
 from .models.distributed import is_first_process, join_processes, of_first_process
 from .models.families import network_of
 from .models.families.groups import is_vision
@@ -139,6 +140,7 @@ class SpectralPruner(TrainerMethods):
         self.compute_loss_func, self.peft_config = compute_loss_func, peft_config
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         check_recovery(self.model, self.args, train_dataset, teacher)
+        check_tasks(self.model, self.processing_class, self.args)
         if self.args.stop_metric is not None and self.eval_data is None:
             raise ValueError(f"`stop_metric` `{self.args.stop_metric}` needs data to measure it on. Pass `eval_dataset`.")
         of_first_process(lambda: check_push(self.model, self.args))
@@ -154,6 +156,7 @@ class SpectralPruner(TrainerMethods):
         self.known = Known()  # of the dense model, by another run
         self.found: SharedScores | None = None  # by this run, for others
         self.said_before: dict[str, str] = {}
+        self.tasks_before: dict[str, TaskFigures] = {}
         self._begin_callbacks(callbacks, self.args.num_rounds)
 
     @staticmethod
@@ -201,7 +204,9 @@ class SpectralPruner(TrainerMethods):
     def take_from(self, other: SpectralPruner) -> None:
         """Takes what a run to a smaller target has found out of the dense model, and cuts within its plan."""
         assert other.output is not None
-        self.known = Known(other.found, other.output.report.metrics_before, other.said_before, other.output.plan)
+        self.known = Known(
+            other.found, other.output.report.metrics_before, other.said_before, other.output.plan, other.tasks_before
+        )
 
     def _reserve(self, place: ExitStack) -> None:
         if self.args.output_dir is not None:
@@ -259,6 +264,7 @@ class SpectralPruner(TrainerMethods):
         output = self._finish(run, metrics_before, metrics_after)
         said_after = samples_if_any(self.model, self.eval_data, self.processing_class)
         output.report.samples = paired(self.said_before, said_after) or None
+        output.report.lm_eval = paired_figures(args, self.tasks_before, self._tasks("after"))
         return output
 
     def recover(self) -> RecoveryOutput:
@@ -314,7 +320,13 @@ class SpectralPruner(TrainerMethods):
             metrics = self.evaluate(metric_key_prefix="before")
         if known.samples is None:
             self.said_before = samples_if_any(self.model, self.eval_data, self.processing_class)
+        self.tasks_before = known.tasks or self._tasks("before")
         return metrics
+
+    def _tasks(self, side: str) -> dict[str, TaskFigures]:
+        """Figures of the tasks of lm_eval that are asked for, of the model as it stands."""
+        with self.costs.of("lm_eval") if self.args.lm_eval else nullcontext():
+            return of_first_process(lambda: figures_if_asked(self.model, self.processing_class, self.args, side))
 
     def _keep_found(self, found: SharedScores) -> None:
         """Keeps scores and allocation curves of the dense model for runs to other targets."""

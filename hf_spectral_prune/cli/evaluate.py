@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..arguments import LmEvalArguments
 from ..utils.types import Json
 from .arguments import RunArguments
 from .parsing import parse
@@ -14,52 +15,73 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..data.texts import CalibrationData
+    from .inputs import Inputs, Processing
 
 _SEED = 42  # that of `cria prune`, so that the same rows are held out
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures held-out quality, size and speed of a model; prints JSON.
+    """Measures held-out quality, size and speed of a model, and tasks of lm_eval; prints JSON.
 
     Quality is the perplexity of a causal language model, or loss and metric of labelled texts and images.
     """
-    (run,) = parse([RunArguments], "evaluate", main.__doc__ or "", argv)
-    _check_source(run)
+    run, options = parse([RunArguments, LmEvalArguments], "evaluate", main.__doc__ or "", argv)
+    if options.lm_eval is None:
+        _check_source(run)
     from ..evaluation.figures import held_out_figures, num_parameters
+    from ..evaluation.tasks import check_task_names, check_tasks, report_of, task_figures
     from ..models.families.groups import is_vision
     from ..models.losses import predicts_next_token
     from .inputs import inputs_of
-    from .inputs_text import check_named_files, names_eval
+    from .inputs_text import check_named_files
 
     check_named_files(run)
+    check_task_names(options)
     inputs = inputs_of(run)
     metric = inputs.metric(run)
     model = inputs.load_model(run)
     processing_class = inputs.load_processing(run)
+    check_tasks(model, processing_class, options)
+    figures: Json = {"parameters": num_parameters(model)}
+    if _names_source(run):
+        held_out = _held_out(inputs, run, model, processing_class)
+        figures |= {"evaluation": held_out.protocol, **held_out_figures(model, held_out, metric)}
+        if is_vision(model):
+            figures |= _macs(model, held_out)
+    if options.lm_eval is not None:
+        found = task_figures(model, processing_class, options, batch_size=run.calibration_batch_size)
+        figures["lm_eval"] = report_of(options, found)
+    if predicts_next_token(model):
+        figures |= _speed(model, run)
+    print(json.dumps(figures, indent=2))
+
+
+def _held_out(inputs: Inputs, run: RunArguments, model: PreTrainedModel, processing: Processing) -> CalibrationData:
+    """The data that is named to measure on, else what `cria prune` holds out of its calibration source."""
+    from .inputs_text import names_eval
+
     if names_eval(run) or run.eval_image_dir is not None:
-        held_out = inputs.load_held_out(run, model, processing_class, _SEED)
-    else:  # what `cria prune` holds out of its calibration source
-        _, held_out = inputs.load_data(run, model, processing_class, _SEED)
+        held_out = inputs.load_held_out(run, model, processing, _SEED)
+    else:
+        _, held_out = inputs.load_data(run, model, processing, _SEED)
     if held_out is None:
         raise ValueError(
             "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file` "
             "(images: `--eval_image_dir`; a plain network: `--eval_tensors_file`)."
         )
-    figures: Json = {"parameters": num_parameters(model), "evaluation": held_out.protocol}
-    figures |= held_out_figures(model, held_out, metric)
-    if is_vision(model):
-        figures |= _macs(model, held_out)
-    elif predicts_next_token(model):
-        figures |= _speed(model, run)
-    print(json.dumps(figures, indent=2))
+    return held_out
+
+
+def _names_source(run: RunArguments) -> bool:
+    named = (run.eval_file, run.calibration_file, run.dataset_name, run.image_dir, run.eval_image_dir, run.tensors_file)
+    return run.calibration != "dataset" or any(named)
 
 
 def _check_source(run: RunArguments) -> None:
-    named = (run.eval_file, run.calibration_file, run.dataset_name, run.image_dir, run.eval_image_dir, run.tensors_file)
-    if run.calibration == "dataset" and not any(named):
+    if not _names_source(run):
         raise ValueError(
             "There is nothing to evaluate on. Set `--eval_file`, `--dataset_name` or `--calibration python_docs` (images: "
-            "`--eval_image_dir`)."
+            "`--eval_image_dir`), or `--lm_eval TASKS`."
         )
 
 

@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
     from ..criteria import make_criterion
+    from ..evaluation.tasks import check_task_names
     from ..models.distributed import is_first_process, join_processes, of_first_process
     from ..saving.place import check_output_dir, reserved
     from .inputs_text import check_named_files
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
     join_processes()
     make_criterion(args.criterion, args.criterion_options)  # a mistyped name is told before gigabytes are read
     check_named_files(run)
+    check_task_names(args)
     read = [value for name, value in vars(run).items() if value and name.endswith(("_path", "_file", "_dir", "_name"))]
     recipe = [word for word in argv if word.lower().endswith((".yaml", ".yml"))]
     with ExitStack() as place:

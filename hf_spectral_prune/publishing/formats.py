@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+# How metrics end that are shares of right answers; the latter three are names of lm_eval.
+_SHARES = ("accuracy", "acc", "acc_norm", "exact_match")
+
 
 def percent(share: float) -> str:
     """A share as a percentage with one decimal."""
@@ -30,6 +33,13 @@ def metric(name: str, value: float) -> str:
     return percent(value) if _is_share(name, value) else number(value)
 
 
+def with_error(name: str, value: float, error: float | None) -> str:
+    """`metric` with a standard error behind it, where there is one."""
+    if error is None or not math.isfinite(error):
+        return metric(name, value)
+    return f"{metric(name, value)} ± {100 * error:.1f}" if _is_share(name, value) else f"{metric(name, value)} ± {error:.2g}"
+
+
 def metric_change(name: str, before: float, after: float) -> str:
     """What a held-out figure gained or lost: accuracies in percentage points, others as a percentage of what they were."""
     if _is_share(name, before) and _is_share(name, after):
@@ -38,7 +48,7 @@ def metric_change(name: str, before: float, after: float) -> str:
 
 
 def _is_share(name: str, value: float) -> bool:
-    return name.endswith("accuracy") and 0 <= value <= 1
+    return name.partition(" ")[0].endswith(_SHARES) and 0 <= value <= 1
 
 
 def change(before: float, after: float) -> str:

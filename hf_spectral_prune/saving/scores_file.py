@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..criteria import Scores
+from ..evaluation.tasks import TaskFigures
 from ..surgery.plan import PruningPlan
 from ..utils.digests import data_digest
 from ..utils.files import parse_json, written_whole
@@ -100,7 +101,8 @@ class Known:
 
     Attributes:
         shared: scores and allocation curves; None where they are still to be computed.
-        metrics, samples: figures and texts of the dense model; None where they are still to be taken.
+        metrics, samples, tasks: figures and texts of the dense model, and its figures on tasks of lm_eval; None where they are
+            still to be taken.
         within: plan of a smaller target, whose removed units stay away.
     """
 
@@ -108,6 +110,7 @@ class Known:
     metrics: dict[str, float] | None = None
     samples: dict[str, str] | None = None
     within: PruningPlan | None = None
+    tasks: dict[str, TaskFigures] | None = None
 
 
 def basis_of(options: Json, model: PreTrainedModel) -> Json:

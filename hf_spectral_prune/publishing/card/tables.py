@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
-from ..formats import change, metric, metric_change
+from ..formats import change, metric, metric_change, with_error
 from ..pruning_report import PruningReport
 from ..saved_folder import REPORT, SavedFolder
 
@@ -93,6 +94,17 @@ def metric_rows(saved: SavedFolder) -> list[Row]:
     return rows
 
 
+def task_rows(report: PruningReport) -> list[Row]:
+    """(task and metric, before, after, change) of the tasks of lm_eval, with standard errors; empty where none was asked for."""
+    rows: list[Row] = []
+    for task, found in (report.lm_eval or {"tasks": {}})["tasks"].items():
+        for name, before in found["before"].items():
+            after = found["after"][name]
+            sides = [with_error(name, found[side][name], found[f"{side}_stderr"].get(name)) for side in ("before", "after")]
+            rows.append((f"{task}, {name}", *sides, metric_change(name, before, after)))
+    return rows
+
+
 def sample_rows(saved: SavedFolder) -> tuple[list[str], list[Row]]:
     """Head and rows (text, before, after) of what both models said; no rows where the run has none."""
     found = saved.report.samples or []
@@ -119,7 +131,7 @@ def speed_rows(saved: SavedFolder) -> list[Row]:
 
 def before_after_table(report: PruningReport) -> str:
     """The report's figures as a table of three columns, from what was measured only."""
-    rows = [_row("Parameters", report.parameters_before, report.parameters_after, ",.0f")]
+    rows: list[Row] = [_row("Parameters", report.parameters_before, report.parameters_after, ",.0f")]
     if report.macs is not None:
         rows.append(_row("MACs of one image", report.macs["before"], report.macs["after"], ",.0f"))
     if report.size_on_disk_before is not None and report.size_on_disk is not None:
@@ -128,16 +140,21 @@ def before_after_table(report: PruningReport) -> str:
     for name in ("perplexity",) if "before_perplexity" in before else [key.removeprefix("before_") for key in before]:
         old, new = before[f"before_{name}"], after[f"after_{name}"]
         rows.append((f"Held-out {name}", metric(name, old), metric(name, new), metric_change(name, old, new)))
+    rows += task_rows(report)
     if report.latency is not None:
         for name, key in (("Prefill, tokens/s", "prefill"), ("Decode, tokens/s", "decode")):
             key = f"{key}_tokens_per_second"
             rows.append(_row(name, report.latency["before"][key], report.latency["after"][key], ",.1f"))
-    lines = [
-        f"| {'':20} | {'before':>12} | {'after':>12} | {'change':>11} |",
-        f"|{'-' * 22}|{'-' * 13}:|{'-' * 13}:|{'-' * 12}:|",
-    ]
-    lines += [f"| {name:20} | {old:>12} | {new:>12} | {gain:>11} |" for name, old, new, gain in rows]
+    widths = [max(least, *(len(row[column]) for row in rows)) for column, least in enumerate((20, 12, 12, 11))]
+    head, *body = [("", "before", "after", "change"), *rows]
+    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
+    lines = [_line(head, widths), f"|{rule}|", *(_line(row, widths) for row in body)]
     return "\n".join([*lines, "", *_shapes(report.sizes)])
+
+
+def _line(cells: Row, widths: Sequence[int]) -> str:
+    name, *figures = (f"{cell:{'<' if index == 0 else '>'}{widths[index]}}" for index, cell in enumerate(cells))
+    return f"| {' | '.join([name, *figures])} |"
 
 
 def _row(name: str, before: float, after: float, form: str) -> tuple[str, str, str, str]:
@@ -147,7 +164,11 @@ def _row(name: str, before: float, after: float, form: str) -> tuple[str, str, s
 def _shapes(sizes: dict[str, list[int]]) -> list[str]:
     """One line per kind of unit: how many each layer has before and after."""
     lines = []
-    kinds = {"ffn": "FFN neurons per layer", "heads": "Key/value groups per layer", "channels": "Channels per layer"}
+    kinds = {
+        "ffn": "FFN neurons per layer",
+        "heads": "Attention heads (key/value groups) per layer",
+        "channels": "Channels per layer",
+    }
     for kind, what in kinds.items():
         pairs = [pair for key, pair in sizes.items() if key.endswith(kind)]
         if not pairs:

@@ -13,6 +13,7 @@ from ...criteria import CRITERIA
 from ...models.cria import AUTO_CLASSES
 from ...utils.types import Json
 from ..formats import percent
+from ..pruning_report import PruningReport
 from ..saved_folder import SavedFolder
 from . import tables as card_tables
 from .markdown import code, string
@@ -45,15 +46,15 @@ _SHARES = {
         "cutting it in all layers{on}.",
         "fisher": "Every layer lost the same share of each kind of unit; the share of a kind follows the Fisher information of "
         "its units.",
-        "search": "Every layer lost the same share of each kind of unit; the share of a kind is the one whose repaired model "
-        "said most nearly what the dense one says{on}.",
+        "search": "Every layer lost the same share of each kind of unit; the share of a kind is the one whose compensated "
+        "model stayed closest to the dense one in trials{on}.",
     },
     "per_layer": {
         "scores": "The scores of all layers were ranked together.",
         "loss_curves": "The share of each layer follows the measured loss of cutting it alone{on}.",
         "fisher": "The share of each layer follows the Fisher information of its units, ranked over all layers together.",
         "search": "The share of each layer follows the Fisher information of its units, ranked over all layers together, with "
-        "the weight for heads whose repaired model said most nearly what the dense one says{on}.",
+        "the weight for heads whose compensated model stayed closest to the dense one in trials{on}.",
     },
 }
 _SCOPES = {
@@ -105,6 +106,18 @@ def pipeline_tag(saved: SavedFolder) -> str | None:
     if architecture(saved).endswith("Model") and not architecture(saved).endswith("LMHeadModel"):
         return "feature-extraction"
     return _by_ending(saved, _PIPELINES)
+
+
+def lm_eval_words(report: PruningReport) -> str | None:
+    """How the tasks of lm_eval were measured; None where none was asked for."""
+    if report.lm_eval is None:
+        return None
+    found = report.lm_eval
+    shots = {task: entry.get("num_fewshot") for task, entry in found["tasks"].items()}
+    solved = [f"{task} with {number} solved examples before each question" for task, number in shots.items() if number]
+    how = f"; {', '.join(solved)}" if solved else ""
+    items = f"the first {found['limit']:,} items of each" if found.get("limit") else "all items"
+    return f"Tasks were measured by lm_eval {found['version']} on {items}, without a chat template{how}. ± is one standard error."
 
 
 # ---- how
@@ -245,7 +258,8 @@ def machine_words(saved: SavedFolder) -> str:
 def machine_phrase(machine: Mapping[str, object]) -> str:
     """What `utils.environment.machine` says, as a phrase."""
     system, cpus, threads, accelerator = (machine[name] for name in ("system", "cpus", "torch_threads", "accelerator"))
-    return f"{system}, {cpus} processors ({threads} threads), {'no accelerator' if accelerator == 'none' else accelerator}"
+    used = f"{threads} thread{'' if threads == 1 else 's'}"
+    return f"{system}, {cpus} processors ({used}), {'no accelerator' if accelerator == 'none' else accelerator}"
 
 
 def cost_words(saved: SavedFolder) -> str | None:

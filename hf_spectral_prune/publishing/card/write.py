@@ -33,6 +33,7 @@ _KEYS = ("base_model", "base_model_relation", "license", "license_name", "licens
 _MOST = 10 * 2**20  # bytes of a README.md that is kept
 _PROTOCOL = ("max_seq_length", "packing", "num_sequences", "num_tokens", "seed")
 # Endings of our own entries in `model-index`: they are replaced, others are kept.
+_LM_EVAL = "https://github.com/EleutherAI/lm-evaluation-harness"
 _AFTER, _BEFORE = "after pruning", "base model before pruning"
 
 
@@ -207,10 +208,36 @@ def _results(saved: SavedFolder) -> list[EvalResult]:
         "dataset_split": protocol.get("split"),
         "dataset_args": args or None,
     }
-    return [
+    held_out = [
         EvalResult(metric_type=metric, metric_value=value, metric_name=f"{metric}, {side}", **shared)
         for metric, before, after in card_tables.metrics(saved)
         for side, value in ((_AFTER, after), (_BEFORE, before))
+        if words.finite(value)
+    ]
+    return held_out + _task_results(saved)
+
+
+def _task_results(saved: SavedFolder) -> list[EvalResult]:
+    """Entries of `model-index` for the tasks of lm_eval, after and before pruning."""
+    found = saved.report.lm_eval
+    if found is None:
+        return []
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type=entry.get("dataset") or task,
+            dataset_name=task,
+            dataset_args={key: entry[key] for key in ("items", "num_fewshot") if entry.get(key) is not None} or None,
+            metric_type=metric,
+            metric_value=value,
+            metric_name=f"{metric}, {side}",
+            source_name=f"lm_eval {found['version']}",
+            source_url=_LM_EVAL,
+        )
+        for task, entry in found["tasks"].items()
+        for side, values in ((_AFTER, entry["after"]), (_BEFORE, entry["before"]))
+        for metric, value in values.items()
         if words.finite(value)
     ]
 
@@ -265,10 +292,11 @@ def _context(saved: SavedFolder, name: str) -> Json:
         "cost": words.cost_words(saved),
         "evaluation": words.protocol_words(saved.report.evaluation) or "the evaluation data of the run",
         "self_check": words.self_check_words(saved),
+        "lm_eval": words.lm_eval_words(saved.report),
     }
     lists = {"method": words.method_lines(saved), "limits": words.limit_lines(saved)}
     tables = {"size_rows": card_tables.size_rows(saved), "width_rows": width_rows, "metric_rows": card_tables.metric_rows(saved)}
-    tables["speed_rows"] = card_tables.speed_rows(saved)
+    tables |= {"speed_rows": card_tables.speed_rows(saved), "task_rows": card_tables.task_rows(saved.report)}
     sample_head, samples = card_tables.sample_rows(saved)
     return {
         **{key: value and prose(value) for key, value in sentences.items()},

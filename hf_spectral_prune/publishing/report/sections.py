@@ -18,7 +18,7 @@ from .page import Chart, Section, Table
 NOT_MEASURED = "Not measured in this run"
 # Eigenvalues that the table names, counted from the largest; the chart has all that were kept.
 _EIGENVALUES = (1, 2, 3, 5, 10, 24)
-_STATIONS = {"start": "before the run", "evaluation": "evaluation", "recovery": "recovery"}
+_STEPS = {"start": "before the run", "evaluation": "evaluation", "recovery": "recovery"}
 
 
 def _missing(id: str, title: str, reason: str) -> Section:
@@ -57,7 +57,7 @@ def comparison_rows(saved: SavedFolder) -> list[tuple[str, str, str, str]]:
     for name, before, after in card_tables.metrics(saved):
         what = f"Held-out {name.replace('_', ' ')}"
         rows.append((what, metric(name, before), metric(name, after), metric_change(name, before, after)))
-    return [*rows, *card_tables.speed_rows(saved)]  # type: ignore[list-item]
+    return [*rows, *card_tables.task_rows(saved.report), *card_tables.speed_rows(saved)]  # type: ignore[list-item]
 
 
 def before_and_after(saved: SavedFolder) -> Section:
@@ -68,6 +68,8 @@ def before_and_after(saved: SavedFolder) -> Section:
         text.append("Quality was not measured in this run: there was no held-out data.")
     elif evaluation:
         text.append(f"Held-out figures were measured on {evaluation}.")
+    if tasks := words.lm_eval_words(saved.report):
+        text.append(tasks)
     if not card_tables.speed_rows(saved):
         text.append("Speed was not measured in this run.")
     table = Table(["", "before", "after", "change"], comparison_rows(saved))
@@ -80,7 +82,7 @@ def own_words(saved: SavedFolder) -> Section:
     if not rows:
         return _missing("words", title, "The model was not asked to continue or to classify any text.")
     text = (
-        "Greedy continuations of at most 40 tokens; the prompts are how three held-out texts begin."
+        "Greedy continuations of at most 40 tokens; the prompts are from three held-out texts."
         if head[0] == "Prompt"
         else "The most likely label of three held-out texts, with its probability."
     )
@@ -335,15 +337,15 @@ def cost(saved: SavedFolder) -> Section:
     if not timings:
         return _missing("cost", title, "The report has no timings.")
     total = sum(timings.values())
-    panels = {"Seconds": {_station(name): seconds for name, seconds in timings.items()}}
+    panels = {"Seconds": {_step(name): seconds for name, seconds in timings.items()}}
     places = {"host": "Peak memory, MiB", "accelerator": "Accelerator, MiB"}
     used = {place: what for place, what in places.items() if growth and peak.get(place)}
     for place, what in used.items():
-        panels[what] = {_station(name): found.get(place, 0) / 2**20 for name, found in growth.items()}
+        panels[what] = {_step(name): found.get(place, 0) / 2**20 for name, found in growth.items()}
     names = list(dict.fromkeys([*growth, *timings]))
     rows = [
         (
-            _station(name),
+            _step(name),
             number(timings.get(name)),
             percent(timings[name] / total) if name in timings and total else "–",
             *(f"{growth.get(name, {}).get(place, 0) / 2**20:,.0f}" for place in used),
@@ -357,12 +359,12 @@ def cost(saved: SavedFolder) -> Section:
     if used:
         caption += ", and by how many MiB each step raised the peak memory"
     numbers = Table(["Step", "seconds", "share", *used.values()], rows)
-    described = f"Seconds per step, {total:,.1f} in all; most went to {_station(max(timings, key=lambda name: timings[name]))}."
+    described = f"Seconds per step, {total:,.1f} in all; most went to {_step(max(timings, key=lambda name: timings[name]))}."
     return Section("cost", title, text, charts=[Chart("cost", charts.cost(panels), described, f"{caption}.", numbers)])
 
 
-def _station(name: str) -> str:
-    return _STATIONS.get(name, name.replace("_", " "))
+def _step(name: str) -> str:
+    return _STEPS.get(name, name.replace("_", " "))
 
 
 # ---- settings
