@@ -35,7 +35,7 @@ def forward(model: PreTrainedModel, data: CalibrationData) -> None:
 
 
 def prune(model: PreTrainedModel, data: CalibrationData) -> dict[str, float]:
-    """Calibration, scoring and cut; returns the seconds of each station."""
+    """Calibration, scoring and cut; returns the seconds of each step."""
     # Equal shares, so that key/value groups are cut too and nothing but calibration, scoring and cut is timed.
     args = SpectralPruningArguments(
         target_scope="non_embedding", target_reduction=0.2, allocation="proportional", disable_tqdm=True
@@ -47,7 +47,7 @@ def prune(model: PreTrainedModel, data: CalibrationData) -> dict[str, float]:
 
 def time_both(model: PreTrainedModel, data: CalibrationData, repeats: int) -> dict:
     """Seconds of both, in turn, and the ratio of their medians."""
-    forwards, prunings, stations = [], [], []
+    forwards, prunings, steps = [], [], []
     forward(model, data)
     for _ in range(repeats):
         start = time.perf_counter()
@@ -55,10 +55,10 @@ def time_both(model: PreTrainedModel, data: CalibrationData, repeats: int) -> di
         forwards.append(time.perf_counter() - start)
         copied = copy.deepcopy(model)
         start = time.perf_counter()
-        stations.append(prune(copied, data))
+        steps.append(prune(copied, data))
         prunings.append(time.perf_counter() - start)
     ratio = statistics.median(prunings) / statistics.median(forwards)
-    return {"forward_seconds": forwards, "prune_seconds": prunings, "ratio_of_medians": ratio, "stations": stations}
+    return {"forward_seconds": forwards, "prune_seconds": prunings, "ratio_of_medians": ratio, "steps": steps}
 
 
 def main() -> None:

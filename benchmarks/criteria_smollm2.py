@@ -37,7 +37,7 @@ OPTIONS: dict[str, dict] = {
     "ndi": {"num_probes": 1, "num_curvature_sequences": 4},
     "integrated_gradients": {"num_sequences": 1, "num_steps": 5, "max_steps": 5},
 }
-# Dear ones last, so that a run that is stopped has the others.
+# Expensive ones last, so that a run that is stopped has the others.
 CRITERIA_IN_ORDER = sorted(CRITERIA, key=lambda name: (name in OPTIONS, name))
 
 

@@ -3,9 +3,9 @@
     python benchmarks/differentiation_figures.py --mnist FOLDER [--ndp] [--figures docs/figures] [--output results.json]
 
 FOLDER holds the four IDX files (`train-images-idx3-ubyte.gz`, ...). A 784-256-128-64-64-10 network is trained on 20,000
-pictures by the Trainer, once a seed and weight of the regulariser, and measured on the test pictures. `ndi_over_training`
+pictures by the Trainer, once a seed and weight of the regulariser, and measured on the test images. `ndi_over_training`
 shows the layers' NDI while it trains without a regulariser; `tsne_features` the t-SNE of the features before the last layer,
-of the first seed. A t-SNE picture alone shows little, so the figures beside it are measured in the features themselves, over
+of the first seed. A t-SNE map alone shows little, so the figures beside it are measured in the features themselves, over
 all seeds. With `--ndp` networks are also pruned while they train. Finished cells are kept in the output file, so that a killed
 run continues. About 4 minutes on one core, and as much again with `--ndp`.
 """
@@ -22,7 +22,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from mnist_mlp import read_split
@@ -47,9 +46,10 @@ from hf_spectral_prune import (
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.torch_model import TorchModelForImageClassification, wrap
 from hf_spectral_prune.publishing.report.charts import _figure, _panel, _stack
-from hf_spectral_prune.publishing.report.svg import COLOURS, STYLE, to_png, to_svg
+from hf_spectral_prune.publishing.report.svg import to_png, to_svg
 from hf_spectral_prune.utils.environment import library_versions, machine
 from hf_spectral_prune.utils.files import write_text
+from hf_spectral_prune.utils.plot_style import CLASSES, LIGHT, in_style
 
 WIDTHS = (784, 256, 128, 64, 64, 10)
 TRAINING = {"max_steps": 600, "per_device_train_batch_size": 128, "learning_rate": 1e-3}
@@ -57,7 +57,6 @@ NUM_TRAIN, NUM_FEATURES, NUM_TSNE = 20_000, 2_000, 1_000
 WEIGHTS = (0.0, 0.1, 1.0, 10.0)
 SHOWN = 1.0
 TRACKING = {"interval_steps": 30, "criterion_args": {"num_curvature_sequences": 32}}
-DIGITS = ("#2b6cb0", "#d9622b", "#2f855a", "#b7791f", "#805ad5", "#c53030", "#319795", "#d53f8c", "#4a5568", "#7b9e2f")
 Split = tuple[Tensor, Tensor]
 
 
@@ -169,7 +168,7 @@ def run_ndp(data: Split, test: Split, seed: int, cells: dict[str, Any]) -> None:
 # ---- the figures
 
 
-@mpl.rc_context(STYLE)
+@in_style()
 def ndi_figure(runs: list[list[dict[str, Any]]]) -> Any:
     """Curves of the layers over the steps: mean over the seeds, and a band of one standard deviation."""
     panels = {
@@ -185,29 +184,29 @@ def ndi_figure(runs: list[list[dict[str, Any]]]) -> Any:
         for layer, (key, colour) in enumerate(zip(keys, colours, strict=True), start=1):
             values = np.array([[point["groups"][key][name] for point in points] for points in runs])
             mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(steps))
-            axis.fill_between(steps, mean - spread, mean + spread, color=COLOURS[colour], alpha=0.13, linewidth=0)
-            axis.plot(steps, mean, color=COLOURS[colour], linewidth=1.4, label=f"layer {layer} ({WIDTHS[layer]} units)")
+            axis.fill_between(steps, mean - spread, mean + spread, color=LIGHT[colour], alpha=0.13, linewidth=0)
+            axis.plot(steps, mean, color=LIGHT[colour], linewidth=1.4, label=f"layer {layer} ({WIDTHS[layer]} units)")
         axis.set_title(title)
         axis.grid(True, axis="y")
         axis.margins(x=0.01)
         axis.set_xlabel("step")
-    axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, columnspacing=1.0, handlelength=1.2, borderaxespad=0.15)
+    axes[-1].legend(loc="lower right", ncols=2)  # where no line is
     return figure
 
 
-@mpl.rc_context(STYLE)
+@in_style()
 def tsne_figure(panels: dict[str, np.ndarray], labels: np.ndarray) -> Any:
-    """Two t-SNE maps side by side, a colour a digit, with the digit at the middle of its points."""
+    """Two t-SNE maps side by side, a colour per digit, with the digit at the middle of its points."""
     side = 290.0
-    figure = _figure(side + 10)
+    figure = _figure(side + 10, 2 * side + 40)
     for index, (title, places) in enumerate(panels.items()):
         axis = _panel(figure, 8 + index * (side + 24), 6, side, side - 16)
-        for digit, colour in enumerate(DIGITS):
+        for digit, colour in enumerate(CLASSES):
             mine = places[labels == digit]
             axis.scatter(mine[:, 0], mine[:, 1], s=5, color=colour, alpha=0.65, linewidths=0)
         for digit in range(10):
             x, y = np.median(places[labels == digit], axis=0)
-            box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": DIGITS[digit], "linewidth": 0.8}
+            box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": CLASSES[digit], "linewidth": 0.8}
             axis.text(x, y, str(digit), ha="center", va="center", fontsize=9, bbox=box)
         axis.set_title(title)
         axis.set_xticks([])
@@ -226,7 +225,7 @@ def write_figure(figure: Any, folder: Path, name: str, text: str) -> None:
     picture.resize((1100, round(1100 * picture.height / picture.width)), Image.Resampling.BOX).save(small, optimize=True)
     small.replace(folder / f"{name}.png")
     markup = to_svg(figure, name.replace("_", "-"), text)
-    for colour, value in COLOURS.items():
+    for colour, value in LIGHT.items():
         markup = markup.replace(f"var(--{colour})", value)
     write_text(folder / f"{name}.svg", re.sub(r"(\d\.\d\d)\d+", r"\1", markup) + "\n")
 
@@ -263,7 +262,7 @@ def draw(results: dict[str, Any], seeds: list[int], folder: Path) -> None:
     for weight, title in ((0.0, "without"), (SHOWN, f"weight {SHOWN:g}")):
         mine = [cell for cell in results["cells"] if cell["weight"] == weight and cell["seed"] in seeds]
         panels[f"{title}: {summary(mine)}"] = np.array(results["maps"][str(weight)])
-    text = "Two maps of test pictures in ten clusters, one a digit: features without and with the regulariser."
+    text = "Two maps of test images in ten clusters, one per digit: features without and with the regulariser."
     write_figure(tsne_figure(panels, np.array(results["labels"])), folder, "tsne_features", text)
 
 
@@ -315,7 +314,7 @@ def main() -> None:
     results["protocol"] = {
         "model": "-".join(map(str, WIDTHS)) + ", ReLU",
         "training": {"pictures": NUM_TRAIN, "optimizer": "AdamW, learning rate falling linearly to 0", **TRAINING},
-        "measured": "accuracy on the 10,000 test pictures (binomial standard error about 0.2 points at 96 %), features on "
+        "measured": "accuracy on the 10,000 test images (binomial standard error about 0.2 points at 96 %), features on "
         f"{NUM_FEATURES} of them, t-SNE on {NUM_TSNE}",
         "ndp": "80 % of the parameters in 4 rounds, cubic, from step 200 to 400; calibrated on 256 training pictures",
     }

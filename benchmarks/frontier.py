@@ -112,7 +112,7 @@ class Calibrated:
         return self.scores[method]
 
     def pruned(self, cell: Cell) -> tuple[PreTrainedModel, dict[str, float]]:
-        """The pruned model, and the seconds that its stations took."""
+        """The pruned model, and the seconds that its steps took."""
         layout, allocation = ALLOCATIONS[cell.allocation]
         args = SpectralPruningArguments(
             target_reduction=cell.share,

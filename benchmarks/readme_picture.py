@@ -19,11 +19,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from hf_spectral_prune.planning import SCORES_FILE, scores_from_json
+from hf_spectral_prune.utils.plot_style import DARK, LIGHT, in_style
 
-THEMES = {
-    "light": {"ink": "#1f2430", "faint": "#636b78", "line": "#c3c9d2", "dense": "#cfd9e6", "kept": "#2b6cb0", "mark": "#d9622b"},
-    "dark": {"ink": "#e6e9ef", "faint": "#9aa4b2", "line": "#4a5363", "dense": "#3b4657", "kept": "#63a4e8", "mark": "#f0925f"},
-}
+THEMES = {"light": LIGHT, "dark": DARK}
 
 
 def bars(report: dict[str, Any]) -> list[tuple[str, float, float]]:
@@ -41,9 +39,7 @@ def bars(report: dict[str, Any]) -> list[tuple[str, float, float]]:
 
 def draw(report: dict[str, Any], spectra: dict[str, Sequence[float]], colours: dict[str, str]) -> Figure:
     """Both panels on a transparent ground."""
-    style: dict[str, Any] = {"font.size": 10, "text.color": colours["ink"], "svg.fonttype": "none", "font.family": "sans-serif"}
-    style |= {"axes.edgecolor": colours["line"], "xtick.color": colours["faint"], "ytick.color": colours["faint"]}
-    with mpl.rc_context(style):
+    with in_style(colours), mpl.rc_context({"font.family": "sans-serif"}):
         figure = Figure(figsize=(9.6, 3.6), facecolor="none")
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1, 1.25], "wspace": 0.16})
@@ -54,30 +50,30 @@ def draw(report: dict[str, Any], spectra: dict[str, Sequence[float]], colours: d
 
 
 def _draw_bars(axis: Any, rows: list[tuple[str, float, float]], colours: dict[str, str]) -> None:
-    axis.set_title("SmolLM2-135M, pruned without training", loc="left", fontsize=10.5)
+    axis.set_title("SmolLM2-135M, pruned without training")
     for row, (_, before, after) in enumerate(rows):
-        axis.barh(row - 0.2, 100, 0.34, color=colours["dense"])
+        axis.barh(row - 0.2, 100, 0.34, color=colours["pale"])
         axis.barh(row + 0.2, 100 * after / before, 0.34, color=colours["kept"])
         axis.text(3, row - 0.2, _number(before), va="center", fontsize=8.5, color=colours["ink"])
-        axis.text(3, row + 0.2, f"{_number(after)}  ({after / before - 1:+.0%})", va="center", fontsize=8.5, color="white")
+        shown = f"{_number(after)}  ({after / before - 1:+.0%})"
+        axis.text(3, row + 0.2, shown, va="center", fontsize=8.5, color=colours["paper"])
     axis.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axis.tick_params(axis="y", length=0, labelcolor=colours["ink"])
     axis.set_xticks([0, 50, 100], ["0", "50", "100 %"])
-    axis.set_xlabel("of the dense model", color=colours["faint"], fontsize=9)
+    axis.set_xlabel("of the dense model")
     axis.invert_yaxis()
-    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.spines["left"].set_visible(False)
 
 
 def _draw_spectra(axis: Any, spectra: dict[str, Sequence[float]], colours: dict[str, str]) -> None:
-    axis.set_title("Spectral distortion per layer", loc="left", fontsize=10.5)
+    axis.set_title("Spectral distortion per layer")
     for layer, values in enumerate(spectra.values()):
         found = [value for value in values if value > 0]
         axis.plot([layer] * len(found[1:]), found[1:], "_", color=colours["kept"], markersize=6, markeredgewidth=1.1)
-        axis.plot([layer], found[:1], "_", color=colours["mark"], markersize=8, markeredgewidth=2)
+        axis.plot([layer], found[:1], "_", color=colours["removed"], markersize=8, markeredgewidth=2)
     axis.set_yscale("log")
-    axis.set_xlabel("layer", color=colours["faint"], fontsize=9)
-    axis.set_ylabel("eigenvalue λ", color=colours["faint"], fontsize=9, labelpad=2)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel("layer")
+    axis.set_ylabel("eigenvalue λ", labelpad=2)
     axis.minorticks_off()
 
 

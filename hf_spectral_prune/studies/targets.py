@@ -15,8 +15,9 @@ from ..pruner import SpectralPruner
 from ..publishing.pruning_report import PruningReport
 from ..saving.output import PruningOutput
 from ..utils.files import write_png, write_text
+from ..utils.plot_style import DPI, LIGHT, in_style, new_figure
 from ..utils.types import ProcessingClass
-from .showing import COLOURS, DPI, aligned, new_figure
+from .showing import aligned
 
 TABLE, PLOT = "targets.md", "targets.png"
 
@@ -71,7 +72,8 @@ def prune_to_targets(
     reports = [output.report for output in outputs]
     write_text(Path(args.output_dir) / TABLE, "\n".join(targets_table(targets, reports)) + "\n")
     if _metric(reports) is not None:
-        _draw(reports, Path(args.output_dir) / PLOT)
+        with in_style():
+            _draw(reports, Path(args.output_dir) / PLOT)
     return outputs
 
 
@@ -112,12 +114,13 @@ def _draw(reports: Sequence[PruningReport], path: Path) -> None:
     axis = figure.subplots()
     points = [(report.parameters_after / 1e6, report.metrics_after[f"after_{metric}"]) for report in reports]
     dense = first.parameters_before / 1e6, first.metrics_before[f"before_{metric}"]
-    axis.plot(*zip(dense, *points, strict=True), color=COLOURS[0], marker="o")
-    axis.plot(*dense, "*", color="black", markersize=13, linestyle="none")
-    axis.annotate("dense", dense, textcoords="offset points", xytext=(-8, 8), ha="right", fontsize=9)
+    axis.plot(*zip(dense, *points, strict=True), color=LIGHT["kept"], marker="o")
+    axis.plot(*dense, "*", color=LIGHT["ink"], markersize=13, linestyle="none")
+    axis.annotate("dense", dense, textcoords="offset points", xytext=(0, -18), ha="center")  # the line comes from above
+    axis.margins(0.12)
     for point, report in zip(points, reports, strict=True):
-        axis.annotate(f"-{100 * report.reduction:.0f} %", point, textcoords="offset points", xytext=(6, 6), fontsize=9)
+        axis.annotate(f"-{100 * report.reduction:.0f} %", point, textcoords="offset points", xytext=(6, 6))
     axis.set_xlabel("parameters, millions")
     axis.set_ylabel(f"held-out {str(metric).replace('_', ' ')}")
-    axis.grid(True, linewidth=0.4, alpha=0.5)
+    axis.grid(True)
     write_png(figure, path, DPI)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,7 +19,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ...planning import GroupScores
-from .svg import COLOURS, STYLE
+from ...utils.plot_style import LIGHT, SMALL, in_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +82,7 @@ def _fill(axis: Axes, outlines: Sequence[Sequence[tuple[float, float]]], colour:
         vertices += [*outline, outline[0]]
         codes += [Outline.MOVETO, *[Outline.LINETO] * (len(outline) - 1), Outline.CLOSEPOLY]
     if vertices:
-        axis.add_patch(PathPatch(Outline(vertices, codes), facecolor=COLOURS[colour], linewidth=0, alpha=alpha))
+        axis.add_patch(PathPatch(Outline(vertices, codes), facecolor=LIGHT[colour], linewidth=0, alpha=alpha))
 
 
 def _ticks(axis: Axes, places: Sequence[tuple[float, float, float]], colour: str, width: float = 1.0) -> None:
@@ -91,12 +90,12 @@ def _ticks(axis: Axes, places: Sequence[tuple[float, float, float]], colour: str
     if places:
         xs = [value for x, _, _ in places for value in (x, x, math.nan)]
         ys = [value for _, low, high in places for value in (low, high, math.nan)]
-        axis.plot(xs, ys, color=COLOURS[colour], linewidth=width, solid_capstyle="butt")
+        axis.plot(xs, ys, color=LIGHT[colour], linewidth=width, solid_capstyle="butt")
 
 
 def _key(axis: Axes, entries: Sequence[tuple[str, str]], x: float = 1.0) -> None:
     """Names of colours, at the right above the axes."""
-    handles = [PathPatch(Outline([(0, 0)]), facecolor=COLOURS[colour], linewidth=0, label=name) for colour, name in entries]
+    handles = [PathPatch(Outline([(0, 0)]), facecolor=LIGHT[colour], linewidth=0, label=name) for colour, name in entries]
     axis.legend(
         handles=handles,
         loc="lower right",
@@ -106,14 +105,14 @@ def _key(axis: Axes, entries: Sequence[tuple[str, str]], x: float = 1.0) -> None
         handleheight=0.9,
         columnspacing=1.2,
         borderaxespad=0.15,
-        labelcolor=COLOURS["faint"],
+        labelcolor=LIGHT["faint"],
     )
 
 
 # ---- widths
 
 
-@mpl.rc_context(STYLE)
+@in_style()
 def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]]]) -> Figure:
     """Units of every layer before and after, a panel for every kind of unit.
 
@@ -135,7 +134,7 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
             _fill(axis, bars, colour)
         if count <= _NAMED_BARS:
             for x, (old, new) in enumerate(zip(before, after, strict=True)):
-                axis.annotate(f"{new:,}", (x, old), (0, 2), textcoords="offset points", ha="center", fontsize=9.5)
+                axis.annotate(f"{new:,}", (x, old), (0, 2), textcoords="offset points", ha="center", fontsize=SMALL)
         # A model of few layers must not get bars as wide as the page: they stand at its left.
         axis.set_xlim(-0.6, max(count, _NAMED_BARS // 2) - 0.4)
         axis.set_ylim(0, max(before) * (1.14 if count <= _NAMED_BARS else 1.04))
@@ -165,7 +164,7 @@ def _rows(labels: Sequence[str], title: str, xlabel: str) -> tuple[Figure, Axes]
     _label_layers(axis.yaxis, labels, max(1, int(height / 12)))
     axis.set_title(title, x=(_LEFT - left) / (_WIDTH - left - _RIGHT))  # above the names too, so that the key has its room
     axis.set_xlabel(xlabel)
-    axis.annotate("layer", (0, 0), (-12, -13), "axes fraction", "offset points", ha="right", fontsize=9.5, color=COLOURS["faint"])
+    axis.annotate("layer", (0, 0), (-12, -13), "axes fraction", "offset points", ha="right", fontsize=SMALL, color=LIGHT["faint"])
     axis.spines["left"].set_visible(False)
     axis.grid(True, axis="x")
     return figure, axis
@@ -205,7 +204,7 @@ def _decade(value: float) -> str:
     return f"{'' if mantissa == 1 else f'{mantissa}·'}10{str(exponent).translate(_SUPERSCRIPTS)}"
 
 
-@mpl.rc_context(STYLE)
+@in_style()
 def scores(title: str, layers: Mapping[str, GroupScores]) -> Figure:
     """Distribution of the scores of every layer, in two colours at the line of the cut.
 
@@ -281,7 +280,7 @@ def _outline(places: np.ndarray, heights: np.ndarray, row: int, *, logarithmic: 
     return [(xs[0], row + 0.5), *zip(xs, ys, strict=True), (xs[-1], row + 0.5)]
 
 
-@mpl.rc_context(STYLE)
+@in_style()
 def spectra(title: str, layers: Mapping[str, Sequence[float]]) -> Figure:
     """Leading eigenvalues of every layer as strokes in its row, the largest in another colour.
 
@@ -307,7 +306,7 @@ AFTER_ROUND, MASKED, AT_THE_END = "after the round", "with its units masked", "a
 _SERIES = {AFTER_ROUND: ("kept", "o", "-"), MASKED: ("third", "s", "--"), AT_THE_END: ("removed", "D", "none")}
 
 
-@mpl.rc_context(STYLE)
+@in_style()
 def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) -> Figure:
     """Parameters after every round and, where measured, the held-out loss, below each other.
 
@@ -318,7 +317,7 @@ def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) 
     series = {name: points for name, points in losses.items() if points}
     figure, axes = _stack(2 if series else 1, 110)
     last = max([*sizes, *(step for points in series.values() for step in points)])
-    axes[0].plot(list(sizes), [size / 1e6 for size in sizes.values()], color=COLOURS["kept"], marker="o", markersize=4)
+    axes[0].plot(list(sizes), [size / 1e6 for size in sizes.values()], color=LIGHT["kept"], marker="o", markersize=4)
     axes[0].set_title("Parameters, millions")
     if series:
         for name, points in series.items():
@@ -326,7 +325,7 @@ def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) 
             axes[1].plot(
                 list(points),
                 list(points.values()),
-                color=COLOURS[colour],
+                color=LIGHT[colour],
                 marker=marker,
                 markersize=4.5,
                 linestyle=dash,
@@ -348,19 +347,19 @@ def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) 
 
 def _legend(axis: Axes) -> None:
     axis.legend(
-        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, columnspacing=1.4, borderaxespad=0.15, labelcolor=COLOURS["faint"]
+        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, columnspacing=1.4, borderaxespad=0.15, labelcolor=LIGHT["faint"]
     )
 
 
-@mpl.rc_context(STYLE)
+@in_style()
 def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> Figure:
     """Loss of the one fine-tuning stage over its steps: as trained, and held out before, meanwhile and after."""
     figure, (axis,) = _stack(1, 150)
-    axis.plot(list(training), list(training.values()), color=COLOURS["kept"], linewidth=1.5, label="training")
+    axis.plot(list(training), list(training.values()), color=LIGHT["kept"], linewidth=1.5, label="training")
     axis.plot(
         list(held_out),
         list(held_out.values()),
-        color=COLOURS["removed"],
+        color=LIGHT["removed"],
         linestyle="--",
         linewidth=1.2,
         marker="o",
@@ -377,7 +376,7 @@ def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> Fi
     return figure
 
 
-@mpl.rc_context(STYLE)
+@in_style()
 def cost(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     """Horizontal bars with their figures, a panel for every quantity, below each other.
 
@@ -398,10 +397,10 @@ def cost(panels: Mapping[str, Mapping[str, float]]) -> Figure:
                 row,
                 f"{value:,.0f}" if value >= 100 else f"{value:.2g}",
                 va="center",
-                fontsize=9.5,
-                color=COLOURS["faint"],
+                fontsize=SMALL,
+                color=LIGHT["faint"],
             )
-            axis.text(-0.02 * most, row, name, va="center", ha="right", fontsize=9.5)
+            axis.text(-0.02 * most, row, name, va="center", ha="right", fontsize=SMALL)
         axis.set_xlim(0, most)
         axis.set_ylim(len(bars) - 0.5, -0.5)
         axis.set_axis_off()

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ...utils.files import write_text
+from ...utils.plot_style import DARK, LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,6 +108,8 @@ def render(page: Page) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["code"] = _code
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    environment.globals |= {"light": LIGHT, "dark": DARK}
     return environment.get_template(_TEMPLATE).render(page=page)
 
 

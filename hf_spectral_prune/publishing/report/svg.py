@@ -6,58 +6,14 @@ import io
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...utils.files import write_png
+from ...utils.plot_style import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The names that the page's style sheet gives colours to, with those of light mode: matplotlib draws with these, and in the
-# page they are replaced by the names. No two may be equal.
-COLOURS = {
-    "ink": "#1f2430",
-    "faint": "#636b78",
-    "line": "#c3c9d2",
-    "grid": "#e4e7ec",
-    "pale": "#cfd9e6",
-    "kept": "#2b6cb0",
-    "removed": "#d9622b",
-    "third": "#2f855a",
-    "paper": "#fefefe",
-}
-STYLE: Any = {
-    "font.size": 10,
-    # Measured with a font that comes with matplotlib; the page's own fonts are narrower, so that nothing grows.
-    "font.family": ["DejaVu Sans"],
-    "text.color": COLOURS["ink"],
-    "text.parse_math": False,
-    "axes.edgecolor": COLOURS["line"],
-    "axes.labelcolor": COLOURS["faint"],
-    "axes.titlecolor": COLOURS["ink"],
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 7,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.linewidth": 0.8,
-    "axes.unicode_minus": True,
-    "xtick.color": COLOURS["line"],
-    "ytick.color": COLOURS["line"],
-    "xtick.labelcolor": COLOURS["faint"],
-    "ytick.labelcolor": COLOURS["faint"],
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "grid.color": COLOURS["grid"],
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "figure.facecolor": "none",
-    "svg.fonttype": "none",
-    "path.simplify": False,
-}
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _NO_METADATA: dict[str, None] = dict.fromkeys(["Creator", "Date", "Format", "Type"])
 _DPI = 224
@@ -92,7 +48,7 @@ def to_svg(figure: Figure, name: str, text: str) -> str:
         root.attrib.pop(attribute, None)
     root.attrib |= {"role": "img", "aria-label": text, "style": f"max-width: {width * _LARGEST:.0f}px"}
     markup = ET.tostring(root, encoding="unicode")
-    for colour, value in COLOURS.items():
+    for colour, value in LIGHT.items():
         markup = markup.replace(value, f"var(--{colour})")
     markup = markup.replace("#000000", "var(--ink)")
     return re.sub(r"\s*\n\s*", "\n", markup).strip()

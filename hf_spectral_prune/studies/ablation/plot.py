@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...utils.files import write_png
+from ...utils.plot_style import DPI, LIGHT, MARKERS, add_legend, in_style, new_figure, series_colours
 from ...utils.types import Options
-from ..showing import DPI, MARKERS, add_legend, new_figure, series_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_BAND = "#BBBBBB"
+_BAND = LIGHT["line"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class Panel:
 
 def draw(panels: Sequence[Panel], path: str | Path) -> None:
     """Draws one panel below the other and writes a PNG, whole or not at all."""
+    with in_style():
+        write_png(ablation_figure(panels), Path(path), DPI)
+
+
+def ablation_figure(panels: Sequence[Panel]) -> Figure:
+    """One panel below the other, with one legend."""
     columns = max(len(panel.layers) for panel in panels) + 1
     column_width = max(1.0, 0.13 * max(len(panel.series) for panel in panels))
     figure = new_figure(column_width * columns + 3, 3.9 * len(panels))
@@ -52,7 +59,7 @@ def draw(panels: Sequence[Panel], path: str | Path) -> None:
         _panel(axis, panel, colours)
     axes[-1].set_xlabel("layer")
     add_legend(figure)
-    write_png(figure, Path(path), DPI)
+    return figure
 
 
 def _best(panels: Sequence[Panel]) -> list[str]:
@@ -81,14 +88,14 @@ def _panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
         if span is not None:
             axis.fill_between([at - 0.46, at + 0.46], span[0], span[1], color=_BAND, alpha=0.35, linewidth=0, zorder=0)
         if ceiling is not None:
-            axis.plot([at - 0.46, at + 0.46], [ceiling] * 2, color="black", linewidth=1.2, linestyle=":", zorder=1)
+            axis.plot([at - 0.46, at + 0.46], [ceiling] * 2, color=LIGHT["ink"], linewidth=1.2, linestyle=":", zorder=1)
     axis.fill_between([], [], [], color=_BAND, alpha=0.35, linewidth=0, label="95 % of random orders")
-    axis.plot([], [], color="black", linewidth=1.2, linestyle=":", label="limit set by the\nnoise of the truth")
-    axis.axhline(0, color="black", linewidth=0.8, zorder=1)
-    axis.axvline(mean_at - 0.5, color="black", linewidth=0.8)
+    axis.plot([], [], color=LIGHT["ink"], linewidth=1.2, linestyle=":", label="limit set by the\nnoise of the truth")
+    axis.axhline(0, color=LIGHT["ink"], linewidth=0.8, zorder=1)
+    axis.axvline(mean_at - 0.5, color=LIGHT["ink"], linewidth=0.8)
     axis.set_xticks(range(mean_at + 1), [*map(str, panel.layers), "mean\n(bars: 95 %)"])
     axis.set_xlim(-0.5, mean_at + 0.5)
     axis.set_ylim(-1.05, 1.05)
     axis.set_ylabel(f"rank correlation with\n{panel.truth}")
-    axis.set_title(panel.title, fontsize=10)
-    axis.grid(True, axis="y", linewidth=0.4, alpha=0.5)
+    axis.set_title(panel.title)
+    axis.grid(True, axis="y")

@@ -24,14 +24,14 @@ from .statistics import CONFIDENCE, NUM_RESAMPLES, Agreement, Array, Chance, agr
 from .truth import Damage
 
 FORMAT_VERSION = 1
-_KINDS = {"ffn": "FFN neurons", "heads": "attention heads (key/value groups)", "channels": "channels"}
+KINDS = {"ffn": "FFN neurons", "heads": "attention heads (key/value groups)", "channels": "channels"}
 _DIRECTION = (
     "A higher score says keep; damage is the loss without the unit minus the loss with all, in nats per target, below zero "
     "where removal helps; shift is the root mean square of that change over batches, which does not let texts cancel each other."
 )
 # What scores are held against, and its name in tables.
 Truth = Literal["damage", "shift"]
-_TRUTHS: dict[Truth, str] = {"damage": "true damage", "shift": "size of the change, either way"}
+TRUTHS: dict[Truth, str] = {"damage": "true damage", "shift": "size of the change, either way"}
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,8 @@ def table(result: AblationResult) -> str:
         sizes = " or ".join(dict.fromkeys(f"{len(part.units)} of {part.group.size}" for part in parts))
         share = result.arguments["top_share"]
         counts = " or ".join(dict.fromkeys(str(num_lowest(len(part.units), share)) for part in parts))
-        name = _KINDS.get(kind, kind)
-        for truth, said in _TRUTHS.items():
+        name = KINDS.get(kind, kind)
+        for truth, said in TRUTHS.items():
             lines += [f"{name[0].upper()}{name[1:]}, {sizes} per layer: rank correlation of score and {said} (Spearman)", ""]
             lines += [*_block(result, kind, "spearman", truth), ""]
         lines += [f"Share of the {counts} least damaging units among the {counts} lowest-scored", ""]
@@ -258,7 +258,7 @@ def verdict(result: AblationResult) -> str:
 
 
 def _verdict_on(result: AblationResult, kind: str) -> str:
-    name = _KINDS.get(kind, kind)
+    name = KINDS.get(kind, kind)
     found = {label: result.summary(kind, label, "spearman") for label in result.labels}
     ranked = sorted((label for label in found if found[label].mean is not None), key=lambda label: -_or_least(found[label].mean))
     if not ranked:
@@ -343,7 +343,7 @@ def _span(edges: Sequence[float] | None) -> str:
 def panels(result: AblationResult) -> list[Panel]:
     """What `draw` shows: a panel for every kind of unit and truth."""
     found: list[Panel] = []
-    for kind, truth in product(result.kinds, _TRUTHS):
+    for kind, truth in product(result.kinds, TRUTHS):
         parts = result.of_kind(kind)
         chances = [result.chance[part.group.key].spearman_interval for part in parts]
         itself = [_reliability_of(part, truth) for part in parts]
@@ -354,8 +354,8 @@ def panels(result: AblationResult) -> list[Panel]:
             values = [result.agreement_with(truth)[part.group.key][label].spearman for part in parts]
             series.append(Series(label, values, summary.mean, summary.interval))
         size = max(len(part.units) for part in parts)
-        name = f"{_KINDS.get(kind, kind)}, {size} per layer"
-        found.append(Panel(name, _TRUTHS[truth], [part.group.layer for part in parts], series, chances, ceilings))
+        name = f"{KINDS.get(kind, kind)}, {size} per layer"
+        found.append(Panel(name, TRUTHS[truth], [part.group.layer for part in parts], series, chances, ceilings))
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...utils.files import write_png
-from ..showing import DPI, GREY, MARKERS, add_legend, new_figure, series_colours
+from ...utils.plot_style import DPI, GREY, LIGHT, MARKERS, add_legend, in_style, new_figure, series_colours
 from .folder import Record
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ _LOG_FACTOR = 3.0
 
 def draw(panels: Mapping[str, Sequence[Record]], dense: Record, metric: str, path: str | Path) -> None:
     """Writes `comparison_figure` as a PNG, whole or not at all."""
-    write_png(comparison_figure(panels, dense, metric), Path(path), DPI)
+    with in_style():
+        write_png(comparison_figure(panels, dense, metric), Path(path), DPI)
 
 
 def comparison_figure(panels: Mapping[str, Sequence[Record]], dense: Record, metric: str) -> Figure:
@@ -37,7 +38,8 @@ def comparison_figure(panels: Mapping[str, Sequence[Record]], dense: Record, met
         metric: name of the figure to draw.
     """
     labels = list(dict.fromkeys(cell["label"] for cells in panels.values() for cell in cells))
-    figure = new_figure(4.6 * len(panels) + 2.2, 4.6)
+    alone = len(panels) == 1  # as on the report page, which phones show too: the legend is below it
+    figure = new_figure(5.4, 5.0) if alone else new_figure(4.6 * len(panels) + 2.2, 4.6)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     colours = series_colours(labels, _best(panels, metric))
     heights = [float(dense["metrics"][metric])]
@@ -46,18 +48,18 @@ def comparison_figure(panels: Mapping[str, Sequence[Record]], dense: Record, met
             points = _points([cell for cell in cells if cell["label"] == label], metric)
             heights += [edge for _, low, _, high in points for edge in (low, high)]
             _line(axis, points, label, colours[label], MARKERS[index % len(MARKERS)])
-        axis.plot(dense["parameters"] / 1e6, heights[0], "*", color="black", markersize=13, linestyle="none", label="dense")
-        axis.axhline(heights[0], color="black", linewidth=0.6, alpha=0.4, zorder=0)
-        axis.set_title(title, fontsize=10)
+        axis.plot(dense["parameters"] / 1e6, heights[0], "*", color=LIGHT["ink"], markersize=13, linestyle="none", label="dense")
+        axis.axhline(heights[0], color=LIGHT["ink"], linewidth=0.6, alpha=0.4, zorder=0)
+        axis.set_title(title if alone else title.replace("; ", "\n"))  # panels beside each other are narrow
         axis.set_xlabel("parameters, millions")
-        axis.grid(True, which="both", linewidth=0.4, alpha=0.5)
+        axis.grid(True)
     lower_is_better = metric in ("perplexity", "loss")
     words = f"held-out {metric} ({'lower' if lower_is_better else 'higher'} is better)"
     if metric == "perplexity" and max(heights) > _LOG_FACTOR * min(heights):
         _logarithmic(axes[0], max(heights) / min(heights))
         words = f"{words[:-1]}, log scale)"
     axes[0].set_ylabel(words)
-    add_legend(figure)
+    add_legend(figure, 3 if alone else None)
     return figure
 
 
@@ -119,5 +121,5 @@ def _logarithmic(axis: Axes, span: float) -> None:
 
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if span < 1e3 else (1.0,)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}" if 1 <= value < 1e6 else f"{value:g}"))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}" if 1 <= value < 1e9 else f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())

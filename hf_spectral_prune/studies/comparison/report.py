@@ -8,14 +8,12 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-
 from ...publishing.card.words import machine_phrase, protocol_words
 from ...publishing.formats import number
 from ...publishing.report.page import Chart, Page, Section, Table, write_page
-from ...publishing.report.svg import STYLE
 from ...publishing.report.write import REPORT_PAGE
 from ...utils.files import parse_json, read_utf8
+from ...utils.plot_style import in_style
 from ...utils.types import Json
 from ...utils.words import in_a_line
 from .folder import RESULTS, Record
@@ -99,7 +97,7 @@ def _block(comparison: Comparison, name: str, cells: Sequence[Record], index: in
     table = Table(head, rows)
     if not any(math.isfinite(value) for values in found.values() for value in values):
         return Section(f"block-{index}", title, [*text, "None of these cells has a figure to draw."], tables=[table])
-    with mpl.rc_context(STYLE):
+    with in_style():
         drawn = comparison_figure({title: cells}, dense, metric)
     described = f"Held-out {metric} against parameters for {', '.join(labels)}; the star is the dense model."
     caption = "Each line joins the means of one criterion; the bars span its seeds. The star is the dense model."

@@ -147,10 +147,10 @@ def verdict_on(name: str, cells: Sequence[Record], metric: str) -> str:
         where += f"; within 1 %: {', '.join(f'`{label}`' for label in near)})" if near else ")"
         winners.setdefault(best, []).append(where)
     if not winners:
-        return f"Verdict for {name}: no cell has a figure."
+        return f"With {name}, no cell has a figure."
     best = "lowest" if lower else "highest"
-    said = "; ".join(f"`{label}` at {', '.join(places)}" for label, places in winners.items())
-    return f"Verdict for {name}: the {metric} is {best} with {said}."
+    said = " and ".join(f"with `{label}` at {' and '.join(places)}" for label, places in winners.items())
+    return f"With {name}, the {metric} is {best} {said}."
 
 
 def _block(cells: Sequence[Record], found: Mapping[tuple[str, float], list[float]]) -> list[str]:

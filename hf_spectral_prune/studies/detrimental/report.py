@@ -81,7 +81,7 @@ def method_lines(found: Findings, held_out: Json | None) -> list[str]:
     removed = (
         "Nothing was removed"
         if best.layer is None
-        else f"{best.removed:,} FFN neurons ({best.share:.0%}) of layer {best.layer} were removed"
+        else f"{best.removed:,} FFN neurons ({100 * best.share:.0f} %) of layer {best.layer} were removed"
     )
     lines = [
         f"Detrimental neurons ({SOURCE}): {removed}. Neurons were ranked by integrated gradients of the largest logit behind the "
@@ -161,7 +161,7 @@ def summary(report: PruningReport) -> str:
     lines = []
     if found["layer"] is not None:
         lines.append(
-            f"Removed {found['removed']:,} neurons ({found['share']:.0%}) of layer {found['layer']}: "
+            f"Removed {found['removed']:,} neurons ({100 * found['share']:.0f} %) of layer {found['layer']}: "
             f"{report.parameters_before:,} -> {report.parameters_after:,} parameters"
         )
     lines.append(

@@ -10,7 +10,8 @@ import pytest
 
 from hf_spectral_prune.planning import GroupScores
 from hf_spectral_prune.publishing.report import charts
-from hf_spectral_prune.publishing.report.svg import COLOURS, to_png, to_svg
+from hf_spectral_prune.publishing.report.svg import to_png, to_svg
+from hf_spectral_prune.utils.plot_style import LIGHT
 
 
 def group(seed: int, units: int = 1536, kept: int = 1300) -> GroupScores:
@@ -87,7 +88,7 @@ def test_every_unit_is_a_stroke_where_all_are_known():
     short = GroupScores(4, 3, 1.0, 2.0, (1.0, 2.0, 3.0, 4.0))
     figure = charts.scores("Key/value groups", {"0": short})
     strokes = {line.get_color(): sorted(set(line.get_xdata()[::3])) for line in figure.axes[0].get_lines()}
-    assert strokes == {COLOURS["removed"]: [1.0], COLOURS["kept"]: [2.0, 3.0, 4.0], COLOURS["ink"]: [1.5]}
+    assert strokes == {LIGHT["removed"]: [1.0], LIGHT["kept"]: [2.0, 3.0, 4.0], LIGHT["ink"]: [1.5]}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_an_axis_is_logarithmic_where_no_score_is_negative_and_they_span_far(val
 def test_equal_scores_and_whole_layers_are_drawn():
     layers = {"0": GroupScores(100, 60, 0.0, 0.0, (0.0,) * 65), "1": GroupScores(100, 100, None, 1.0, (1.0,) * 65)}
     strokes = {line.get_color(): list(line.get_xdata()[::3]) for line in charts.scores("t", layers).axes[0].get_lines()}
-    assert strokes == {COLOURS["kept"]: [0.0, 1.0], COLOURS["ink"]: [0.0]}
+    assert strokes == {LIGHT["kept"]: [0.0, 1.0], LIGHT["ink"]: [0.0]}
 
 
 def test_an_svg_has_the_pages_colours_and_own_ids_and_is_the_same_again():
@@ -112,13 +113,13 @@ def test_an_svg_has_the_pages_colours_and_own_ids_and_is_the_same_again():
     text = svg("one")
     assert text == svg("one")
     assert 'aria-label="three &lt;layers&gt; &amp; &quot;more&quot;"' in text and 'role="img"' in text
-    assert not re.search("#(" + "|".join(value[1:] for value in COLOURS.values()) + ")", text)
+    assert not re.search("#(" + "|".join(value[1:] for value in LIGHT.values()) + ")", text)
     assert {"var(--kept)", "var(--removed)", "var(--ink)"} <= set(re.findall(r"var\(--\w+\)", text))
     ids = set(re.findall(r'id="([^"]+)"', text))
     assert ids and all(name.startswith("one-") for name in ids)
     assert not ids & set(re.findall(r'id="([^"]+)"', svg("two")))
     assert "<style" not in text and "<metadata" not in text and "<!DOCTYPE" not in text
-    assert len(set(COLOURS.values())) == len(COLOURS)
+    assert len(set(LIGHT.values())) == len(LIGHT)
 
 
 def test_dollars_are_no_formula():

@@ -65,6 +65,15 @@ CONTRAST = """
   return least;
 }
 """
+# Words at the left of a table of words that are broken over two lines.
+BROKEN = """
+() => [...document.querySelectorAll(".words th[scope=row]")].filter(cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
+  return lines.size > 1 && !/\\s/.test(cell.textContent.trim());
+}).map(cell => cell.textContent)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +104,14 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         rows = [{"input_ids": row} for row in random_batch(8, 16, 5)["input_ids"].tolist()]
         model = tiny_model(num_hidden_layers=layers)
         pruner = SpectralPruner(model, args, BATCHES, [random_batch(2, 32, 9)], train_dataset=rows)
-        pruner.prune()
+        output = pruner.prune()
+        # The longest cells of the table before and after; lm_eval itself need not be there.
+        sides = {"acc": 0.987, "acc_norm": 0.123}, {"acc": 0.021, "acc_norm": 0.021}
+        output.report.lm_eval = {
+            "version": "0.4.13",
+            "limit": 20,
+            "tasks": {"hellaswag": {"before": sides[0], "after": sides[0], "before_stderr": sides[1], "after_stderr": sides[1]}},
+        }
         pruner.save_model()
     args = ComparisonArguments(
         output_dir=str(root / "compared"),
@@ -148,6 +164,7 @@ def test_the_page_in_a_browser(name, scheme, browser, folders, tmp_path):
 def test_no_screen_is_too_narrow_or_too_wide(name, width, scheme, browser, folders):
     page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
     page.goto((folders[name] / "report.html").as_uri())
+    assert page.evaluate(BROKEN) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     # Charts scale, and the table of figures before and after keeps its last column without being pushed aside.
     assert page.evaluate("[...document.querySelectorAll('.chart')].every(one => one.scrollWidth <= one.clientWidth + 1)")

@@ -140,7 +140,7 @@ def test_a_saved_folder_loads_in_a_fresh_process(planted, tokenizer, tmp_path):
     assert len(report["detrimental"]["grid"]) == 1 + 3 * 3 and report["evaluation"]["num_sequences"] == 50
     assert all(entry["gap"] < 0.01 for entry in report["detrimental"]["completeness"].values())
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "4 FFN neurons (17%) of layer 1 were removed" in card and "2507.09185" in card
+    assert "4 FFN neurons (17 %) of layer 1 were removed" in card and "2507.09185" in card
 
 
 def test_a_pruned_model_is_pruned_again(planted, tokenizer):
@@ -287,7 +287,7 @@ def flags(folder, **more) -> list[str]:
 def test_the_command_goes_from_a_file_to_a_folder(folder, capsys):
     assert main(flags(folder, self_check=False)) == 0
     out = capsys.readouterr().out
-    assert "Removed 4 neurons (17%) of layer 1" in out and "McNemar p =" in out
+    assert "Removed 4 neurons (17 %) of layer 1" in out and "McNemar p =" in out
     report = json.loads((folder / "out" / "pruning_report.json").read_text())
     assert report["calibration"]["num_sequences"] == 12 and report["evaluation"]["num_sequences"] == 48
     assert report["metrics_after"]["after_accuracy"] == 1.0 and report["detrimental"]["held_out"]["before"]["accuracy"] == 0.5

@@ -1,4 +1,4 @@
-"""Draws the road of a pruning run for docs/architecture.md: `python benchmarks/road_figure.py` writes docs/figures/road.svg."""
+"""Draws the steps of a pruning run for docs/architecture.md: `python benchmarks/pipeline_figure.py` writes the SVG file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-INK, LIGHT, LINE = "#1f2933", "#f4f6f8", "#7b8794"
-STATION, ENTRY, GROUND = "#dcebf9", "#fdeccf", "#e6e9ee"
+from hf_spectral_prune.utils.plot_style import LIGHT, in_style
+
+INK, LINE = LIGHT["ink"], LIGHT["faint"]
+PART, ENTRY, GROUND, FRAME = LIGHT["pale"], "#fdeccf", LIGHT["grid"], "#f5f6f8"
 WIDTH, HEIGHT = 1.5, 0.62
-# The stations of the two rows, and the value that each hands on.
+# The steps of the two rows, and the value that each hands on.
 ROUND = [("data", "batches"), ("calibration", "moments"), ("criteria", "scores"), ("planning", "plan"), ("surgery", "")]
 AFTER = [("recovery", "trained"), ("evaluation", "figures"), ("saving", "folder"), ("publishing", "")]
 STEP = 2.6
@@ -37,11 +39,11 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], word
         )
 
 
-def row(axes: Axes, stations: list[tuple[str, str]], first: float, y: float) -> None:
-    """Stations from left to right, and what each hands to the next."""
-    for index, (name, value) in enumerate(stations):
+def row(axes: Axes, steps: list[tuple[str, str]], first: float, y: float) -> None:
+    """Steps from left to right, and what each hands to the next."""
+    for index, (name, value) in enumerate(steps):
         x = first + index * STEP
-        box(axes, x, y, f"{name}/", STATION)
+        box(axes, x, y, f"{name}/", PART)
         if value:
             arrow(axes, (x + WIDTH / 2, y), (x + STEP - WIDTH / 2, y), value)
 
@@ -60,7 +62,7 @@ def draw() -> Figure:
             right - left,
             1.45,
             boxstyle="round,pad=0,rounding_size=0.12",
-            fc=LIGHT,
+            fc=FRAME,
             ec=LINE,
             lw=0.8,
             ls="--",
@@ -106,14 +108,18 @@ def draw() -> Figure:
     return figure
 
 
+def write(path: Path) -> None:
+    """Writes the figure; without a date and with fixed ids the same figure gives the same file, and words stay words."""
+    with in_style(), mpl.rc_context({"svg.hashsalt": "pipeline", "font.family": "sans-serif"}):
+        draw().savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     """Draws and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "docs" / "figures" / "road.svg")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "docs" / "figures" / "pipeline.svg")
     options = parser.parse_args()
-    # Without a date and with fixed ids the same figure gives the same file; words stay words.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "road", "font.family": "sans-serif", "font.size": 10}):
-        draw().savefig(options.output, metadata={"Date": None})
+    write(options.output)
     print(f"Wrote {options.output}")
 
 
