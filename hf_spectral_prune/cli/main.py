@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -19,7 +21,7 @@ from .errors import told
 COMMANDS = {
     "prune": "Prunes a model and saves it, with its plan and report.",
     "score": "Scores every unit of a model and writes the scores as JSON.",
-    "evaluate": "Measures held-out perplexity, size and speed of a model; prints JSON.",
+    "evaluate": "Measures held-out quality, size and speed of a model, and tasks of lm_eval; prints JSON.",
     "compare": "Compares criteria on one model: a table, JSON, CSV and a plot; an interrupted run continues.",
     "ablate": "Measures what removing single units really costs, and how well each criterion predicts it.",
     "card": "Writes or updates the model card of a pruned folder.",
@@ -68,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    # It warns of a faster kernel that it finds no package for; nothing here computes in four bits.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # What a library will call otherwise one day is told to its programmers, not to users of this command.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         with _terminated_in_order():
             _check_alone(words[0])

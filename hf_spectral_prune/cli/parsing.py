@@ -18,18 +18,17 @@ from ..utils.option_types import fitted
 from ..utils.types import Json
 from ..utils.words import did_you_mean
 from ..utils.yaml_text import load_yaml
-from .help import help_text
+from .help import MODEL, help_text
 from .screen import quiet_libraries
 
 ALL = " `--help all` lists all."
-_MODEL = "model_name_or_path"
 # What other tools call the same thing.
 OTHER_NAMES = {
-    "model": _MODEL,
-    "model_name": _MODEL,
-    "model_id": _MODEL,
-    "model_path": _MODEL,
-    "base_model": _MODEL,
+    "model": MODEL,
+    "model_name": MODEL,
+    "model_id": MODEL,
+    "model_path": MODEL,
+    "base_model": MODEL,
     "sparsity": "target_reduction",
     "sparsity_ratio": "target_reduction",
     "pruning_ratio": "target_reduction",
@@ -100,12 +99,12 @@ def parse(types: Sequence[type], command: str, description: str, argv: Sequence[
         _check_flags((word for word in argv if _looks_unknown(word, hints)), command, hints)
     parser, flags = _parser(types, command)
     if {"-h", "--help"} & set(argv):
-        usage = "[MODEL] [recipe.yaml] [--flags]" if _MODEL in hints else "[recipe.yaml] [--flags]"
+        usage = "[MODEL] [recipe.yaml] [--flags]" if MODEL in hints else "[recipe.yaml] [--flags]"
         print(help_text(f"cria {command}", description, usage, flags, whole="all" in argv), end="")
         raise SystemExit(0)
     found, unknown = parser.parse_known_args(list(argv))
     _check_flags(unknown, command, hints)
-    model, recipe = _named(found.words, command, takes_model=_MODEL in hints)
+    model, recipe = _named(found.words, command, takes_model=MODEL in hints)
     written = {} if recipe is None else _read_recipe(recipe, hints)
     preset = getattr(found, "preset", None) or written.get("preset")
     # A flag wins over the recipe, and that over the preset.
@@ -113,9 +112,9 @@ def parse(types: Sequence[type], command: str, description: str, argv: Sequence[
     found, _ = parser.parse_known_args(list(argv))
     values = vars(found)
     if model is not None:
-        if any(word.partition("=")[0] == f"--{_MODEL}" for word in argv) and values[_MODEL] != model:
-            raise ValueError(f"The model is named twice: `{model}` and `--{_MODEL} {values[_MODEL]}`. Give one of them.")
-        values[_MODEL] = model
+        if any(word.partition("=")[0] == f"--{MODEL}" for word in argv) and values[MODEL] != model:
+            raise ValueError(f"The model is named twice: `{model}` and `--{MODEL} {values[MODEL]}`. Give one of them.")
+        values[MODEL] = model
     read = [cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls)}) for cls in types]
     quiet_libraries()
     return read
@@ -178,9 +177,9 @@ def _read_recipe(path: str, hints: Mapping[str, Any]) -> Json:
         raise ValueError(f"The recipe `{path}` must be a list of `name: value` lines.")
     for key in recipe:
         if key not in hints:
-            raise ValueError(
-                f"The recipe `{path}` has the unknown key `{str(key)[:100]}`.{did_you_mean(str(key), hints, otherwise=ALL)}"
-            )
+            own = OTHER_NAMES.get(str(key), "")
+            near = f" It is called `{own}` here." if own in hints else did_you_mean(str(key), hints, otherwise=ALL)
+            raise ValueError(f"The recipe `{path}` has the unknown key `{str(key)[:100]}`.{near}")
     try:
         # Defaults of a parser do not pass through its types.
         return {key: fitted(key, value, hints[key]) for key, value in recipe.items()}

@@ -63,14 +63,18 @@ def _indented(code: str) -> str:
 
 
 def _not_measured(saved: SavedFolder, folder: str) -> list[str]:
+    from ..publishing.card.words import pipeline_tag
+
     report = saved.report
     missing = []
     if not report.metrics_before:
-        missing.append("quality (there were no held-out data with targets)")
+        missing.append("quality (there was no held-out data)")
     else:
         missing.append("quality on other data and tasks")
     if report.latency is None:
-        missing.append(f"speed (`cria evaluate {folder}`)")
+        # A plain `cria evaluate` would ask for text to measure on.
+        decoder = pipeline_tag(saved) == "text-generation"
+        missing.append(f"speed (`cria evaluate {folder} --calibration python_docs`)" if decoder else "speed")
     if not report.self_check:
         missing.append("whether the folder loads again (`self_check` was off)")
     return missing
@@ -81,6 +85,16 @@ def as_json(folder: str) -> str:
     from ..publishing.saved_folder import read_folder
 
     report = read_folder(folder).report
-    names = ("parameters_before", "parameters_after", "reduction", "metrics_before", "metrics_after", "latency", "size_on_disk")
+    names = (
+        "parameters_before",
+        "parameters_after",
+        "reduction",
+        "metrics_before",
+        "metrics_after",
+        "lm_eval",
+        "latency",
+        "size_on_disk_before",
+        "size_on_disk",
+    )
     figures: Json = {name: getattr(report, name) for name in (*names, "sizes", "notes")}
     return json.dumps({"output_dir": folder, **figures})

@@ -142,7 +142,7 @@ def build_calibration(
     if not rows:
         raise ValueError("The calibration source has no tokens at all. Give text that is not empty.")
     if len(rows) < num_samples:
-        logger.warning(f"`{name}` gives {len(rows)} sequences, which is less than `num_samples` ({num_samples}): all are used.")
+        logger.warning(f"`{name}` has {len(rows)} sequences, and up to {num_samples} were asked for: all are used.")
     batches = batches_of(rows, batch_size, processing_class)
     protocol = {
         "source": name,

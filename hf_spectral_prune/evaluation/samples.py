@@ -20,12 +20,14 @@ logger = logging.get_logger(__name__)
 
 NUM_TEXTS, PROMPT_TOKENS, NEW_TOKENS = 3, 16, 40
 _MOST_CHARACTERS = 300
+# How tokenizers mark a piece that begins a word: byte-level BPE, SentencePiece.
+_WORD_STARTS = ("Ġ", "▁")
 
 
 def model_samples(model: PreTrainedModel, data: CalibrationData, tokenizer: ProcessingClass | None) -> dict[str, str]:
     """{text: what the model makes of it} for the first three rows of the data, greedily.
 
-    A causal language model goes on with the first 16 tokens for at most 40 more; a classifier of texts gives its most likely
+    A causal language model goes on with about 16 tokens for at most 40 more; a classifier of texts gives its most likely
     label with its probability. Empty for other models, and without a tokenizer.
     """
     say = _sayer(model)
@@ -73,13 +75,22 @@ def _inputs(row: Batch) -> Batch:
 
 
 def _continuation(model: PreTrainedModel, row: Batch, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    prompt = row["input_ids"][:, :PROMPT_TOKENS]
+    prompt = _whole_words(row["input_ids"], tokenizer)
     most = (max_tokens(model.config) or PROMPT_TOKENS + NEW_TOKENS) - prompt.shape[1]
     generation = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max(1, min(NEW_TOKENS, most)), pad_token_id=0)
     generator: Any = model
     ids = moved_to(model, {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)})
     found = generator.generate(**ids, generation_config=generation)[0].cpu()
     return _text(tokenizer, prompt[0]), _text(tokenizer, found[prompt.shape[1] :])
+
+
+def _whole_words(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """The first 16 tokens (1, T) from a place on where a word begins and up to one: rows of joined texts begin anywhere."""
+    pieces = tokenizer.convert_ids_to_tokens(ids[0, : 2 * PROMPT_TOKENS].tolist())
+    starts = [place for place, piece in enumerate(pieces) if str(piece).startswith(_WORD_STARTS)]
+    first = next((place for place in starts if place < PROMPT_TOKENS), 0)
+    last = max((place for place in starts if first + PROMPT_TOKENS // 2 <= place <= first + PROMPT_TOKENS), default=None)
+    return ids[:, first : last or first + PROMPT_TOKENS]
 
 
 def _prediction(model: PreTrainedModel, row: Batch, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from ..utils.types import Options
 from ..utils.words import first_line
 from .families import family_of
 from .folder_files import check_files, read_config
-from .loading_report import check_loaded, quiet_report
+from .loading_report import check_loaded, quiet_conversion, quiet_report
 from .losses import check_outputs_have_names
 from .stored import auto_class, check_not_quantised, check_whole_model
 
@@ -65,7 +65,7 @@ def load_model(run: ModelArguments) -> PreTrainedModel:
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     auto = _auto_class(run, name)
     try:
-        with quiet_report():
+        with quiet_report(), quiet_conversion():
             model, info = auto.from_pretrained(name, **options)
     except (OSError, MemoryError, torch.OutOfMemoryError):
         raise

@@ -6,10 +6,11 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, modeling_gguf_pytorch_utils
 
 from ..utils.types import Json
 from .cria import AUTO_CLASSES, auto_class_of
@@ -35,6 +36,17 @@ def quiet_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(only_errors)
+
+
+@contextmanager
+def quiet_conversion() -> Iterator[None]:
+    """While open, transformers shows no bar of its own for the tensors of a GGUF file, which it draws in a pipe too."""
+    drawn = modeling_gguf_pytorch_utils.tqdm
+    modeling_gguf_pytorch_utils.tqdm = partial(drawn, disable=True)
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = drawn
 
 
 def check_loaded(model: PreTrainedModel, info: Json, where: str) -> None:

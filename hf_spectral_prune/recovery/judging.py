@@ -12,10 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..evaluation.figures import held_out_figures
+from ..utils.progress import RecoveryProgress
 from ..utils.types import Options
 
 
@@ -30,6 +32,10 @@ class MeasuredTrainer(Trainer):
 
     def __init__(self, *args: Any, measured: PreTrainedModel | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for own in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):
+            self.remove_callback(own)
+        if not self.args.disable_tqdm:
+            self.add_callback(RecoveryProgress())
         self.measured: PreTrainedModel = self.model if measured is None else measured  # type: ignore[assignment]
 
     def evaluate(

@@ -78,3 +78,39 @@ class RoundProgress(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+class RecoveryProgress(TrainerCallback):
+    """One bar over the steps of a training, with the last loss; it takes the place of Trainer's own, which draws in pipes too."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Opens the bar."""
+        if state.is_local_process_zero:
+            self.bar = stage("Recovering", total=state.max_steps, unit="steps")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Moves it."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Shows the loss."""
+        if self.bar is not None and logs and "loss" in logs:
+            name = f"Recovering (loss {float(logs['loss']):.3f})"
+            self.bar.set_description_str(f"{name:{_WIDTH}}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Closes the bar; its line stays."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

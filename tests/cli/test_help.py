@@ -63,11 +63,13 @@ def test_help_is_short_and_help_all_is_whole_and_in_groups(capsys):
             main(["prune", *words])
         assert stopped.value.code == 0
     short, whole = capsys.readouterr().out.split("usage: cria prune")[1:]
-    shown = set(re.findall(r"^  --(\w+)", whole, flags=re.MULTILINE))
+    shown = set(re.findall(r"^  (?:MODEL, )?--(\w+)", whole, flags=re.MULTILINE))
     assert shown >= FIELDS
     assert "Others" not in whole
-    assert set(re.findall(r"^  --(\w+)", short, flags=re.MULTILINE)) == set(FIRST) & FIELDS
+    assert set(re.findall(r"^  (?:MODEL, )?--(\w+)", short, flags=re.MULTILINE)) == set(FIRST) & FIELDS
     assert len(short.splitlines()) < 70
+    assert "(default: None)" not in whole and "--output-dir" not in whole
+    assert "Turn `packing` off." in whole
 
 
 def test_no_flag_stands_in_two_groups():

@@ -5,11 +5,14 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import tiny_model
+from transformers import TrainingArguments, modeling_gguf_pytorch_utils
 
-from hf_spectral_prune import SpectralPruningArguments
+from hf_spectral_prune import SpectralPruningArguments, recover
 from hf_spectral_prune.cli import main
 from hf_spectral_prune.cli.screen import ending
+from hf_spectral_prune.models.loading_report import quiet_conversion
 from hf_spectral_prune.planning.reduction_target import target_words
 from hf_spectral_prune.utils.progress import RoundProgress, stage, working
 
@@ -38,6 +41,24 @@ def test_nothing_is_shown_in_a_pipe_or_where_it_is_not_wanted(monkeypatch, termi
     with working("Loading", show=show):
         pass
     assert sys.stderr.getvalue() == ""
+
+
+def test_conversion_of_gguf_files_has_no_bar_of_its_own(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with quiet_conversion():
+        assert list(modeling_gguf_pytorch_utils.tqdm(range(3), desc="Converting")) == [0, 1, 2]
+    assert not sys.stderr.getvalue()
+
+
+def test_a_recovery_has_a_bar_with_its_loss_on_a_terminal_and_prints_nothing_in_a_pipe(monkeypatch, capsys, tmp_path):
+    rows = [{"input_ids": torch.arange(3, 19), "labels": torch.arange(3, 19)}] * 8
+    training = {"max_steps": 2, "logging_steps": 1, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        recover(tiny_model(), None, TrainingArguments(str(tmp_path), **training), rows)
+        assert ("Recovering (loss" in stream.getvalue()) == stream.isatty()
+        assert "it/s" not in stream.getvalue()
+    assert not capsys.readouterr().out
 
 
 def test_rounds_have_a_bar_where_there_are_several(monkeypatch):

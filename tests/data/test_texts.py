@@ -393,7 +393,7 @@ def test_fewer_blocks_than_asked_are_all_used_with_a_warning(monkeypatch: pytest
     monkeypatch.setattr(texts_module.logger, "warning", warnings.append)
     data = build_calibration(["abcdefghij"], TOKENIZER, num_samples=8, max_seq_length=3, name="my text")
     assert rows_of(data) == [ids_of("abc"), ids_of("def"), ids_of("ghi")]
-    assert warnings == ["`my text` gives 3 sequences, which is less than `num_samples` (8): all are used."]
+    assert warnings == ["`my text` has 3 sequences, and up to 8 were asked for: all are used."]
     build_calibration(["abcdefghij"], TOKENIZER, num_samples=3, max_seq_length=3)
     assert len(warnings) == 1
 

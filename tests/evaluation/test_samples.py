@@ -6,7 +6,7 @@ from conftest import random_batch, tiny_encoder, tiny_model
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.data.texts import CalibrationData
-from hf_spectral_prune.evaluation.samples import NEW_TOKENS, PROMPT_TOKENS, model_samples, paired
+from hf_spectral_prune.evaluation.samples import NEW_TOKENS, PROMPT_TOKENS, _whole_words, model_samples, paired
 
 
 def test_a_decoder_goes_on_with_three_prompts_greedily(tokenizer):
@@ -19,6 +19,19 @@ def test_a_decoder_goes_on_with_three_prompts_greedily(tokenizer):
         best = int(model(input_ids=ids).logits[0, -1].argmax())
     words = next(iter(said.values())).split()
     assert words[:1] == tokenizer.decode([best], skip_special_tokens=True).split()[:1] and len(words) <= NEW_TOKENS
+
+
+class Pieces:
+    """Of ids 1, 2, 3, ..., those that 3 divides begin a word."""
+
+    def convert_ids_to_tokens(self, ids):
+        return [f"{'' if value % 3 else 'Ġ'}p{value}" for value in ids]
+
+
+def test_prompts_begin_and_end_where_words_do():
+    found = _whole_words(torch.arange(1, 40)[None], Pieces())[0].tolist()
+    assert found[0] == 3 and (found[-1] + 1) % 3 == 0 and PROMPT_TOKENS // 2 <= len(found) <= PROMPT_TOKENS
+    assert _whole_words(torch.tensor([[1, 2]]), Pieces()).tolist() == [[1, 2]]
 
 
 def test_a_classifier_gives_its_label_with_its_probability(tokenizer):

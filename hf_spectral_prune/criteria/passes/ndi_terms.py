@@ -38,7 +38,7 @@ def shrink(correlation: Tensor, count: int, intensity: float | None = None) -> T
 def redundancy(correlation: Tensor, trace_share: float | None = 0.9) -> Tensor:
     """(n,): `phi_c = sum_{i<=m} lambda_i v_i[c]^2 / sum_j lambda_j` (eq. 38), high where a channel shares the leading modes.
 
-    m is the number of leading modes that hold `trace_share` of the trace; modes level with the last one are all counted,
+    m is the number of leading modes that hold `trace_share` of the trace; modes equal to the last one are all counted,
     since no order among them is meant. With all modes (eq. 9 as printed, `trace_share=1`) the sum is the diagonal of R,
     so that every channel gets 1/n: only a truncated sum tells channels apart.
 
