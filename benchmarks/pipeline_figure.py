@@ -92,7 +92,7 @@ def draw() -> Figure:
         axes,
         (x[0] + x[-1]) / 2,
         0.35,
-        "models/   families, Cria classes, loading, losses, walking the layers          spectral/   utils/   arguments.py",
+        "models/ (families, Cria classes, loading, losses, walking the layers)  ·  spectral/  ·  utils/  ·  arguments.py",
         GROUND,
         width=x[-1] - x[0] + WIDTH,
     )
