@@ -92,7 +92,7 @@ def test_a_run_tells_both_models_figures_everywhere(tasks, dense, tmp_path, caps
     }
     assert results["acc, after pruning"].metric_value == task["after"]["acc"]
     assert results["acc, base model before pruning"].metric_value == task["before"]["acc"]
-    shown = f"{task['after']['acc']:.1%}".replace("%", " %")
+    shown = f"{task['after']['acc']:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
     row = f"cria_pairs, acc | {task['before']['acc']:.1%}".replace("%", " %")
     card = (tmp_path / "cria" / "README.md").read_text(encoding="utf-8")
     page = write_report(tmp_path / "cria").read_text(encoding="utf-8")
