@@ -259,6 +259,8 @@ class SpectralPruningArguments(LmEvalArguments):
         super().__post_init__()
         for name in ("criterion_args", "recovery_args", "training_args"):
             setattr(self, name, json_option(name, getattr(self, name)))
+        if self.output_dir == "":
+            raise ValueError("`output_dir` is empty. Name a folder, or leave it out.")
         if isinstance(self.output_dir, (str, os.PathLike)):  # as Trainer's; a recipe or Python has no shell to do it
             self.output_dir = os.path.expanduser(self.output_dir)
         self._check_range("target_reduction", 0, 1, open_ends=True)

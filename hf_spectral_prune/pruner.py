@@ -42,6 +42,7 @@ from .planning.stopping import check_stop_metric, stop_note
 from .recovery.arguments import recovery_arguments
 from .recovery.forwarding import ForwardingCallback
 from .recovery.recover import RecoveryOutput, recover
+from .recovery.training_data import checked_rows
 from .rounds import Run
 from .saving import checkpoint
 from .saving.output import PruningOutput, StepCosts, circumstances, pruning_report
@@ -141,6 +142,16 @@ class SpectralPruner(TrainerMethods):
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         check_recovery(self.model, self.args, train_dataset, teacher)
         check_tasks(self.model, self.processing_class, self.args)
+        if self.args.recovery != "none":
+            self.train_dataset = checked_rows(
+                model,
+                self.train_dataset,
+                self.processing_class,
+                self.args,
+                data_collator=data_collator,
+                is_judged=self.eval_data is not None,
+                needs_targets=self.args.recovery in ("full", "lora") and compute_loss_func is None,
+            )
         if self.args.stop_metric is not None and self.eval_data is None:
             raise ValueError(f"`stop_metric` `{self.args.stop_metric}` needs data to measure it on. Pass `eval_dataset`.")
         of_first_process(lambda: check_push(self.model, self.args))

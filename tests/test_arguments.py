@@ -217,3 +217,8 @@ def test_home_in_the_name_of_the_result_is_the_users(monkeypatch, tmp_path):
     """Trainer reads it so; a folder called `~` would invite a disaster."""
     monkeypatch.setenv("HOME", str(tmp_path))
     assert SpectralPruningArguments(output_dir="~/cria").output_dir == str(tmp_path / "cria")
+
+
+def test_an_empty_name_is_no_folder():
+    with pytest.raises(ValueError, match="`output_dir` is empty"):
+        SpectralPruningArguments(output_dir="")

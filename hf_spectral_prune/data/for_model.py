@@ -43,6 +43,11 @@ def load_for_pruner(model: Any, model_init: Callable[[], Any] | None, processing
     Raises:
         ValueError, FileNotFoundError: there is none, or two; or see `models.loading.load_model`.
     """
+    if isinstance(processing_class, (str, Path)):
+        raise ValueError(
+            f"`processing_class` is the name `{processing_class}`. Pass what it stands for: "
+            f'`AutoTokenizer.from_pretrained("{processing_class}")`.'
+        )
     if (model is None) == (model_init is None):
         raise ValueError("Give `model`, or `model_init` that makes it: one of the two.")
     if model_init is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import pandas
@@ -52,8 +53,9 @@ def items_of(source: Any) -> Items:
     """
     if isinstance(source, Stream):
         return source
-    if isinstance(source, str):
-        raise ValueError("`source` is one string. Give a list of texts, or read a file with `load_texts`.")
+    if isinstance(source, (str, Path)):
+        what = "one string" if isinstance(source, str) else f"the path `{source}`"
+        raise ValueError(f"`source` is {what}. Give a list of texts, or read a file with `load_texts`.")
     if isinstance(source, pandas.DataFrame):
         source = Dataset.from_pandas(source, preserve_index=False)
     if isinstance(source, Mapping):

@@ -147,6 +147,10 @@ def _read_table(path: Path, streaming: bool) -> Dataset | IterableDataset:
     except Exception as error:  # the readers of pandas, pyarrow and json, each with errors of its own
         cause = error.__cause__ or error
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        if isinstance(cause, OSError) and cause.filename is not None and Path(cause.filename) != path:
+            raise ValueError(
+                f"The cache of `datasets` cannot be written ({shortened(reason)}). Set `HF_DATASETS_CACHE` to a folder that can."
+            ) from None
         raise ValueError(
             f"`{path}` cannot be read as {suffix[1:]}: {shortened(reason).rstrip('.')}. Correct the file, or get it again."
         ) from None

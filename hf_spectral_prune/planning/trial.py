@@ -26,9 +26,17 @@ _MOST_KEPT, _STREAMS = 2**30, 4
 
 def room_for_steps(model: PreTrainedModel, batches: Sequence[Batch]) -> DenseSteps | None:
     """Where trials of one model share its dense stream (see `divergence`); None where that would take more than a GiB."""
-    positions = sum(batch["input_ids"].numel() for batch in batches)
+    positions = sum(_num_positions(model, batch) for batch in batches)
     values = _STREAMS * positions * model.config.hidden_size * len(layers_of(model))
     return {} if values * model.dtype.itemsize <= _MOST_KEPT else None
+
+
+def _num_positions(model: PreTrainedModel, batch: Batch) -> int:
+    """Positions of a batch in the stream, padding included: tokens, or the patches of images and what stands before them."""
+    if "input_ids" in batch:
+        return batch["input_ids"].numel()
+    rows, _, height, width = batch["pixel_values"].shape
+    return rows * (height * width // model.config.patch_size**2 + 1)
 
 
 @torch.no_grad()

@@ -14,11 +14,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ..arguments import TAUGHT_RECOVERIES, ModelArguments, SpectralPruningArguments
-from ..data.rows import default_collator, hold_out, is_raw_text, training_rows
+from ..arguments import TAUGHT_RECOVERIES, SpectralPruningArguments
+from ..data.rows import default_collator, hold_out, training_rows
 from ..models.distributed import is_sharded, of_first_process
-from ..models.families import family_of, max_tokens
-from ..models.loading import load_tokenizer
+from ..models.families import family_of
 from ..models.losses import predicts_next_token
 from ..utils.types import Collator, Json, LossFunction, Metrics, Options, Preprocess, ProcessingClass
 from .arguments import RecoveryArguments, recovery_arguments
@@ -35,6 +34,7 @@ from .judging import (
     trained_in_float32,
     unprepared,
 )
+from .training_data import length_of_rows, tokenizer_for
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -125,9 +125,7 @@ def recover(
         raise ValueError(f"`compute_loss_func` takes the place of the loss that `{args.method}` has of its own. Leave it out.")
     _check_unsharded(model, training_args)
     check_trainable(model, args.method)
-    source = model.config._name_or_path
-    if processing_class is None and source and any(is_raw_text(rows) for rows in (train_dataset, eval_dataset)):
-        processing_class = load_tokenizer(ModelArguments(model_name_or_path=source))
+    processing_class = tokenizer_for(model, processing_class, train_dataset, eval_dataset)
     notes: list[str] = []
     targets = lora_targets(model, args.lora_target_modules) if args.method == "lora" else []
     dense: PreTrainedModel | None = None
@@ -138,7 +136,7 @@ def recover(
         check_blocks(model, training_args.world_size)
     training_args = copy.copy(training_args)
     training_args.resume_from_checkpoint = checkpoint_to_resume(training_args)
-    length = min(512, max_tokens(model.config) or 512)
+    length = length_of_rows(model)
     train_rows = training_rows(train_dataset, processing_class, length)
     if eval_dataset is None:
         train_rows, eval_rows = hold_out(train_rows, training_args.seed)

@@ -646,3 +646,11 @@ def test_blocks_for_gemma_begin_with_its_bos_token_and_others_do_not(stream: boo
     assert "first_token" not in protocol and told["first_token"] == "z"
     assert [row[1:] for row in begun] == [row[1:] for row in usual]
     assert {row[0] for row in begun} == {plain.bos_token_id} and {row[0] for row in usual} != {plain.bos_token_id}
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "b"}\n')
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "a file" / "cache")
+    with pytest.raises(ValueError, match="`HF_DATASETS_CACHE`"):
+        load_texts(tmp_path / "a.jsonl")

@@ -9,8 +9,8 @@ import shutil
 import pytest
 import recovering
 import torch
-from conftest import logits, random_batch, refused, tiny_model
-from datasets import IterableDataset
+from conftest import encoder_batch, logits, random_batch, refused, tiny_encoder, tiny_model
+from datasets import Dataset, IterableDataset
 from processes import run_in_two_processes
 from recovering import patterned_rows
 from transformers import TrainerCallback, TrainingArguments
@@ -359,3 +359,33 @@ def test_a_frozen_model_is_told_before_the_cut(batches):
     options = SpectralPruningArguments(target_reduction=0.2, recovery="full", disable_tqdm=True)
     refused(lambda: SpectralPruner(model, options, batches, train_dataset=batches), "All weights are frozen", "requires_grad_")
     refused(lambda: recover(model, train_dataset=batches), "All weights are frozen")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["w5 w6"], "no tokenizer"),
+        (Dataset.from_dict({"input_ids": []}), "has no rows"),
+        (Dataset.from_dict({"input_ids": [[5, 6, 7]]}), "one row, and none can be held out"),
+        (Dataset.from_dict({"input_ids": [[5, 6, 10**6]] * 4}), "beyond the model's embedding"),
+        ((row for row in ({"input_ids": [5, 6, 7]},)), "is a generator"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_told_before_the_cut(rows, words, batches):
+    options = SpectralPruningArguments(
+        target_reduction=0.2, recovery="lora", training_args={"max_steps": 1, "use_cpu": True}, disable_tqdm=True
+    )
+    refused(lambda: SpectralPruner(tiny_model(), options, batches, train_dataset=rows), words)
+
+
+def test_rows_without_labels_are_told_before_a_classifier_is_cut():
+    model = tiny_encoder("bert")
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 4})
+    options = SpectralPruningArguments(target_reduction=0.2, recovery="full", units="ffn", disable_tqdm=True)
+    refused(lambda: SpectralPruner(model, options, [encoder_batch(model)], train_dataset=rows), "no `labels`")
+
+
+def test_a_tokenizer_by_its_name_and_data_by_its_path_are_answered_with_what_to_give(tmp_path, batches):
+    options = SpectralPruningArguments(target_reduction=0.2, disable_tqdm=True)
+    refused(lambda: SpectralPruner(tiny_model(), options, batches, processing_class="org/model"), "AutoTokenizer.from_pretrained")
+    refused(lambda: SpectralPruner(tiny_model(), options, tmp_path / "a.txt"), "is the path", "`load_texts`")

@@ -1,0 +1,71 @@
+"""The rows of a recovery, made and looked at before anything is cut: trouble with them would cost the whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import replace
+from itertools import islice
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from ..arguments import ModelArguments, SpectralPruningArguments
+from ..data.for_model import read_data
+from ..data.rows import is_raw_text, training_rows
+from ..models.families import max_tokens
+from ..models.families.groups import is_vision
+from ..models.loading import load_tokenizer
+from ..models.losses import check_targets
+from ..utils.types import Collator, ProcessingClass
+
+# Rows that are tried; what all rows have in common shows in a few.
+_TRIED = 8
+_MOST_TOKENS = 512  # a row of raw text
+
+
+def length_of_rows(model: PreTrainedModel) -> int:
+    """Tokens in a row that is made of raw text."""
+    return min(_MOST_TOKENS, max_tokens(model.config) or _MOST_TOKENS)
+
+
+def tokenizer_for(model: PreTrainedModel, given: ProcessingClass | None, *sources: object) -> ProcessingClass | None:
+    """The processing class that was given; without one, that of the folder the model came from, where raw text needs it."""
+    source = model.config._name_or_path
+    if given is None and source and any(map(is_raw_text, sources)):
+        given = load_tokenizer(ModelArguments(model_name_or_path=source))
+    return given
+
+
+def checked_rows(
+    model: PreTrainedModel,
+    train_dataset: object,
+    processing_class: ProcessingClass | None,
+    args: SpectralPruningArguments,
+    *,
+    data_collator: Collator | None = None,
+    is_judged: bool = True,
+    needs_targets: bool = True,
+) -> object:
+    """Rows to train on, of which the first few were tried.
+
+    Args:
+        is_judged: there is held-out data besides; else some of the rows are to be held out.
+        needs_targets: the loss is the model's own.
+
+    Raises:
+        ValueError: there are none, or too few to hold some out; or see `data.rows.training_rows`, `data.for_model.read_data` and
+            `models.losses.check_targets`.
+    """
+    processing_class = tokenizer_for(model, processing_class, train_dataset)
+    rows = training_rows(train_dataset, processing_class, length_of_rows(model))
+    if isinstance(rows, Sized) and len(rows) < (1 if is_judged else 2):
+        what = "no rows" if len(rows) == 0 else "one row, and none can be held out to judge by"
+        raise ValueError(f"`train_dataset` has {what}. Give more{'' if is_judged else ', or pass `eval_dataset`'}.")
+    if is_vision(model):
+        return rows
+    first = rows.select(range(min(_TRIED, len(rows)))) if isinstance(rows, Dataset) else list(islice(rows, _TRIED))
+    options = replace(args, num_calibration_samples=max(1, len(first)))
+    for batch in read_data(first, processing_class, model, options, "train_dataset", data_collator):
+        if needs_targets:
+            check_targets(model, batch)
+    return rows
