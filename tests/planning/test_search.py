@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import ENCODERS, FAMILIES, FFN_ONLY, encoder_batch, random_batch, refused, tiny_encoder, tiny_model
+from vision import image_batch, tiny_vision
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.models.families import layers_of, unit_groups
@@ -58,9 +59,10 @@ def test_a_trial_is_the_divergence_of_the_cut_and_repaired_model(family):
     assert found == pytest.approx(expected, rel=1e-3) and found > 0
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "bert"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bert", "vit"])
 def test_trials_of_one_model_share_its_dense_stream(family, monkeypatch):
-    model, batches = make(family).eval(), rows(family)
+    images = [{"pixel_values": image_batch(4, seed)["pixel_values"]} for seed in range(2)]
+    model, batches = (tiny_vision("vit").eval(), images) if family == "vit" else (make(family).eval(), rows(family))
     cuts = [{group.key: torch.arange(0, group.size, step) for group in unit_groups(model)} for step in (2, 3)]
     expected = [divergence(model, kept, batches) for kept in cuts]
     runs = []  # all layers are called whenever one is run
