@@ -4,14 +4,14 @@
 
 The weights are state dicts of the CIFAR ResNets (`resnet20-12fca82f.th`, ...), whose shortcuts take every second position and
 fill up with zero channels (option A of arXiv:1512.03385). The zeros tie the channels of a stage to places in the next, so only
-the channels inside the blocks are cut, by every criterion. The data folder holds lossless pictures, `lossless_batch_*.png`: the
-first 4,000 for training and 1,000 for test, a picture a row, and their labels in `labels_official_order.npz`; and all 10,000 test
-pictures as JPEG, `cifar10_jpeg_test.npz` (`jpeg`, `offsets`, `labels`), which cost every network points but tell networks apart
+the channels inside the blocks are cut, by every criterion. The data folder holds lossless images, `lossless_batch_*.png`: the
+first 4,000 for training and 1,000 for test, an image per row, their labels in `labels_official_order.npz`; and all 10,000 test
+images as JPEG, `cifar10_jpeg_test.npz` (`jpeg`, `offsets`, `labels`), which cost every network points but tell networks apart
 with a third of the noise.
 
 Every cell starts from the same trained network. Beside the criteria of this package stands the group Taylor criterion of
-torch-pruning (arXiv:2301.12900) with that library's own pruner, on the same channels and pictures, down to the same MACs. All
-get their batch norms recalibrated on the same pictures, and then the same short distillation from the dense network, block by
+torch-pruning (arXiv:2301.12900) with that library's own pruner, on the same channels and images, down to the same MACs. All
+get their batch norms recalibrated on the same images, and then the same short distillation from the dense network, block by
 block. Finished cells are kept in the output file, so that a killed run continues.
 """
 
@@ -92,7 +92,7 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A residual network for pictures of 32 x 32 with stages of 16, 32 and 64 channels."""
+    """A residual network for images of 32 x 32 with stages of 16, 32 and 64 channels."""
 
     def __init__(self, depth: int = 20) -> None:
         super().__init__()
@@ -105,17 +105,17 @@ class CifarResNet(nn.Module):
             inputs = width
         self.linear = nn.Linear(inputs, 10)
 
-    def block_outputs(self, pictures: Tensor) -> list[Tensor]:
+    def block_outputs(self, images: Tensor) -> list[Tensor]:
         """(B, 3, 32, 32) -> (B, channels, H, W) of every block."""
-        maps, found = F.relu(self.bn1(self.conv1(pictures))), []
+        maps, found = F.relu(self.bn1(self.conv1(images))), []
         for block in (*self.layer1, *self.layer2, *self.layer3):
             maps = block(maps)
             found.append(maps)
         return found
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(B, 3, 32, 32) -> logits (B, 10)."""
-        return self.linear(self.block_outputs(pictures)[-1].mean(dim=(2, 3)))
+        return self.linear(self.block_outputs(images)[-1].mean(dim=(2, 3)))
 
 
 def trained(folder: Path, depth: int) -> CifarResNet:
@@ -131,43 +131,43 @@ def trained(folder: Path, depth: int) -> CifarResNet:
 
 @dataclass
 class Data:
-    """Pictures as bytes (N, 3, 32, 32) with their labels (N,)."""
+    """Images as bytes (N, 3, 32, 32) with their labels (N,)."""
 
-    pictures: Tensor
+    images: Tensor
     labels: Tensor
 
     def normalised(self, index: slice | Tensor = slice(None)) -> Tensor:
-        """Some of the pictures as the networks take them."""
-        return normalise(self.pictures[index])
+        """Some of the images as the networks take them."""
+        return normalise(self.images[index])
 
 
-def normalise(pictures: Tensor) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """Bytes (B, 3, 32, 32) -> floats in the networks' scale."""
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
-    return ((pictures.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def read_lossless(folder: Path, names: list[str], labels: str) -> Data:
-    """Pictures of 1024 x 1000 pixels, one CIFAR picture a row, with the first labels of that name."""
+    """Images of 1024 x 1000 pixels, one CIFAR image per row, with the first labels of that name."""
     rows = np.concatenate([np.asarray(Image.open(folder / f"lossless_batch_{name}.png").convert("RGB")) for name in names])
-    pictures = torch.from_numpy(rows.reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(rows.reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2).contiguous()
     known = np.load(folder / "labels_official_order.npz")[labels]
-    return Data(pictures, torch.from_numpy(known[: len(pictures)]).long())
+    return Data(images, torch.from_numpy(known[: len(images)]).long())
 
 
 def read_lossy(file: Path) -> Data:
-    """Pictures kept as JPEG files, one behind the other from the given offsets on."""
+    """Images kept as JPEG files, one behind the other from the given offsets on."""
     held = np.load(file)
     offsets, files = held["offsets"], held["jpeg"].tobytes()
     rows = [np.asarray(Image.open(io.BytesIO(files[start:end])).convert("RGB")) for start, end in pairwise(offsets)]
-    pictures = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
-    return Data(pictures, torch.from_numpy(held["labels"]).long())
+    images = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
+    return Data(images, torch.from_numpy(held["labels"]).long())
 
 
-def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Moves every picture by up to 4 pixels and mirrors half of them; bytes (B, 3, 32, 32)."""
-    count = len(pictures)
-    padded = F.pad(pictures, (4, 4, 4, 4))
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Moves every image by up to 4 pixels and mirrors half of them; bytes (B, 3, 32, 32)."""
+    count = len(images)
+    padded = F.pad(images, (4, 4, 4, 4))
     down, right = torch.randint(9, (2, count, 1), generator=generator)
     steps = torch.arange(32)
     flip = torch.rand(count, 1, generator=generator) < 0.5
@@ -177,17 +177,15 @@ def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def calibration_pictures(data: Data, number: int, seed: int) -> CalibrationData:
-    """Pictures drawn by the seed, moved and mirrored like those that the networks were trained on.
+def calibration_images(data: Data, number: int, seed: int) -> CalibrationData:
+    """Images drawn by the seed, moved and mirrored like those that the networks were trained on.
 
-    Batch norms that are recalibrated on plain pictures cost the dense ResNet-20 three points.
+    Batch norms that are recalibrated on plain images cost the dense ResNet-20 three points.
     """
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(len(data.labels), generator=generator)[:number]
-    pictures = normalise(augmented(data.pictures[index], generator))
-    return build_images(
-        (pictures, data.labels[index]), num_samples=number, batch_size=BATCH_SIZE, seed=seed, name="CIFAR-10 train"
-    )
+    images = normalise(augmented(data.images[index], generator))
+    return build_images((images, data.labels[index]), num_samples=number, batch_size=BATCH_SIZE, seed=seed, name="CIFAR-10 train")
 
 
 @torch.inference_mode()
@@ -201,11 +199,11 @@ def accuracy(network: nn.Module, data: Data) -> float:
 
 
 def export(folder: Path, data: Data, test: Data) -> None:
-    """Writes the pictures that `recipes/resnet56_cifar10.yaml` reads; those to calibrate on moved and mirrored."""
+    """Writes the images that `recipes/resnet56_cifar10.yaml` reads; those to calibrate on moved and mirrored."""
     folder.mkdir(parents=True, exist_ok=True)
-    moved = augmented(data.pictures, torch.Generator().manual_seed(0))
-    for name, pictures, labels in (("train", moved, data.labels), ("test", test.pictures, test.labels)):
-        save_file({"pixel_values": normalise(pictures).contiguous(), "labels": labels}, folder / f"{name}.safetensors")
+    moved = augmented(data.images, torch.Generator().manual_seed(0))
+    for name, images, labels in (("train", moved, data.labels), ("test", test.images, test.labels)):
+        save_file({"pixel_values": normalise(images).contiguous(), "labels": labels}, folder / f"{name}.safetensors")
 
 
 # ---- pruning
@@ -267,7 +265,7 @@ def prune_group_taylor(network: nn.Module, cell: dict[str, Any], calibration: Ca
 
 
 def macs_of(network: nn.Module) -> int:
-    """MACs of one picture."""
+    """MACs of one image."""
     example = torch.zeros(1, 3, 32, 32)
     return sum(layer_macs(wrap(network, example), {"pixel_values": example}).values())
 
@@ -276,9 +274,9 @@ def macs_of(network: nn.Module) -> int:
 
 
 def recover(network: CifarResNet, teacher: CifarResNet, data: Data, options: Any, seed: int) -> None:
-    """Teaches the cut network the outputs of the dense one's blocks, and recalibrates the batch norms on all pictures.
+    """Teaches the cut network the outputs of the dense one's blocks, and recalibrates the batch norms on all images.
 
-    The cuts are inside the blocks, so that every block still has an output to compare. A few hundred steps on 4,000 pictures
+    The cuts are inside the blocks, so that every block still has an output to compare. A few hundred steps on 4,000 images
     that the dense network knows by heart go further with it than with its logits. The classifier stays as it is.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -289,11 +287,11 @@ def recover(network: CifarResNet, teacher: CifarResNet, data: Data, options: Any
     network.train()
     for _ in range(options.recovery_steps):
         index = torch.randint(len(data.labels), (BATCH_SIZE,), generator=generator)
-        pictures = normalise(augmented(data.pictures[index], generator))
+        images = normalise(augmented(data.images[index], generator))
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                wanted = teacher.block_outputs(pictures)
-            found = network.block_outputs(pictures)
+                wanted = teacher.block_outputs(images)
+            found = network.block_outputs(images)
         pairs = [(one.float(), two.float()) for one, two in zip(found, wanted, strict=True)]
         errors = [(one - two).square().sum() / two.square().sum() for one, two in pairs]
         optimizer.zero_grad()
@@ -301,8 +299,8 @@ def recover(network: CifarResNet, teacher: CifarResNet, data: Data, options: Any
         optimizer.step()
         schedule.step()
     network.eval()
-    pictures = calibration_pictures(data, len(data.labels), seed)
-    recalibrate_norms(wrap(network, pictures.batches[0]["pixel_values"][:1]), pictures.batches)
+    images = calibration_images(data, len(data.labels), seed)
+    recalibrate_norms(wrap(network, images.batches[0]["pixel_values"][:1]), images.batches)
 
 
 # ---- the cells
@@ -382,7 +380,7 @@ def main() -> None:
     parser.add_argument("--recovery_rate", type=float, default=0.01)
     parser.add_argument("--allocation_samples", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--export", type=Path, help="Write the pictures of the recipe into this folder, and do no more.")
+    parser.add_argument("--export", type=Path, help="Write the images of the recipe into this folder, and do no more.")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = read_lossless(options.cifar10, ["0", "1", "2", "3"], "train")
@@ -396,12 +394,12 @@ def main() -> None:
         results = json.loads(options.output.read_text())
     results["protocol"] = {
         "models": "CIFAR ResNets with option-A shortcuts; channels inside the blocks are cut, down to the same MACs",
-        "calibration": f"{NUM_CALIBRATION} of the 4,000 lossless training pictures, drawn by the seed, moved and mirrored; loss "
-        f"curves on {options.allocation_samples} of them; batch norms recalibrated on the same pictures, after recovery on all",
+        "calibration": f"{NUM_CALIBRATION} of the 4,000 lossless training images, drawn by the seed, moved and mirrored; loss "
+        f"curves on {options.allocation_samples} of them; batch norms recalibrated on the same images, after recovery on all",
         "recovery": "relative squared error of the outputs of all blocks to those of the dense network, "
-        f"{options.recovery_steps} steps of {BATCH_SIZE} of the 4,000 pictures, moved and mirrored; Adam, rate up to "
+        f"{options.recovery_steps} steps of {BATCH_SIZE} of the 4,000 images, moved and mirrored; Adam, rate up to "
         f"{options.recovery_rate} in a tenth of the steps, then down by a cosine; bfloat16 autocast",
-        "measured": "accuracy in per cent on the first 1,000 test pictures, lossless, and on all 10,000 as JPEG (lossy); float32",
+        "measured": "accuracy in per cent on the first 1,000 test images, lossless, and on all 10,000 as JPEG (lossy); float32",
         "noise": "binomial standard error: "
         + ", ".join(
             f"{100 * math.sqrt(p * (1 - p) / n):.1f} points of {n} at {p:.0%}"
@@ -420,7 +418,7 @@ def main() -> None:
         for cell in cells_of(depth, options):
             if key_of(cell) in done:
                 continue
-            calibration = calibration_pictures(data, NUM_CALIBRATION, cell["seed"])
+            calibration = calibration_images(data, NUM_CALIBRATION, cell["seed"])
             cell |= run_cell(dense, cell, calibration, data, tests, options)
             results["cells"].append(cell)
             temporary = options.output.with_suffix(".tmp")

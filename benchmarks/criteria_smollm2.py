@@ -97,7 +97,7 @@ def run_all(options: argparse.Namespace) -> dict[str, Comparison]:
 
 
 def write(found: dict[str, Comparison], output: Path) -> None:
-    """Writes the figures with their protocol as JSON, and the picture beside it."""
+    """Writes the figures with their protocol as JSON, and the plot beside it."""
     whole = {text: to_dict(comparison) for text, comparison in found.items()}
     shared = next(iter(whole.values()))
     result = {name: shared[name] for name in ("date", "machine", "versions", "metric", "dense", "arguments")}

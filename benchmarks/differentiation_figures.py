@@ -3,7 +3,7 @@
     python benchmarks/differentiation_figures.py --mnist FOLDER [--ndp] [--figures docs/figures] [--output results.json]
 
 FOLDER holds the four IDX files (`train-images-idx3-ubyte.gz`, ...). A 784-256-128-64-64-10 network is trained on 20,000
-pictures by the Trainer, once a seed and weight of the regulariser, and measured on the test images. `ndi_over_training`
+images by the Trainer, once per seed and weight of the regulariser, and measured on the test images. `ndi_over_training`
 shows the layers' NDI while it trains without a regulariser; `tsne_features` the t-SNE of the features before the last layer,
 of the first seed. A t-SNE map alone shows little, so the figures beside it are measured in the features themselves, over
 all seeds. With `--ndp` networks are also pruned while they train. Finished cells are kept in the output file, so that a killed
@@ -94,9 +94,9 @@ def train(network: nn.Sequential, data: Split, seed: int, weight: float, callbac
 
 
 @torch.inference_mode()
-def features_of(network: nn.Sequential, pictures: Tensor) -> Tensor:
+def features_of(network: nn.Sequential, images: Tensor) -> Tensor:
     """(N, 64): what the last layer reads."""
-    return network[:-1](pictures)
+    return network[:-1](images)
 
 
 @torch.inference_mode()
@@ -106,7 +106,7 @@ def accuracy(network: nn.Module, data: Split) -> float:
 
 
 def figures_of(features: Tensor, labels: Tensor) -> dict[str, float]:
-    """What can be said of features without a picture.
+    """What can be said of features without a figure.
 
     - knn: accuracy of 10 nearest neighbours, per cent, five folds.
     - silhouette: by digit, Euclidean, of standardised features; -1 to 1.
@@ -239,7 +239,7 @@ def spread(values: list[float]) -> str:
 
 
 def print_table(rows: dict[str, list[dict[str, Any]]]) -> None:
-    """A line a row, mean and standard deviation of every plain figure over the seeds."""
+    """One line per row, mean and standard deviation of every plain figure over the seeds."""
     for name, cells in rows.items():
         names = [key for key, value in cells[0].items() if isinstance(value, (int, float))]
         print(f"{name:36}", "  ".join(f"{key} {spread([cell[key] for cell in cells])}" for key in names))
@@ -316,7 +316,7 @@ def main() -> None:
         "training": {"pictures": NUM_TRAIN, "optimizer": "AdamW, learning rate falling linearly to 0", **TRAINING},
         "measured": "accuracy on the 10,000 test images (binomial standard error about 0.2 points at 96 %), features on "
         f"{NUM_FEATURES} of them, t-SNE on {NUM_TSNE}",
-        "ndp": "80 % of the parameters in 4 rounds, cubic, from step 200 to 400; calibrated on 256 training pictures",
+        "ndp": "80 % of the parameters in 4 rounds, cubic, from step 200 to 400; calibrated on 256 training images",
     }
     results["machine"], results["versions"] = machine(), library_versions()
     done = {(cell["weight"], cell["seed"]) for cell in results["cells"]}

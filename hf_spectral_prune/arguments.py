@@ -157,9 +157,10 @@ class SpectralPruningArguments(LmEvalArguments):
         "How much to remove from each group. `proportional`: equal shares. `scores`: rank the scores of all groups together "
         "(they must be comparable across layers, as loss-aware ones are). `loss_curves`: by the measured loss of cutting "
         "(`per_layer`: each group alone; `uniform`: one kind of unit in all layers). `fisher`: rank the units of all groups by "
-        "their Fisher information, whatever the criterion. `search`: by trials of the repaired model, which is to say what the "
-        "dense one says (`per_layer`: beginning with `fisher`; `uniform`: with equal shares). `auto`: `search` with the "
-        "sequential compensation, else `loss_curves`; for `uniform`, equal shares if the calibration data give no loss.",
+        "their Fisher information, whatever the criterion. `search`: by trials that compare the compensated "
+        "model's outputs with the dense one's (`per_layer`: beginning with `fisher`; `uniform`: with equal shares). `auto`: "
+        "`search` with the sequential compensation, else `loss_curves`; for `uniform`, equal shares if the calibration data give "
+        "no loss.",
     )
     num_allocation_samples: int | None = _field(
         None,

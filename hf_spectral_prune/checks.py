@@ -122,7 +122,7 @@ def check_data(
         _warn_of_few_texts(calibration)
     if args.allocation == "search" and args.compensation != "sequential":
         raise ValueError(
-            f'`allocation="search"` tries models that are repaired sequentially, and `compensation` is `{args.compensation}`. '
+            f'`allocation="search"` tries models that are compensated sequentially, and `compensation` is `{args.compensation}`. '
             'Use `compensation="sequential"`, or another allocation.'
         )
     if calibration is not None and (criterion.needs_loss or measured):

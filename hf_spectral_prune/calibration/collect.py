@@ -144,7 +144,7 @@ def stream_signals(
 ) -> None:
     """Passes the real positions (N, n) of every group's output-side signal to the group's sink ({group key: sink}).
 
-    A sink is called once a batch (and consumer) with the activations, or with `signals="loss"` once a sequence with
+    A sink is called once per batch (and consumer) with the activations, or with `signals="loss"` once per sequence with
     `h_i(t) * dL/dh_i(t)` of the sequence's summed loss L.
     """
     shared = _Pass()

@@ -130,7 +130,7 @@ def metric_of(run: RunArguments) -> Metrics | None:
     def compute(found: EvalPrediction) -> dict[str, float]:
         logits: Any = found.predictions  # (N, num_labels), or (N, 1) for a regression
         references: Any = found.label_ids
-        if references.ndim == 2 and run.metric in ("accuracy", "f1"):  # several labels a row
+        if references.ndim == 2 and run.metric in ("accuracy", "f1"):  # several labels per row
             return multi_label_figures(logits, references)
         if logits.shape[-1] == 1 and run.metric in ("accuracy", "f1"):  # those of classes would round the values
             return regression_figures(logits[:, 0], references)

@@ -79,7 +79,7 @@ class IntegratedGradients(Criterion):
                 "Choose another criterion, e.g. `spectral` or `taylor`."
             )
         sums = {group.key: torch.zeros(group.size, dtype=torch.float64, device=model.device) for group in groups}
-        # A row a group: the error of completeness, and the change that it is a share of. Then the number of positions.
+        # A row per group: the error of completeness, and the change that it is a share of. Then the number of positions.
         gaps = torch.zeros(len(groups), 2, dtype=torch.float64, device=model.device)
         count = torch.zeros((), dtype=torch.float64, device=model.device)
         was_training = model.training

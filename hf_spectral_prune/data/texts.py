@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 
 # Columns of a tokenised data set that go to the model, with the value that pads each; other columns are left behind.
 _PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "labels": -100}
-_PADDING |= {"start_positions": 0, "end_positions": 0}  # one number a row, which is not padded: where an answer is
+_PADDING |= {"start_positions": 0, "end_positions": 0}  # one number per row, which is not padded: where an answer is
 # How TRL says which tokens of a row are answers to learn, before its collator makes labels of them.
 TARGET_MASKS = ("completion_mask", "assistant_masks")
 
@@ -243,7 +243,7 @@ def tokenised_row(row: Row | Tensor, length: int | None = None) -> Batch:
 def _answers(ids: Tensor, masks: list[Sequence[int]]) -> Tensor:
     """(T,) the ids where all masks are 1, and -100 elsewhere."""
     if any(len(mask) != len(ids) for mask in masks):
-        raise ValueError(f"A tokenised row has {len(ids)} `input_ids` and a mask of another length. Give one value a token.")
+        raise ValueError(f"A tokenised row has {len(ids)} `input_ids` and a mask of another length. Give one value per token.")
     return ids.masked_fill(~torch.stack([torch.as_tensor(mask).bool() for mask in masks]).all(dim=0), -100)
 
 

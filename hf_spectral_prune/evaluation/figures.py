@@ -227,7 +227,7 @@ def _default_metrics(model: PreTrainedModel) -> Metrics | None:
 
 def _accuracy(found: EvalPrediction) -> dict[str, float]:
     predictions, labels = np.asarray(found.predictions), np.asarray(found.label_ids)
-    if predictions.shape[:-1] != labels.shape:  # several labels a row
+    if predictions.shape[:-1] != labels.shape:  # several labels per row
         return {}
     return {"accuracy": float((predictions.argmax(-1) == labels)[labels != -100].mean())}
 

@@ -99,7 +99,7 @@ def has_targets(model: PreTrainedModel, batch: Batch) -> bool:
 def next_token_targets(batch: Batch) -> Tensor:
     """(B, T) what a causal language model must say at every place, given those before it; -100 where nothing counts.
 
-    The `labels`, where there is one a token, else the ids. No padding counts, and no token without one of its own text before
+    The `labels`, where there is one per token, else the ids. No padding counts, and no token without one of its own text before
     it: the first of a row, the one behind padding, and the first of each document in a packed row.
     """
     ids = batch["input_ids"]

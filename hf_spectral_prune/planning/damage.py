@@ -196,7 +196,7 @@ def fisher_damage(
 
     With `m_c(t) = h_c(t) dL/dh_c(t)` of a sequence's summed loss L, a unit's information is `E_t[(sum_c m_c(t))^2] / 2` over its
     channels c: to second order what the loss of a position gains where the whole unit goes. It has one unit of measure in all
-    layers and for neurons and heads alike. One backward pass a sequence; state is a number a unit.
+    layers and for neurons and heads alike. One backward pass per sequence; the state is one number per unit.
 
     Returns:
         {group key: (size + 1,)} the running sum, least informative first.

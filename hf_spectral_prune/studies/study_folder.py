@@ -86,7 +86,7 @@ class StudyFolder:
             differing = [words for name, words in _FIXED.items() if before[name] != _identity(protocol[name])]
             if differing:
                 raise ValueError(
-                    f"`output_dir` `{folder}` holds {self.holds} of {' and '.join(differing)}, whose figures cannot stand beside "
+                    f"`output_dir` `{folder}` holds {self.holds} of {' and '.join(differing)}, whose figures cannot be compared with "
                     "new ones. Name another folder, or set `overwrite_output_dir` to start anew."
                 )
         folder.mkdir(parents=True, exist_ok=True)

@@ -166,7 +166,7 @@ def test_every_criterion_is_finite_on_degenerate_layers(name, options):
 
 @pytest.mark.parametrize("name", ["fisher", "integrated_gradients", "taylor", "ndi"])
 def test_statistics_follow_a_cut(name):
-    """Analytic rounds score the units that are left from the statistics that were: what was gathered has a row a unit."""
+    """Analytic rounds score the units that are left from the statistics that were: what was gathered has a row per unit."""
     model = tiny_model()
     criterion, groups = make_criterion(name), unit_groups(model)
     batches = [random_batch(4, 16)]

@@ -1,4 +1,4 @@
-"""Labels mean what their names say, whatever their order; several labels a row become vectors; what cannot be told is refused."""
+"""Labels mean what their names say, whatever their order; several per row become vectors; what cannot be told is refused."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def standard_error(sums: Array, targets: Array) -> Array | None:
     """(m,) standard error over batches of the damage `sums.sum(axis=1) / targets.sum()`; None for a single batch.
 
     Args:
-        sums: (m, B) change of the summed loss of every batch, a row a unit.
+        sums: (m, B) change of the summed loss of every batch, a row per unit.
         targets: (B,) number of targets of every batch.
     """
     batches = len(targets)

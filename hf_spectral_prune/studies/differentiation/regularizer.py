@@ -166,7 +166,7 @@ class NDIRegularizedTrainerMixin:
             cause = "`torch_compile` is on" if trainer.args.torch_compile else f"one process uses {trainer.args.n_gpu} GPUs"
             raise ValueError(
                 f"The regulariser reads signals by hooks, but {cause}, where hooks are not seen. Leave compilation off and start "
-                "one process a GPU (`torchrun` or `accelerate launch`)."
+                "one process per GPU (`torchrun` or `accelerate launch`)."
             )
 
     def compute_loss(
