@@ -86,8 +86,8 @@ class StudyFolder:
             differing = [words for name, words in _FIXED.items() if before[name] != _identity(protocol[name])]
             if differing:
                 raise ValueError(
-                    f"`output_dir` `{folder}` holds {self.holds} of {' and '.join(differing)}, whose figures cannot be compared with "
-                    "new ones. Name another folder, or set `overwrite_output_dir` to start anew."
+                    f"`output_dir` `{folder}` holds {self.holds} of {' and '.join(differing)}, whose figures cannot be compared "
+                    "with new ones. Name another folder, or set `overwrite_output_dir` to start anew."
                 )
         folder.mkdir(parents=True, exist_ok=True)
         # The protocol first: it is what tells the folder from any other, also after a kill.

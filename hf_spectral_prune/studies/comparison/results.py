@@ -123,7 +123,20 @@ def table(comparison: Comparison) -> str:
     parts += ["", *notes] if notes else []
     if several:
         parts += ["", "± is the standard deviation over the seeds, whose number is in brackets."]
+    if once := _ran_once(comparison):
+        parts += [
+            "",
+            f"Without anything drawn at random, these ran once for all seeds: {', '.join(f'`{label}`' for label in once)}.",
+        ]
     return "\n".join(parts)
+
+
+def _ran_once(comparison: Comparison) -> list[str]:
+    """Labels that have fewer seeds than were asked for, because nothing in their cells is random."""
+    seeds: dict[str, set[int]] = {}
+    for cell in comparison.cells:
+        seeds.setdefault(cell["label"], set()).add(cell["seed"])
+    return [label for label, found in seeds.items() if len(found) == 1 < len(comparison.arguments["seeds"])]
 
 
 def verdict(comparison: Comparison) -> str:

@@ -204,6 +204,7 @@ def test_random_criteria_and_recoveries_run_for_every_seed(tmp_path, data):
     mean = sum(values) / 3
     spread = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
     assert f"{results.number(mean)} ± {results.number(spread, like=mean)} (3)" in table(comparison)
+    assert "these ran once for all seeds: `energy`." in table(comparison)
     recovered = comparison_cells(arguments(tmp_path, seeds=[0, 1], recoveries=["none", "lora"], training_args=TRAINING))
     assert [(cell.args.recovery, cell.args.seed) for cell in recovered if cell.label == "energy"] == [
         ("none", 0),
