@@ -45,7 +45,7 @@ from hf_spectral_prune import (
 )
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.torch_model import TorchModelForImageClassification, wrap
-from hf_spectral_prune.publishing.report.charts import _figure, _panel, _stack
+from hf_spectral_prune.publishing.report.drawing import new_figure, panel, panels_below_each_other
 from hf_spectral_prune.publishing.report.svg import to_png, to_svg
 from hf_spectral_prune.utils.environment import library_versions, machine
 from hf_spectral_prune.utils.files import write_text
@@ -179,7 +179,7 @@ def ndi_figure(runs: list[list[dict[str, Any]]]) -> Any:
     colours = ("kept", "removed", "third", "ink")
     steps = [point["step"] for point in runs[0]]
     keys = list(runs[0][0]["groups"])
-    figure, axes = _stack(len(panels), 105)
+    figure, axes = panels_below_each_other(len(panels), 105)
     for axis, (name, title) in zip(axes, panels.items(), strict=True):
         for layer, (key, colour) in enumerate(zip(keys, colours, strict=True), start=1):
             values = np.array([[point["groups"][key][name] for point in points] for points in runs])
@@ -198,9 +198,9 @@ def ndi_figure(runs: list[list[dict[str, Any]]]) -> Any:
 def tsne_figure(panels: dict[str, np.ndarray], labels: np.ndarray) -> Any:
     """Two t-SNE maps side by side, a colour per digit, with the digit at the middle of its points."""
     side = 290.0
-    figure = _figure(side + 10, 2 * side + 40)
+    figure = new_figure(side + 10, 2 * side + 40)
     for index, (title, places) in enumerate(panels.items()):
-        axis = _panel(figure, 8 + index * (side + 24), 6, side, side - 16)
+        axis = panel(figure, 8 + index * (side + 24), 6, side, side - 16)
         for digit, colour in enumerate(CLASSES):
             mine = places[labels == digit]
             axis.scatter(mine[:, 0], mine[:, 1], s=5, color=colour, alpha=0.65, linewidths=0)

@@ -12,101 +12,34 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Outline
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ...planning import GroupScores
 from ...utils.plot_style import LIGHT, SMALL, in_style
+from .drawing import (
+    TOP,
+    WIDTH,
+    colour_key,
+    draw_filled,
+    draw_strokes,
+    is_logarithmic,
+    label_layers,
+    layer_rows,
+    legend,
+    new_figure,
+    panel,
+    panels_below_each_other,
+    reach,
+    set_scale,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Narrow enough that its words can be read on a phone, where the page is half as wide as this times the scale on a desk.
-_WIDTH = 440.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 14.0, 30.0, 42.0
-# Scores and eigenvalues that span more than this factor are drawn on a logarithmic axis.
-_LOG_FACTOR = 30.0
 _BINS = 72
-# Points that a character of a tick label takes.
-_CHARACTER = 5.8
 # Up to so many layers, the bars say their figures; no bar is so low that it cannot be seen.
 _NAMED_BARS = 12
 _LEAST_BAR = 0.015
-
-
-def _figure(height: float, width: float = _WIDTH) -> Figure:
-    # No pyplot: it would keep the figure in a global list and may look for a display.
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place given in points from the lower left corner."""
-    whole_width, whole_height = figure.get_size_inches() * 72
-    return figure.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
-
-
-def _stack(number: int, height: float, gap: float = 52.0, below: float = 0.0) -> tuple[Figure, list[Axes]]:
-    """Panels of equal height below each other, the first on top, with so much more room below each."""
-    gap += below
-    total = _TOP + number * height + (number - 1) * gap + _BOTTOM + below
-    figure = _figure(total)
-    bottoms = [total - _TOP - (index + 1) * height - index * gap for index in range(number)]
-    return figure, [_panel(figure, _LEFT, bottom, _WIDTH - _LEFT - _RIGHT, height) for bottom in bottoms]
-
-
-def _reach(labels: Sequence[str]) -> float:
-    """Points that the longest of the labels takes beyond what a number of three figures does."""
-    return max(0.0, _CHARACTER * (max(map(len, labels), default=0) - 3))
-
-
-def _label_layers(axis: Axis, labels: Sequence[str], most: int) -> None:
-    """Names of the layers along an axis, at most so many that they do not touch."""
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, len(labels)) if len(labels) <= most * step)
-    shown = range(0, len(labels), step)
-    axis.set_major_locator(FixedLocator([float(index) for index in shown]))
-    axis.set_ticklabels([labels[index] for index in shown])
-    axis.set_tick_params(length=0)
-
-
-def _fill(axis: Axes, outlines: Sequence[Sequence[tuple[float, float]]], colour: str, alpha: float = 1.0) -> None:
-    """Filled polygons as one path."""
-    vertices, codes = [], []
-    for outline in outlines:
-        vertices += [*outline, outline[0]]
-        codes += [Outline.MOVETO, *[Outline.LINETO] * (len(outline) - 1), Outline.CLOSEPOLY]
-    if vertices:
-        axis.add_patch(PathPatch(Outline(vertices, codes), facecolor=LIGHT[colour], linewidth=0, alpha=alpha))
-
-
-def _ticks(axis: Axes, places: Sequence[tuple[float, float, float]], colour: str, width: float = 1.0) -> None:
-    """Upright strokes (x, from, to) as one path."""
-    if places:
-        xs = [value for x, _, _ in places for value in (x, x, math.nan)]
-        ys = [value for _, low, high in places for value in (low, high, math.nan)]
-        axis.plot(xs, ys, color=LIGHT[colour], linewidth=width, solid_capstyle="butt")
-
-
-def _key(axis: Axes, entries: Sequence[tuple[str, str]], x: float = 1.0) -> None:
-    """Names of colours, at the right above the axes."""
-    handles = [PathPatch(Outline([(0, 0)]), facecolor=LIGHT[colour], linewidth=0, label=name) for colour, name in entries]
-    axis.legend(
-        handles=handles,
-        loc="lower right",
-        bbox_to_anchor=(x, 1.0),
-        ncols=len(handles),
-        handlelength=0.9,
-        handleheight=0.9,
-        columnspacing=1.2,
-        borderaxespad=0.15,
-        labelcolor=LIGHT["faint"],
-    )
 
 
 # ---- widths
@@ -120,8 +53,8 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
         kinds: {name: (names of the layers, units before, units after)}.
     """
     # Numbers stand beside each other below the bars; paths are too long for that and stand upright.
-    upright = {name: _reach(labels) for name, (labels, _, _) in kinds.items()}
-    figure, axes = _stack(len(kinds), 120, below=max(upright.values(), default=0.0))
+    upright = {name: reach(labels) for name, (labels, _, _) in kinds.items()}
+    figure, axes = panels_below_each_other(len(kinds), 120, below=max(upright.values(), default=0.0))
     for axis, (name, (labels, before, after)) in zip(axes, kinds.items(), strict=True):
         count = len(labels)
         half = 0.42 if count <= 60 else 0.5
@@ -131,7 +64,7 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
                 [(x - half, 0), (x - half, value), (x + half, value), (x + half, 0)]
                 for x, value in enumerate(max(float(value), least if value else 0.0) for value in values)
             ]
-            _fill(axis, bars, colour)
+            draw_filled(axis, bars, colour)
         if count <= _NAMED_BARS:
             for x, (old, new) in enumerate(zip(before, after, strict=True)):
                 axis.annotate(f"{new:,}", (x, old), (0, 2), textcoords="offset points", ha="center", fontsize=SMALL)
@@ -142,66 +75,15 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}"))
         axis.grid(True, axis="y")
         axis.set_title(f"{name} per layer")
-        _label_layers(axis.xaxis, labels, 20 if not upright[name] else 30)
+        label_layers(axis.xaxis, labels, 20 if not upright[name] else 30)
         if upright[name]:
             axis.xaxis.set_tick_params(labelrotation=90)
         axis.set_xlabel("layer")
-        _key(axis, [("kept", "kept"), ("pale", "removed")])
+        colour_key(axis, [("kept", "kept"), ("pale", "removed")])
     return figure
 
 
 # ---- rows of layers
-
-
-def _rows(labels: Sequence[str], title: str, xlabel: str) -> tuple[Figure, Axes]:
-    """A figure with a row for every layer, the first on top; row i reaches from y = i - 0.5 to y = i + 0.5."""
-    count = len(labels)
-    height = count * min(56.0, max(9.0, 540.0 / count))
-    figure = _figure(_TOP + height + _BOTTOM)
-    left = _LEFT + _reach(labels)
-    axis = _panel(figure, left, _BOTTOM, _WIDTH - left - _RIGHT, height)
-    axis.set_ylim(count - 0.5, -0.5)
-    _label_layers(axis.yaxis, labels, max(1, int(height / 12)))
-    axis.set_title(title, x=(_LEFT - left) / (_WIDTH - left - _RIGHT))  # above the names too, so that the key has its room
-    axis.set_xlabel(xlabel)
-    axis.annotate("layer", (0, 0), (-12, -13), "axes fraction", "offset points", ha="right", fontsize=SMALL, color=LIGHT["faint"])
-    axis.spines["left"].set_visible(False)
-    axis.grid(True, axis="x")
-    return figure, axis
-
-
-def is_logarithmic(values: Sequence[float]) -> bool:
-    """Whether values are drawn on a logarithmic axis: none is negative, and those above zero span a large factor."""
-    positive = [value for value in values if value > 0]
-    return bool(positive) and min(values) >= 0 and max(positive) > _LOG_FACTOR * min(positive)
-
-
-def _set_scale(axis: Axes, values: Sequence[float], *, logarithmic: bool) -> None:
-    shown = [value for value in values if value > 0] if logarithmic else list(values)
-    low, high = min(shown, default=0.0), max(shown, default=1.0)
-    if logarithmic:
-        axis.set_xscale("log")
-        margin = (high / low) ** 0.02
-        axis.set_xlim(low / margin, high * margin)
-        # A label every decade or every few; within two decades a few more.
-        subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
-        axis.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=6))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: _decade(value)))
-    else:
-        margin = 0.02 * (high - low) or abs(high) * 0.05 or 1.0
-        axis.set_xlim(low - margin, high + margin)
-
-
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def _decade(value: float) -> str:
-    exponent = math.floor(math.log10(value) + 1e-9)
-    if -3 <= exponent <= 4:
-        return f"{value:,g}"
-    mantissa = round(value / 10**exponent)
-    return f"{'' if mantissa == 1 else f'{mantissa}·'}10{str(exponent).translate(_SUPERSCRIPTS)}"
 
 
 @in_style()
@@ -216,8 +98,10 @@ def scores(title: str, layers: Mapping[str, GroupScores]) -> Figure:
     """
     values = [value for group in layers.values() for value in group.scores]
     logarithmic = is_logarithmic(values)
-    figure, axis = _rows(list(layers), title, "score, logarithmic (higher = keep)" if logarithmic else "score (higher = keep)")
-    _set_scale(axis, values, logarithmic=logarithmic)
+    figure, axis = layer_rows(
+        list(layers), title, "score, logarithmic (higher = keep)" if logarithmic else "score (higher = keep)"
+    )
+    set_scale(axis, values, logarithmic=logarithmic)
     floor = min((value for value in values if value > 0), default=0.0)
     shapes: dict[str, list[list[tuple[float, float]]]] = {"removed": [], "kept": []}
     strokes: dict[str, list[tuple[float, float, float]]] = {"removed": [], "kept": [], "ink": []}
@@ -236,11 +120,11 @@ def scores(title: str, layers: Mapping[str, GroupScores]) -> Figure:
         if cut is not None:
             strokes["ink"].append((cut, row + 0.5, row - 0.5))
     for colour, outlines in shapes.items():
-        _fill(axis, outlines, colour, 0.85)
+        draw_filled(axis, outlines, colour, 0.85)
     for colour in ("removed", "kept"):
-        _ticks(axis, strokes[colour], colour, 1.4)
-    _ticks(axis, strokes["ink"], "ink", 1.2)
-    _key(axis, [("removed", "removed"), ("kept", "kept"), ("ink", "cut")])
+        draw_strokes(axis, strokes[colour], colour, 1.4)
+    draw_strokes(axis, strokes["ink"], "ink", 1.2)
+    colour_key(axis, [("removed", "removed"), ("kept", "kept"), ("ink", "cut")])
     return figure
 
 
@@ -289,13 +173,13 @@ def spectra(title: str, layers: Mapping[str, Sequence[float]]) -> Figure:
     """
     values = [value for found in layers.values() for value in found if value > 0]
     logarithmic = is_logarithmic(values)
-    figure, axis = _rows(list(layers), title, "eigenvalue λ, logarithmic" if logarithmic else "eigenvalue λ")
-    _set_scale(axis, values or [0.0], logarithmic=logarithmic)
+    figure, axis = layer_rows(list(layers), title, "eigenvalue λ, logarithmic" if logarithmic else "eigenvalue λ")
+    set_scale(axis, values or [0.0], logarithmic=logarithmic)
     rest = [(value, row + 0.3, row - 0.3) for row, found in enumerate(layers.values()) for value in found[1:] if value > 0]
     first = [(found[0], row + 0.42, row - 0.42) for row, found in enumerate(layers.values()) if found and found[0] > 0]
-    _ticks(axis, rest, "kept", 1.1)
-    _ticks(axis, first, "removed", 1.8)
-    _key(axis, [("removed", "largest"), ("kept", "others")])
+    draw_strokes(axis, rest, "kept", 1.1)
+    draw_strokes(axis, first, "removed", 1.8)
+    colour_key(axis, [("removed", "largest"), ("kept", "others")])
     return figure
 
 
@@ -315,7 +199,7 @@ def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) 
         losses: {one of the three names above: {round: loss}}.
     """
     series = {name: points for name, points in losses.items() if points}
-    figure, axes = _stack(2 if series else 1, 110)
+    figure, axes = panels_below_each_other(2 if series else 1, 110)
     last = max([*sizes, *(step for points in series.values() for step in points)])
     axes[0].plot(list(sizes), [size / 1e6 for size in sizes.values()], color=LIGHT["kept"], marker="o", markersize=4)
     axes[0].set_title("Parameters, millions")
@@ -334,7 +218,7 @@ def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) 
             )
         axes[1].set_title("Held-out loss, nats")
         if len(series) > 1:
-            _legend(axes[1])
+            legend(axes[1])
     for axis in axes:
         axis.grid(True, axis="y")
         axis.set_xlim(-0.1 * max(last, 1), last * 1.05 + 0.05)
@@ -345,16 +229,10 @@ def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) 
     return figure
 
 
-def _legend(axis: Axes) -> None:
-    axis.legend(
-        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, columnspacing=1.4, borderaxespad=0.15, labelcolor=LIGHT["faint"]
-    )
-
-
 @in_style()
 def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> Figure:
     """Loss of the one fine-tuning stage over its steps: as trained, and held out before, meanwhile and after."""
-    figure, (axis,) = _stack(1, 150)
+    figure, (axis,) = panels_below_each_other(1, 150)
     axis.plot(list(training), list(training.values()), color=LIGHT["kept"], linewidth=1.5, label="training")
     axis.plot(
         list(held_out),
@@ -372,7 +250,7 @@ def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> Fi
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     axis.set_title("Loss, nats")
     axis.set_xlabel("step")
-    _legend(axis)
+    legend(axis)
     return figure
 
 
@@ -384,14 +262,14 @@ def cost(panels: Mapping[str, Mapping[str, float]]) -> Figure:
         panels: {title: {name of the bar: value}}.
     """
     heights = [len(bars) * 20.0 for bars in panels.values()]
-    figure = _figure(sum(heights) + _TOP * len(heights) + 14)
+    figure = new_figure(sum(heights) + TOP * len(heights) + 14)
     left, right, bottom = 96.0, 54.0, 14.0
     for (title, bars), height in reversed([*zip(panels.items(), heights, strict=True)]):
-        axis = _panel(figure, left, bottom, _WIDTH - left - right, height)
-        bottom += height + _TOP
+        axis = panel(figure, left, bottom, WIDTH - left - right, height)
+        bottom += height + TOP
         most = max(bars.values()) or 1.0
         for row, (name, value) in enumerate(bars.items()):
-            _fill(axis, [[(0, row - 0.32), (value, row - 0.32), (value, row + 0.32), (0, row + 0.32)]], "kept")
+            draw_filled(axis, [[(0, row - 0.32), (value, row - 0.32), (value, row + 0.32), (0, row + 0.32)]], "kept")
             axis.text(
                 value + 0.02 * most,
                 row,

@@ -13,6 +13,7 @@ from ..card import words
 from ..formats import change, metric, metric_change, number, percent
 from ..saved_folder import SavedFolder
 from . import charts
+from .drawing import is_logarithmic
 from .page import Chart, Section, Table
 
 NOT_MEASURED = "Not measured in this run"
@@ -155,7 +156,7 @@ def _score_chart(saved: SavedFolder, kind: str, layers: Mapping[str, GroupScores
         else f"Each shape is drawn from {max(len(group.scores) for group in layers.values())} scores at even ranks; heights are "
         "relative within a row."
     )
-    if charts.is_logarithmic(values) and min(values) == 0:
+    if is_logarithmic(values) and min(values) == 0:
         caption += " Scores of zero are at the left edge."
     head = ["layer", "units", "removed", "smallest", "median", "largest", "largest removed", "smallest kept"]
     rows = [
