@@ -182,10 +182,10 @@ def _manager(names: tuple[str, ...], folder: str | None) -> TaskManager:
     from lm_eval.tasks import TaskManager
 
     with _quiet(False):
-        if folder is not None:
-            own = TaskManager(include_path=folder, include_defaults=False)
-            if set(names) <= {*own.all_subtasks}:
-                return own
+        own = None if folder is None else TaskManager(include_path=folder, include_defaults=False)
+    if own is not None and set(names) <= {*own.all_subtasks}:
+        return own
+    with working("Reading lm_eval's index"), _quiet(False):
         manager = TaskManager(include_path=folder)
     known = manager.all_tasks
     for name in names:

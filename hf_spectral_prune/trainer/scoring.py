@@ -161,6 +161,11 @@ class ScoreTrackingCallback(LoggingCallback):
 
     def check(self, args: TrainingArguments, model: PreTrainedModel, processing_class: ProcessingClass | None) -> None:
         """Raises what would make the scoring fail later."""
+        if self.args.lm_eval is not None:
+            raise ValueError(
+                "`lm_eval` is measured by `SpectralPruner` and `cria evaluate`, not in the training of a Trainer. Leave it out, "
+                "and measure the saved model."
+            )
         check_unwrapped(model)
         self._sharded = shards_weights(model)
         self._spread = self._sharded or AcceleratorState().distributed_type != DistributedType.NO

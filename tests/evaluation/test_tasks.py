@@ -13,8 +13,9 @@ import torch
 from conftest import random_batch, tiny_encoder, tiny_model
 from crias import TASK
 from huggingface_hub import ModelCard
+from transformers import TrainingArguments
 
-from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, SpectralPruningCallback
 from hf_spectral_prune.arguments import LmEvalArguments
 from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.evaluation.tasks import TaskFigures, task_figures
@@ -127,6 +128,12 @@ def test_only_decoders_with_a_tokenizer_can_be_asked(tasks, tokenizer):
         SpectralPruner(
             tiny_model(), SpectralPruningArguments(lm_eval=["cria_pairs"], lm_eval_include_path=str(tasks)), [random_batch()]
         )
+
+
+def test_a_trainer_is_not_asked(tmp_path):
+    callback = SpectralPruningCallback(lm_eval=["piqa"], units=["ffn"])
+    with pytest.raises(ValueError, match="not in the training of a Trainer"):
+        callback.check(TrainingArguments(str(tmp_path), use_cpu=True), tiny_model(), None)
 
 
 @installed

@@ -19,7 +19,7 @@ from .page import Chart, Section, Table
 NOT_MEASURED = "Not measured in this run"
 # Eigenvalues that the table names, counted from the largest; the chart has all that were kept.
 _EIGENVALUES = (1, 2, 3, 5, 10, 24)
-_STEPS = {"start": "before the run", "evaluation": "evaluation", "recovery": "recovery"}
+_STEPS = {"start": "before the run", "evaluation": "evaluation", "recovery": "recovery", "lm_eval": "lm_eval"}
 
 
 def _missing(id: str, title: str, reason: str) -> Section:
