@@ -80,15 +80,15 @@ def settle_options(
     model: PreTrainedModel, args: SpectralPruningArguments, calibration: CalibrationData | None
 ) -> SpectralPruningArguments:
     """The options with what is left open in them: all kinds of `units` that the model has, what `auto` compensation stands for
-    (`sequential`, or `least_squares` for models known by structure; none for channels and without calibration data), and what
-    `auto` allocation does."""
+    (`sequential`, or `least_squares` where the residual stream is not known; none for channels and without calibration
+    data), and what `auto` allocation does."""
     family = family_of(model.config)
     units: list[str] = [*kinds_of(model)] if args.units is None else args.units
     compensation = args.compensation
     if compensation == "auto" and (calibration is None or family.traced):
         compensation = "none"
     elif compensation == "auto":
-        compensation = "least_squares" if family.by_structure else "sequential"
+        compensation = "least_squares" if family.stream_unknown else "sequential"
     return settle_allocation(model, replace(args, units=units, compensation=compensation), calibration)
 
 

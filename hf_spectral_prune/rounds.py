@@ -120,7 +120,13 @@ def _limits(model: PreTrainedModel, args: SpectralPruningArguments, target: Targ
 
 
 def _min_units(args: SpectralPruningArguments) -> dict[str, int]:
-    return {"ffn": args.min_ffn_units, "heads": args.min_kv_groups, "channels": args.min_channels}
+    return {
+        "ffn": args.min_ffn_units,
+        "shared_ffn": args.min_ffn_units,
+        "decoder_ffn": args.min_ffn_units,
+        "heads": args.min_kv_groups,
+        "channels": args.min_channels,
+    }
 
 
 def score(

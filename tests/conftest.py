@@ -74,6 +74,14 @@ FFN_ONLY = {
     "gpt2": ("GPT2", {"n_inner": 24}),
     "gpt2-open": ("GPT2", {}),
 }
+# Mixtures of experts, of which each has 24 neurons; in the second layer of one there are none.
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "intermediate_size": 40}
+MOE = {
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": ("Qwen2Moe", _EXPERTS | {"shared_expert_intermediate_size": 16}),
+    "qwen3_moe": ("Qwen3Moe", _EXPERTS | {"mlp_only_layers": [1]}),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+}
 # Families whose table is another's under other names: beside the pairwise products, the fast tests leave them out.
 ALIKE = {"starcoder2", "nemotron", "cohere2", "glm", "stablelm", "falcon-alibi", "gpt2-open", "gpt_neox"}
 # Families whose stock class holds no other number of heads.
@@ -82,7 +90,7 @@ FIXED_HEADS = {"opt", "opt-post-norm", "stablelm", "stablelm-parallel"}
 
 def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: str = "ForCausalLM", **fields) -> PreTrainedModel:
     """A random model with weights large enough that every unit matters: 3 layers, 24 neurons, hidden size 32."""
-    prefix, special = (FAMILIES | FFN_ONLY)[family]
+    prefix, special = (FAMILIES | FFN_ONLY | MOE)[family]
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -96,7 +104,7 @@ def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: 
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-    if prefix not in ("Qwen2", "Falcon"):  # which have no such field
+    if prefix not in ("Qwen2", "Falcon", "Olmoe"):  # which have no such field
         sizes["head_dim"] = 4
     # Models that see images too have names of their own for their text parts, but for one.
     text = f"{prefix}Text" if prefix in ("Gemma3", "Qwen3_5") else prefix
@@ -116,6 +124,38 @@ def pytest_collection_finish() -> None:
     of walking through their objects each time."""
     gc.collect()
     gc.freeze()
+
+
+_BART_SIZES = {"d_model": 32, "max_position_embeddings": 128, "init_std": 0.15, "decoder_start_token_id": 2}
+for _side in ("encoder", "decoder"):
+    _BART_SIZES |= {f"{_side}_layers": 2, f"{_side}_attention_heads": 4, f"{_side}_ffn_dim": 24}
+_T5_SIZES = {"d_model": 32, "d_ff": 24, "d_kv": 8, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+# Encoder-decoders: stock class prefix, name of the class that says text, config fields.
+SEQ2SEQ = {
+    "bart": ("Bart", "ForConditionalGeneration", _BART_SIZES | {"decoder_layers": 3, "decoder_ffn_dim": 40}),
+    "mbart": ("MBart", "ForConditionalGeneration", _BART_SIZES),
+    "pegasus": ("Pegasus", "ForConditionalGeneration", _BART_SIZES),
+    "marian": ("Marian", "MTModel", _BART_SIZES | {"decoder_vocab_size": VOCABULARY}),
+    "m2m_100": ("M2M100", "ForConditionalGeneration", _BART_SIZES),
+    "t5": ("T5", "ForConditionalGeneration", _T5_SIZES | {"num_layers": 3, "num_decoder_layers": 2, "feed_forward_proj": "relu"}),
+    "t5-gated": ("T5", "ForConditionalGeneration", _T5_SIZES | {"feed_forward_proj": "gated-gelu"}),
+    "mt5": ("MT5", "ForConditionalGeneration", _T5_SIZES | {"feed_forward_proj": "gated-gelu"}),
+    "umt5": ("UMT5", "ForConditionalGeneration", _T5_SIZES | {"feed_forward_proj": "gated-gelu"}),
+}
+
+
+def tiny_seq2seq(family: str = "t5", task: str = "", **fields) -> PreTrainedModel:
+    """A random encoder-decoder with weights large enough that every unit matters."""
+    prefix, generating, sizes = SEQ2SEQ[family]
+    tokens = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = getattr(transformers, f"{prefix}Config")(**tokens | sizes | fields)
+    torch.manual_seed(0)
+    model = getattr(transformers, prefix + (task or generating))(config).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):  # positions may be fixed, and are then not saved
+                module.weight.normal_(std=0.15)
+    return model
 
 
 def num_moments() -> int:

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import yaml
-from conftest import tiny_encoder, tiny_model
+from conftest import tiny_encoder, tiny_model, tiny_seq2seq
 from crias import BPE_VOCABULARY, TASK, byte_level, cria, save
 from documents import DOCUMENTS, ROOT, blocks, commands, read_flags
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
@@ -44,7 +44,8 @@ def saved_models(tmp_path_factory, tokenizer):
     processor_of("resnet-basic").save_pretrained(place / "resnet")
     processor_of("vit").save_pretrained(place / "vit")
     image_folder(place / "images")
-    for name in ("llama", "bert"):
+    tiny_seq2seq("bart", encoder_ffn_dim=256, decoder_ffn_dim=256).save_pretrained(place / "bart")
+    for name in ("llama", "bert", "bart"):
         tokenizer.save_pretrained(place / name)
     for program in (text for document in DOCUMENTS for text in blocks(document, "python")):
         if name := re.match(r"# (\w+\.py)\n", program):  # the file of a module that another program imports

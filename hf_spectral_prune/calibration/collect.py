@@ -10,44 +10,67 @@ from itertools import islice
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..models.families import UnitGroup, consumers
-from ..models.losses import Batch, check_gradients, frozen, loss_of, moved_to, num_positions, run_base, single_sequences
+from ..models.losses import (
+    Batch,
+    check_gradients,
+    decoder_mask,
+    frozen,
+    loss_of,
+    moved_to,
+    num_positions,
+    run_base,
+    single_sequences,
+)
 from ..models.streams import Ascent
 from ..utils.progress import stage
+from ..utils.words import named
 from .moments import GroupMoments, Moments
 from .signals import ALL, Reader, Side, Spatial, num_signal_channels, readers
+
+logger = logging.get_logger(__name__)
 
 SIDES: tuple[Side, ...] = ("before", "after")
 
 
 class _Pass:
-    """What the hooks of one pass share: the padding mask of the batch that is running, and scratch memory."""
+    """What the hooks of one pass share: the padding masks of the batch that is running, and scratch memory."""
 
     def __init__(self) -> None:
-        self.mask: Tensor | None = None
+        self.masks: tuple[Tensor | None, Tensor | None] = (None, None)
         self.workspaces: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def start(self, batch: Batch) -> None:
-        """Notes the mask of the batch that runs next; images have none."""
-        mask = batch.get("attention_mask")
-        # The base model sees the choices of a multiple-choice batch (B, C, T) as rows.
-        self.mask = None if mask is None or bool(mask.all()) else mask.bool().flatten(0, -2)
+        """Notes the masks of the batch that runs next; images have none, and a decoder behind an encoder has its own."""
 
-    def real(self, value: Tensor) -> Tensor:
-        """The real positions (N, n) of a signal (B, T, n), or (B * T, n) in layers that take tokens as a plain list."""
-        value = value.detach().flatten(0, -2)
-        return value if self.mask is None else value[self.mask.flatten().to(value.device)]
+        def noted(mask: Tensor | None) -> Tensor | None:
+            # The base model sees the choices of a multiple-choice batch (B, C, T) as rows.
+            return None if mask is None or bool(mask.all()) else mask.bool().flatten(0, -2)
 
-    def real_to(self, sink: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        self.masks = noted(batch.get("attention_mask")), noted(decoder_mask(batch))
+
+    def real(self, value: Tensor, reader: Reader) -> Tensor:
+        """The real positions (N, n) of a signal (B, T, n), or (B * T, n) in layers that take tokens as a plain list.
+
+        Of an expert it is (tokens, n), those that it was given.
+        """
+        value, mask = value.detach().flatten(0, -2), self.masks[reader.stack]
+        if mask is None:
+            return value
+        mask = mask.flatten().to(value.device)
+        return value[mask if reader.expert is None else mask[reader.expert.tokens]]
+
+    def real_to(self, sink: Callable[[Tensor], None], reader: Reader) -> Callable[[Tensor], None]:
         """A sink that passes the real positions on."""
-        return lambda value: sink(self.real(value))
+        return lambda value: sink(self.real(value, reader))
 
-    def adder(self, moments: Moments) -> Callable[[Tensor], None]:
+    def adder(self, moments: Moments, reader: Reader) -> Callable[[Tensor], None]:
         """A sink that adds the real positions of a signal (B, T, n) to `moments`."""
 
         def add(value: Tensor) -> None:
-            rows = self.real(value)
+            rows = self.real(value, reader)
             dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
             key = (rows.shape[1], dtype, rows.device)
             if key not in self.workspaces:
@@ -106,9 +129,8 @@ def collect_moments(
             totals = {side: Moments.zeros(num_signal_channels(model, group, side), device) for side in sides}
             moments[group.key] = GroupMoments(totals.get("before"), totals["after"])
             for side, total in totals.items():
-                add = shared.adder(total)
                 for reader in readers(model, group, side, spatial):
-                    sink = _as_rows(reader, add)
+                    sink = _as_rows(reader, shared.adder(total, reader))
                     if side == "after" and signals == "loss":
                         sink = _times_gradient(sink)
                     stack.enter_context(reader.reading(sink))
@@ -127,6 +149,14 @@ def collect_moments(
         total.symmetrise()
         total.all_reduce()
     _check_finite(moments)
+    unreached = [group for group in groups if group.place and moments[group.key].after.count == 0]
+    moments |= {group.key: moments[group.key].of_noise() for group in unreached}
+    if unreached:
+        names = named([group.key.removesuffix(f".{group.kind}") for group in unreached])
+        logger.warning(
+            f"No token of the calibration data reaches {names}: the units of these experts are scored by their weights alone. "
+            "More text, or text of other kinds, may reach them."
+        )
     if any(found.after.count == 0 for found in moments.values()):
         raise ValueError("The calibration set has no unpadded position. Give text that is not empty.")
     return moments
@@ -154,7 +184,7 @@ def stream_signals(
         stack.callback(model.train, was_training)
         for group in groups:
             for reader in readers(model, group, "after", spatial):
-                sink = _as_rows(reader, shared.real_to(sinks[group.key]))
+                sink = _as_rows(reader, shared.real_to(sinks[group.key], reader))
                 stack.enter_context(reader.reading(sink if signals == "activations" else _times_gradient(sink)))
         _run_batches(model, batches, shared, signals, progress)
 

@@ -99,6 +99,11 @@ class Moments:
         """Moments of a subset of channels (the sub-block): what analytic re-scoring needs after a cut."""
         return Moments(self.count, self.sum[channels], self.second_moment[channels][:, channels])
 
+    def of_noise(self) -> Moments:
+        """Moments of independent channels of variance 1: those of a signal of which nothing is known, as there is no data."""
+        identity = torch.eye(self.num_channels, dtype=torch.float64, device=self.sum.device)
+        return Moments(1, torch.zeros_like(self.sum), identity)
+
     def mean(self) -> Tensor:
         """(n,) mean signal."""
         return self.sum / max(self.count, 1)
@@ -113,6 +118,10 @@ class GroupMoments(NamedTuple):
 
     before: Moments | None
     after: Moments
+
+    def of_noise(self) -> GroupMoments:
+        """Those of an expert that no token reached: scores then tell its units apart by their weights."""
+        return GroupMoments(None if self.before is None else self.before.of_noise(), self.after.of_noise())
 
     def select(self, group: UnitGroup, kept: Tensor) -> GroupMoments:
         """Moments after a cut that leaves the units `kept` (indices) of `group`."""

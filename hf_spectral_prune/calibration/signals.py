@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..models.cria.channels import widths_of
-from ..models.families import Signal, Slice, UnitGroup, family_of, module_of, network_of
+from ..models.families import Signal, Slice, UnitGroup, module_of, network_of, row_of, stack_of
+from ..models.families.experts import Expert
 
 Side = Literal["before", "after"]
 
@@ -42,12 +43,15 @@ ALL = Spatial()
 class Reader:
     """One place of a signal: the module to hook, its side, and what turns its value into rows (..., n).
 
-    A group of channels with several producers or consumers has several readers a side; their rows are pooled.
+    A group of channels with several producers or consumers has several readers a side; their rows are pooled. An expert is
+    given some of the tokens of a batch: `expert.tokens` says which. `stack` is 1 where the positions are those of a decoder.
     """
 
     module: nn.Module
     side: Literal["input", "output"]
     rows: Callable[[Tensor], Tensor]
+    expert: Expert | None = None
+    stack: int = 0
 
     @contextmanager
     def reading(self, sink: Callable[[Tensor], None]) -> Iterator[None]:
@@ -68,16 +72,18 @@ def readers(model: PreTrainedModel, group: UnitGroup, side: Side, spatial: Spati
         network = network_of(model)
         slices = group.before if side == "before" else [piece for piece in group.slices if piece.side == "input"]
         return [_channel_reader(network.get_submodule(piece.path), piece, group, spatial) for piece in slices]
-    row = family_of(model.config).kind(group.kind)
+    row = row_of(model, group)
     signal = row.before if side == "before" else row.after
-    return [Reader(module_of(model, group.layer, signal.module), signal.side, _block_of(signal))]
+    expert = module_of(model, group.layer, group.place) if group.place else None
+    stack = stack_of(model, group.layer)
+    return [Reader(module_of(model, group.layer, signal.module), signal.side, _block_of(signal), expert, stack)]
 
 
 def num_signal_channels(model: PreTrainedModel, group: UnitGroup, side: Side) -> int:
     """Number of channels that one side carries."""
     if group.slices:
         return group.size * group.channels_per_unit
-    row = family_of(model.config).kind(group.kind)
+    row = row_of(model, group)
     signal = row.before if side == "before" else row.after
     widths = widths_of(module_of(model, group.layer, signal.module))
     return widths["in" if signal.side == "input" else "out"] // signal.num_blocks

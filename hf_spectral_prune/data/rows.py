@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.losses import Batch, next_token_targets, num_rows, predicts_next_token
 from ..utils.types import Collator, Row
@@ -111,5 +111,7 @@ def causal_collator(processing_class: PreTrainedTokenizerBase | None = None) -> 
 
 
 def default_collator(model: PreTrainedModel, processing_class: Any) -> Collator | None:
-    """The collator of a causal language model; None, which is the Trainer's choice, for others."""
+    """The collator of a causal language model or of an encoder-decoder; None, which is the Trainer's choice, for others."""
+    if model.config.is_encoder_decoder and processing_class is not None:
+        return DataCollatorForSeq2Seq(processing_class, model)
     return causal_collator(processing_class) if predicts_next_token(model) else None

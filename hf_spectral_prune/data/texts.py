@@ -287,6 +287,8 @@ def collate_rows(rows: list[Batch], tokenizer: PreTrainedTokenizerBase | None = 
         values = [row[key] for row in rows]
         if all(_is_per_token(value, len(row["input_ids"])) for value, row in zip(values, rows, strict=True)):
             values = [_pad(value, widest, padding[key], left) for value in values]
+        elif key == "labels" and all(value.dim() == 1 for value in values):  # of another text, which a decoder says
+            values = [_pad(value, max(map(len, values)), padding[key], left=False) for value in values]
         batch[key] = torch.stack(values)
     if any(map(_is_packed, rows)):
         del batch["attention_mask"]

@@ -45,6 +45,8 @@ def forward_base(model: PreTrainedModel, batch: Batch) -> None:
         return
     if batch["input_ids"].dim() == 3:  # multiple choice: (B, C, T) -> (B * C, T)
         inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
+    if model.config.is_encoder_decoder:
+        inputs = with_decoder_inputs(model, inputs, batch.get("labels"))
     kwargs = {"use_cache": False} if getattr(model.config, "use_cache", None) is not None else {}
     model.base_model(**inputs, **kwargs)
 
@@ -59,6 +61,26 @@ def check_outputs_have_names(model: PreTrainedModel) -> None:
         raise ValueError(
             "The model's config has `return_dict` false, so that outputs have no names and cannot be told apart. Set it to true."
         )
+
+
+def with_decoder_inputs(model: PreTrainedModel, inputs: Batch, labels: Tensor | None = None) -> Batch:
+    """Inputs of an encoder-decoder with what its decoder reads: the labels (B, T) one place later, or the text itself."""
+    if "decoder_input_ids" in inputs:
+        return inputs
+    config = model.config
+    targets = inputs["input_ids"] if labels is None or labels.dim() != 2 else labels
+    pad = config.pad_token_id or 0
+    start = next((value for value in (config.decoder_start_token_id, config.bos_token_id) if value is not None), pad)
+    ids = torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], dim=1)
+    return inputs | {"decoder_input_ids": ids.masked_fill(ids == -100, pad)}
+
+
+def decoder_mask(batch: Batch) -> Tensor | None:
+    """(B, T) the positions of a decoder behind an encoder that have a target, as `with_decoder_inputs` makes them."""
+    labels = batch.get("labels")
+    if "decoder_input_ids" in batch:
+        return batch.get("decoder_attention_mask")
+    return batch.get("attention_mask") if labels is None or labels.dim() != 2 else labels != -100
 
 
 def predicts_next_token(model: PreTrainedModel) -> bool:
@@ -219,12 +241,15 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
     for parameter, _ in required:
         parameter.requires_grad_(False)
     if getattr(model, "main_input_name", None) == "pixel_values":
-        handle = model.register_forward_pre_hook(_differentiable_image, with_kwargs=True)
+        handles = [model.register_forward_pre_hook(_differentiable_image, with_kwargs=True)]
     else:
-        handle = model.get_input_embeddings().register_forward_hook(lambda _module, _args, output: output.requires_grad_())
+        sides = (model.get_encoder(), model.get_decoder()) if model.config.is_encoder_decoder else (model,)
+        embeddings = {side.get_input_embeddings() for side in sides}
+        handles = [module.register_forward_hook(lambda _module, _args, output: output.requires_grad_()) for module in embeddings]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         for parameter, value in required:
             parameter.requires_grad_(value)

@@ -19,7 +19,13 @@ from . import Budget, Count, Sizes, budget_of, macs_per_unit
 from .allocate import parameters_after
 from .flops import attention_path, layer_macs
 
-_KINDS = {"ffn": "FFN neurons", "heads": "attention heads (key/value groups)", "channels": "channels"}
+_KINDS = {
+    "ffn": "FFN neurons",
+    "shared_ffn": "FFN neurons of shared experts",
+    "decoder_ffn": "FFN neurons of the decoder",
+    "heads": "attention heads (key/value groups)",
+    "channels": "channels",
+}
 
 
 @dataclass(frozen=True)

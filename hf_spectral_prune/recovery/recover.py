@@ -17,7 +17,7 @@ from transformers.utils import logging
 from ..arguments import TAUGHT_RECOVERIES, SpectralPruningArguments
 from ..data.rows import default_collator, hold_out, training_rows
 from ..models.distributed import is_sharded, of_first_process
-from ..models.families import family_of
+from ..models.families import family_of, layers_of
 from ..models.losses import predicts_next_token
 from ..utils.types import Collator, Json, LossFunction, Metrics, Options, Preprocess, ProcessingClass
 from .arguments import RecoveryArguments, recovery_arguments
@@ -302,8 +302,11 @@ def lora_targets(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[s
     Raises:
         ValueError: a name matches no linear layer of the model as it is now.
     """
-    kinds = family_of(model.config).kinds
-    table = sorted({path for row in kinds for path in (row.consumer, *(producer.module for producer in row.producers))})
+    family = family_of(model.config)
+    table = sorted({path for row in family.kinds for path in (row.consumer, *(producer.module for producer in row.producers))})
+    if family.experts is not None:  # adapters are for linear layers, and experts share one tensor
+        inside = [path for layer in layers_of(model) for path, module in layer.named_modules() if isinstance(module, nn.Linear)]
+        table = sorted({path for path in inside if not path.startswith(f"{family.experts}.")})
     if wanted is None:
         return table
     linears = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]

@@ -23,6 +23,7 @@ from ..models.families import network_of
 from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
 from ..models.loading_report import is_pooler, named
+from ..models.losses import with_decoder_inputs
 from ..utils.types import Json
 
 _SELF_CHECK = Path(__file__).with_name("selfcheck.py")
@@ -54,7 +55,8 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         rows = (1,)
     input_ids = torch.randint(0, model.config.vocab_size, (*rows, length), generator=generator)
     # One pad token at most: sequence classifiers look for the last real one.
-    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    return with_decoder_inputs(model, inputs) if model.config.is_encoder_decoder else inputs
 
 
 def check_reloads(model: PreTrainedModel) -> None:

@@ -19,6 +19,7 @@ from ..models.families import (
     layer_field,
     layers_of,
     network_of,
+    stack_of,
     unit_groups,
 )
 from ..models.losses import Batch
@@ -53,6 +54,14 @@ def check_plan(model: PreTrainedModel, plan: PruningPlan, *, check_weights: bool
             f"The plan was made for another model: a `{plan.model_type}` with {len(plan.sizes)} unit groups, and this is a "
             f"`{model.config.model_type}` with {len(sizes)}. Apply it to the model it was made for."
         )
+    counts: dict[tuple[int, str], set[int]] = {}
+    for group in unit_groups(model):
+        if group.place:
+            counts.setdefault((group.layer, group.kind), set()).add(len(plan.kept.get(group.key, range(group.size))))
+    if any(len(found) > 1 for found in counts.values()):
+        raise ValueError(
+            "The plan leaves the experts of a layer different numbers of units, and a config has one for all of them."
+        )
     differing = [key for key in plan.sizes if sizes[key] != plan.sizes[key]]
     if differing and all(sizes[key] == len(plan.kept[key]) for key in plan.sizes):
         raise ValueError("The plan was already applied to this model: every group has the size it leaves. Load the model anew.")
@@ -80,10 +89,17 @@ def check_compensation(model: PreTrainedModel, compensation: Compensation) -> No
             f"`compensation` `{compensation}` is for transformers; channels are compensated by the new statistics of their batch "
             'norms. Use `compensation="none"`.'
         )
-    if compensation == "sequential" and family_of(model.config).by_structure:
+    family = family_of(model.config)
+    if compensation == "sequential" and family.stream_unknown:
         raise ValueError(
             f"`compensation` `sequential` needs the residual stream, which is not known for `{model.config.model_type}`, a model "
-            'known by structure. Use `compensation="least_squares"`.'
+            f"{'known by structure' if family.by_structure else 'with experts or an encoder and a decoder'}. Use "
+            '`compensation="least_squares"`.'
+        )
+    if compensation == "bias" and family.stream_unknown and not family.by_structure:
+        raise ValueError(
+            f"`compensation` `bias` has no place for its biases in a `{model.config.model_type}`. Use "
+            '`compensation="least_squares"`.'
         )
 
 
@@ -150,9 +166,9 @@ def apply_plan(
         _cut_channels(model, plan)
         return model
     kept = plan.kept_indices()
-    sizes = {group.key: (group.size, len(kept.get(group.key, range(group.size)))) for group in unit_groups(model)}
+    sizes = {(group.layer, group.kind): (group.size, len(kept.get(group.key, range(group.size)))) for group in unit_groups(model)}
     for group in unit_groups(model):
-        if group.kind == "heads" and sizes[group.key][1] < group.size:
+        if group.kind == "heads" and sizes[group.layer, group.kind][1] < group.size:
             # Stated, because a config without it derives the head size from the number of heads.
             model.config.head_dim = num_signal_channels(model, group, "before") // group.size
     if compensation == "sequential":
@@ -164,9 +180,9 @@ def apply_plan(
                 cut_group(model, group, kept[group.key], repaired.get(group.key))
     fields = {
         layer: {
-            name: _scaled(layer_field(model.config, layer, name), *sizes[f"layers.{layer}.{row.kind}"])
+            name: _scaled(layer_field(model.config, layer, name), *sizes[layer, row.kind])
             for row in family.kinds
-            if f"layers.{layer}.{row.kind}" in sizes
+            if (layer, row.kind) in sizes and row.stack in (None, stack_of(model, layer))
             for name in row.config_fields
         }
         for layer in range(len(layers_of(model)))
@@ -200,8 +216,8 @@ def _cut_channels(model: PreTrainedModel, plan: PruningPlan) -> None:
 def write_layer_fields(config: PreTrainedConfig, fields: dict[int, dict[str, int]]) -> None:
     """Writes every layer's sizes: globally at the widest, and `per_layer_config` for the layers that differ."""
     config.per_layer_config = None
-    for name in fields[0]:
-        setattr(config, name, max(layer[name] for layer in fields.values()))
+    for name in {name for values in fields.values() for name in values}:
+        setattr(config, name, max(values[name] for values in fields.values() if name in values))
     overrides = {
         layer: {name: value for name, value in values.items() if value != getattr(config, name)}
         for layer, values in fields.items()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..models.cria.channels import narrow, weight_of, widths_of
-from ..models.families import UnitGroup, family_of, module_of, parts
+from ..models.families import UnitGroup, module_of, parts, row_of
 
 
 def narrowings(
@@ -50,7 +50,7 @@ def cut_group(model: PreTrainedModel, group: UnitGroup, kept: Tensor, repair: Te
     cuts = narrowings(model, [group], {group.key: kept})
     for module, outputs, inputs in cuts:
         narrow(module, outputs, inputs)
-    for path, attribute in family_of(model.config).kind(group.kind).module_fields:
+    for path, attribute in row_of(model, group).module_fields:
         owner = module_of(model, group.layer, path)
         setattr(owner, attribute, getattr(owner, attribute) * len(kept) // group.size)
     if repair is not None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..models.cria import auto_map, config_class, load, task_classes
 from ..models.cria.narrowing import add_bias
 from ..models.families import Family, family_of, layers_of, module_of
+from ..models.families.experts import join_experts
 
 
 def stock_accepts_heads(config: PreTrainedConfig, num_attention_heads: int) -> bool:
@@ -74,8 +75,8 @@ def _check_known(cls: type, pairs: dict[type, type]) -> None:
 def settle_class(model: PreTrainedModel) -> PreTrainedModel:
     """Gives the model the class and config class that will load it again, in place.
 
-    Changing the class in place keeps parameters, hooks and device placement as they are; the two classes differ only in
-    how they build their layers.
+    Experts that were split to be cut are joined again. Changing the class in place keeps parameters, hooks and device placement
+    as they are; the two classes differ only in how they build their layers.
 
     Raises:
         ValueError: the stock class cannot hold the model and the family has no Cria class.
@@ -83,6 +84,7 @@ def settle_class(model: PreTrainedModel) -> PreTrainedModel:
     family = family_of(model.config)
     if family.name == "torch":
         return model  # the network gets its class when it is saved
+    join_experts(model, family)
     if needs_cria(model):
         _change_class(model, _cria_module(family), cria=True)
     elif type(model.config).__name__.startswith("Cria"):

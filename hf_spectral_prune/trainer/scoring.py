@@ -17,6 +17,8 @@ from ..criteria.calibrate import Evidence, calibrate
 from ..data.for_model import read_data
 from ..data.texts import CalibrationData
 from ..models.distributed import of_first_process, shards_weights, whole_copy
+from ..models.families import family_of
+from ..models.families.experts import check_no_experts
 from ..models.torch_model import check_unwrapped
 from ..utils.types import ProcessingClass
 
@@ -53,6 +55,7 @@ class LoggingCallback(TrainerCallback):
     ) -> None:
         """Checks all that can be checked before training."""
         assert model is not None  # a Trainer gives it
+        check_no_experts(family_of(model.config), f"`{type(self).__name__}`")
         self.check(args, model, processing_class)
 
     def check(self, args: TrainingArguments, model: PreTrainedModel, processing_class: ProcessingClass | None) -> None:

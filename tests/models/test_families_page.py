@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from conftest import ENCODERS, FAMILIES, FFN_ONLY
+from conftest import ENCODERS, FAMILIES, FFN_ONLY, MOE, SEQ2SEQ
 
 from hf_spectral_prune.models import families
 from hf_spectral_prune.models.families import Family
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 HEAD = "| family | units | uniform result | per-layer model type |\n|---|---|---|---|\n"
-UNITS = {"ffn": "FFN neurons", "heads": "attention heads", "channels": "channels"}
+UNITS = {
+    "ffn": "FFN neurons",
+    "shared_ffn": "FFN neurons of the shared expert",
+    "heads": "attention heads",
+    "channels": "channels",
+}
 HEADS_RULE = {
     "any": "stock class",
     "divides_hidden": "stock class where the head count divides the hidden size",
@@ -27,9 +32,13 @@ def row(family: Family) -> str:
     else:
         grouped = any("num_key_value_heads" in kind.config_fields for kind in family.kinds)
         names = UNITS | ({"heads": "key/value groups"} if grouped else {})
-        units = ", ".join(names[kind.kind] for kind in family.kinds)
+        names |= {"ffn": "FFN neurons of every expert"} if family.experts is not None else {}
+        names |= {"ffn": "FFN neurons of both sides"} if family.decoder else {}
+        if any(kind.kind == "decoder_ffn" for kind in family.kinds):
+            names |= {"ffn": "FFN neurons of the encoder", "decoder_ffn": "of the decoder"}
+        units = ", ".join(dict.fromkeys(names[kind.kind] for kind in family.kinds))
         uniform = HEADS_RULE[family.stock_heads]
-    per_layer = "its own class, narrowed by its config" if family.cria is None else f"`{family.cria}`"
+    per_layer = f"`{family.cria}`" if family.cria else "its own class, narrowed by its config" if family.traced else "none"
     return f"| `{family.name}`{also} | {units} | {uniform} | {per_layer} |\n"
 
 
@@ -48,7 +57,7 @@ def test_the_page_has_the_table_that_the_families_give():
 
 
 def test_every_family_of_text_is_in_the_tables_of_the_tests():
-    tested = {name.split("-")[0].replace("_text", "") for name in (*FAMILIES, *FFN_ONLY, *ENCODERS)}
+    tested = {name.split("-")[0].replace("_text", "") for name in (*FAMILIES, *FFN_ONLY, *MOE, *SEQ2SEQ, *ENCODERS)}
     text = [family for family in families.FAMILIES if not family.traced and family.name != "vit"]
     assert {family.name.split("-")[0].replace("_text", "") for family in text} == tested
 

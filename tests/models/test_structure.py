@@ -47,12 +47,18 @@ OTHERS = {
 REFUSED = {
     "mamba": ("MambaForCausalLM", {}, "`intermediate_size`"),
     "mpt": ("MptForCausalLM", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "changes no weight"),
-    "mixtral": ("MixtralForCausalLM", {"num_local_experts": 4}, "no linear layer"),
-    "t5": (
-        "T5ForConditionalGeneration",
-        {"d_model": 32, "d_ff": 24, "d_kv": 4, "num_heads": 4, "num_layers": 2},
-        "an encoder and a decoder",
-    ),
+    "phimoe": ("PhimoeForCausalLM", {"num_local_experts": 4, "num_key_value_heads": 4}, "no linear layer"),
+}
+# What else is refused, and the nearest way that is named.
+NEAREST = {
+    "led": "a decoder alone (e.g. `llama`, `qwen3`)",
+    "llava": "pass `model.get_decoder()` to `SpectralPruner`",
+    "mamba": "Take a decoder that is known",
+    "mpt": "a config field for the width of the FFN",
+    "phimoe": "It has experts, whose FFN needs a table: `mixtral`",
+    "qwen2_5_vl": "It holds a text model beside others (`qwen2_5_vl_text`)",
+    "swin": "Of models that see images, `vit` and `resnet`",
+    "wav2vec2": "No model of speech is known",
 }
 
 
@@ -116,6 +122,17 @@ def test_other_types_are_pruned_saved_and_reloaded(name, tmp_path, caplog):
 def test_what_shows_no_ffn_is_refused_with_the_reason(name):
     _, _, reason = REFUSED[name]
     refused(lambda: unit_groups(other_model(name)), f"`{name}` is not a known family", reason)
+
+
+@pytest.mark.parametrize("name", NEAREST)
+def test_refusal_names_the_nearest_way(name):
+    refused(lambda: family_of(transformers.AutoConfig.for_model(name)), f"`{name}`", NEAREST[name])
+
+
+def test_a_type_that_transformers_does_not_know_is_taken_for_a_slip():
+    config = transformers.LlamaConfig()
+    config.model_type = "lama"
+    refused(lambda: family_of(config), "`lama` is not a known family; known: `llama`", "Did you mean `llama`?")
 
 
 def test_what_does_not_prove_itself_is_refused(monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...models.families import UnitGroup, family_of, module_of
+from ...models.families import UnitGroup, module_of, row_of
 from ...models.suffix import starting_at
 
 
@@ -105,7 +105,7 @@ def scaled_signal(model: PreTrainedModel, group: UnitGroup, alphas: Tensor) -> I
     Yields:
         list that a forward pass adds (z, alpha z) to, both (rows, T, n); the second is the leaf to differentiate by.
     """
-    signal = family_of(model.config).kind(group.kind).before
+    signal = row_of(model, group).before
     seen: list[tuple[Tensor, Tensor]] = []
 
     def scale(_module: object, _args: object, output: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from .base import Family, Producer, Signal, Slice, UnitGroup, UnitKind, network_
 from .bert import FAMILIES as _ENCODER_FAMILIES
 from .channels import FAMILIES as _CHANNEL_FAMILIES
 from .decoders import FAMILIES as _DECODER_FAMILIES
+from .experts import FAMILIES as _EXPERT_FAMILIES
 from .ffn_only import FAMILIES as _FFN_FAMILIES
 from .groups import (
     Part,
@@ -16,17 +17,22 @@ from .groups import (
     max_tokens,
     module_of,
     parts,
+    row_of,
+    stack_of,
     take,
     unit_groups,
 )
 from .llama import FAMILIES as _LLAMA_FAMILIES
+from .seq2seq import FAMILIES as _SEQ2SEQ_FAMILIES
 from .vit import FAMILIES as _VIT_FAMILIES
 
 FAMILIES: tuple[Family, ...] = (
     *_LLAMA_FAMILIES,
     *_DECODER_FAMILIES,
     *_FFN_FAMILIES,
+    *_EXPERT_FAMILIES,
     *_ENCODER_FAMILIES,
+    *_SEQ2SEQ_FAMILIES,
     *_VIT_FAMILIES,
     *_CHANNEL_FAMILIES,
 )
@@ -50,6 +56,8 @@ __all__ = [
     "module_of",
     "network_of",
     "parts",
+    "row_of",
+    "stack_of",
     "take",
     "unit_groups",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-UnitKindName = Literal["ffn", "heads", "channels"]
+UnitKindName = Literal["ffn", "shared_ffn", "decoder_ffn", "heads", "channels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +38,13 @@ class UnitGroup:
 
     Attributes:
         layer: index of the layer.
-        kind: "ffn", "heads" or "channels".
+        kind: "ffn", "shared_ffn", "decoder_ffn", "heads" or "channels".
         size: number of units now.
         channels_per_unit: consumer columns that a unit owns (1 for a neuron, query heads * head_dim for a KV group; for traced
             channels the nodes of its signals).
         parameters_per_unit: parameters that leave the model with one unit, biases included, as the others are now.
         name: path of the first module that makes the channels, for traced groups.
+        place: path inside the layer of the expert that the units are in, where a layer has several.
         slices: what belongs to the units, for traced groups; table families say it in their table.
         before: where the input-side signal of a traced group is read: outputs of these modules.
     """
@@ -54,13 +55,15 @@ class UnitGroup:
     channels_per_unit: int
     parameters_per_unit: int
     name: str = ""
+    place: str = ""
     slices: tuple[Slice, ...] = field(default=(), compare=False, repr=False)
     before: tuple[Slice, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def key(self) -> str:
-        """The group's name in plans, scores and reports, e.g. "layers.3.ffn" or "layer1.0.conv1.channels"."""
-        return f"{self.name or f'layers.{self.layer}'}.{self.kind}"
+        """The group's name in plans, scores and reports: "layers.3.ffn", "layers.3.mlp.experts.5.ffn", "conv1.channels"."""
+        inside = f".{self.place}" if self.place else ""
+        return f"{self.name or f'layers.{self.layer}'}{inside}.{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class UnitKind:
     """One row of the family's table: one kind of unit inside every layer.
 
     Attributes:
-        kind: "ffn", "heads" or "channels".
+        kind: "ffn", "shared_ffn" (of an expert that sees every token, beside others that do not), "decoder_ffn" (where the
+            encoder's has a config field of its own), "heads" or "channels".
         before: input-side signal (SSI's graph before the transformation).
         after: output-side signal, always what the consumer reads.
         producers: linear layers whose rows go with the unit.
@@ -106,6 +110,9 @@ class UnitKind:
         stream: the residual stream right behind the consumer, which sequential compensation aims at; None where it is not known.
         stream_norm: norm that the consumer's output goes through on its way into the stream, or None.
         stream_factor: attribute of the layer that the consumer's output is multiplied by there, or None.
+        each: path inside the layer of the experts, each of which has units of its own; the other paths are then inside an
+            expert. Layers without experts have none of these units.
+        stack: 0 for the encoder's layers alone, 1 for the decoder's, None for all.
         blocked_by: module inside the layer that ties the units together where a config has it (a norm of all heads), or None.
     """
 
@@ -121,7 +128,25 @@ class UnitKind:
     stream: Signal | None = Signal("", "output")
     stream_norm: str | None = None
     stream_factor: str | None = None
+    each: str | None = None
+    stack: int | None = None
     blocked_by: str | None = None
+
+    def inside(self, place: str) -> UnitKind:
+        """The row of one expert, with paths from the layer."""
+
+        def within(signal: Signal) -> Signal:
+            return replace(signal, module=f"{place}.{signal.module}")
+
+        return replace(
+            self,
+            before=within(self.before),
+            after=within(self.after),
+            producers=tuple(replace(producer, module=f"{place}.{producer.module}") for producer in self.producers),
+            consumer=f"{place}.{self.consumer}",
+            module_fields=tuple((f"{place}.{path}", name) for path, name in self.module_fields),
+            each=None,
+        )
 
 
 @dataclass(frozen=True)
@@ -131,6 +156,7 @@ class Family:
     Attributes:
         model_types: `config.model_type` values that this table describes (stock and Cria).
         layers: path of the layer list inside the base model.
+        decoder: path of a second list, whose layers are numbered behind those of the first: the decoder's behind the encoder's.
         kinds: the table, one row a kind of unit.
         cria: name of the module in `models/cria/` that holds the per-layer classes, or None.
         stock_heads: which uniform head counts the stock config accepts: "any", "divides_hidden" or "fixed" (the head size is
@@ -156,16 +182,27 @@ class Family:
     tuple_layers: bool = False
     by_structure: bool = False
     traced: bool = False
+    decoder: str = ""
 
     @property
     def runs_whole(self) -> bool:
         """Whether nothing is known of how layers hand on what they read, so that they cannot be run one by one."""
-        return self.traced or self.by_structure
+        return self.traced or self.by_structure or bool(self.decoder)
+
+    @property
+    def stream_unknown(self) -> bool:
+        """Whether nothing is known of what consumers add to the residual stream, so that each is repaired by itself."""
+        return self.by_structure or bool(self.decoder) or self.experts is not None
+
+    @property
+    def experts(self) -> str | None:
+        """Path inside a layer of its experts, for a family that has them."""
+        return next((row.each for row in self.kinds if row.each is not None), None)
 
     @property
     def unit_kinds(self) -> tuple[UnitKindName, ...]:
         """Names of the kinds of unit that the family has."""
-        return ("channels",) if self.traced else tuple(row.kind for row in self.kinds)
+        return ("channels",) if self.traced else tuple(dict.fromkeys(row.kind for row in self.kinds))
 
     def kind(self, name: str) -> UnitKind:
         """The table's row for one kind of unit."""

@@ -12,9 +12,10 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.integrations import is_fsdp_enabled
 from transformers.pytorch_utils import Conv1D
 
-from ...utils.words import did_you_mean
 from ..cria.channels import MATRICES, VECTORS, widths_of
 from .base import Family, Slice, UnitGroup, UnitKind, network_of
+from .experts import split_experts
+from .refusal import SPEECH, refusal
 from .structure import family_by_structure
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def family_of(config: PreTrainedConfig) -> Family:
     """The family table for a config, by `model_type`.
 
     Raises:
-        ValueError: the family is unknown; names the known ones and the nearest.
+        ValueError: the family is unknown; see `refusal`.
     """
     from . import FAMILIES
 
@@ -41,21 +42,17 @@ def family_of(config: PreTrainedConfig) -> Family:
     if text is not config and text.model_type in known:
         raise ValueError(
             f"Model type `{config.model_type}` holds more than a text model, and only that one (`{text.model_type}`) can be "
-            "pruned. Load it alone."
+            "pruned: pass `model.get_decoder()` to `SpectralPruner` with a uniform layout, which cuts it in place, and save the "
+            "whole model."
         )
     # A type that transformers knows is no misspelling of another.
-    hint = "" if config.model_type in CONFIG_MAPPING else did_you_mean(str(config.model_type), known)
-    reason = ""
-    if config.model_type in CONFIG_MAPPING:
+    reason = None
+    if config.model_type in CONFIG_MAPPING and config.model_type not in SPEECH:
         try:
             return family_by_structure(config)
         except ValueError as error:
-            reason = f", and its FFN is not known by structure: {error}"
-    names = ", ".join(dict.fromkeys(f"`{family.name}`" for family in FAMILIES))
-    raise ValueError(
-        f"Model type `{config.model_type}` is not a known family{reason}; known: {names}.{hint} "
-        "Add a table for it in hf_spectral_prune/models/families/ or choose another model."
-    )
+            reason = str(error)
+    raise ValueError(refusal(config, FAMILIES, reason))
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -63,14 +60,35 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     family = family_of(model.config)
     if family.traced:
         return nn.ModuleList()
+    if family.decoder:
+        return nn.ModuleList(layer for layers in _stacks(model, family) for layer in layers)
     layers = model.base_model.get_submodule(family.layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
 
+def _stacks(model: PreTrainedModel, family: Family) -> list[list[nn.Module]]:
+    """The layers of an encoder and of a decoder; a model that has only one of them has none of the other's."""
+    modules = dict(model.base_model.named_modules())
+    return [[*modules[path].children()] if path in modules else [] for path in (family.layers, family.decoder)]
+
+
+def stack_of(model: PreTrainedModel, layer: int) -> int:
+    """0 for the layers of an encoder or of a model with one list of them, 1 for those of a decoder behind an encoder."""
+    family = family_of(model.config)
+    return int(bool(family.decoder) and layer >= len(_stacks(model, family)[0]))
+
+
 def module_of(model: PreTrainedModel, layer: int, path: str) -> Any:
     """The module at `path` inside one layer; a linear layer for every producer and consumer of a family table."""
     return layers_of(model)[layer].get_submodule(path)
+
+
+def row_of(model: PreTrainedModel, group: UnitGroup) -> UnitKind:
+    """The table's row of a group's units, with paths from the layer."""
+    stacks = (None, stack_of(model, group.layer))
+    (row,) = [row for row in family_of(model.config).kinds if row.kind == group.kind and row.stack in stacks]
+    return row.inside(group.place) if group.place else row
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +117,7 @@ def parts(model: PreTrainedModel, group: UnitGroup) -> list[Part]:
         network = network_of(model)
         found = [Part(piece.path, network.get_submodule(piece.path), piece) for piece in group.slices]
         return [part for part in found if not part.is_input] + [part for part in found if part.is_input]
-    row = family_of(model.config).kind(group.kind)
+    row = row_of(model, group)
     found = []
     for producer in row.producers:
         linear = module_of(model, group.layer, producer.module)
@@ -138,7 +156,7 @@ def max_tokens(config: PreTrainedConfig) -> int | None:
 
 def layer_field(config: PreTrainedConfig, layer: int, name: str) -> Any:
     """A config attribute as one layer has it (the global value unless `per_layer_config` overrides it)."""
-    return getattr(config.per_layer_config[layer], name)
+    return getattr(config.per_layer_config[layer] if config.is_heterogeneous else config, name)
 
 
 def num_units(model: PreTrainedModel, layer: int, row: UnitKind) -> int:
@@ -207,7 +225,7 @@ def _is_blocked(model: PreTrainedModel, row: UnitKind) -> bool:
 def kinds_of(model: PreTrainedModel) -> tuple[str, ...]:
     """The kinds of unit that can be cut in this model: those of its family, but for what its config ties together."""
     family = family_of(model.config)
-    return family.unit_kinds if family.traced else tuple(row.kind for row in _rows(model, None))
+    return family.unit_kinds if family.traced else tuple(dict.fromkeys(row.kind for row in _rows(model, None)))
 
 
 def _rows(model: PreTrainedModel, kinds: Sequence[str] | None) -> tuple[UnitKind, ...]:
@@ -215,7 +233,7 @@ def _rows(model: PreTrainedModel, kinds: Sequence[str] | None) -> tuple[UnitKind
     family = family_of(model.config)
     if kinds is None:
         return tuple(row for row in family.kinds if not _is_blocked(model, row))
-    rows = tuple(family.kind(kind) for kind in kinds)
+    rows = tuple(row for kind in kinds for row in family.kinds if row.kind == kind)
     for row in rows:
         if _is_blocked(model, row):
             raise ValueError(
@@ -225,7 +243,20 @@ def _rows(model: PreTrainedModel, kinds: Sequence[str] | None) -> tuple[UnitKind
     return rows
 
 
-def _group(model: PreTrainedModel, layer: int, row: UnitKind) -> UnitGroup:
+def _places(model: PreTrainedModel, layer: int, row: UnitKind) -> list[str]:
+    """Where a layer has units of a kind: in itself (""), in each of its experts, or nowhere, where other layers have them."""
+    if row.stack is not None and row.stack != stack_of(model, layer):
+        return []
+    if family_of(model.config).experts is None:
+        return [""]
+    modules = dict(layers_of(model)[layer].named_modules())
+    if row.each is None:
+        return [""] if row.consumer in modules else []
+    return [f"{row.each}.{name}" for name, _ in modules[row.each].named_children()] if row.each in modules else []
+
+
+def _group(model: PreTrainedModel, layer: int, row: UnitKind, place: str) -> UnitGroup:
+    row = row.inside(place) if place else row
     consumer = module_of(model, layer, row.consumer)
     size = num_units(model, layer, row)
     _check_plain(consumer, f"layers.{layer}.{row.consumer}")
@@ -234,11 +265,13 @@ def _group(model: PreTrainedModel, layer: int, row: UnitKind) -> UnitGroup:
         module = module_of(model, layer, producer.module)
         _check_plain(module, f"layers.{layer}.{producer.module}")
         cost += sum(parameter.numel() for parameter in module.parameters()) // size
-    return UnitGroup(layer, row.kind, size, widths_of(consumer)["in"] // size, cost)
+    return UnitGroup(layer, row.kind, size, widths_of(consumer)["in"] // size, cost, place=place)
 
 
 def unit_groups(model: PreTrainedModel, kinds: tuple[str, ...] | list[str] | None = None) -> list[UnitGroup]:
     """Every unit group of the model, layer by layer.
+
+    The experts of a mixture become modules of their own by it, see `split_experts`; `settle_class` joins them again.
 
     Args:
         kinds: kinds of unit to list; None lists all the family has.
@@ -258,8 +291,10 @@ def unit_groups(model: PreTrainedModel, kinds: tuple[str, ...] | list[str] | Non
             if isinstance(module, (*MATRICES, *VECTORS)):
                 _check_computed(module, name)
         return traced_groups(model)
-    rows = _rows(model, kinds)
-    return [_group(model, layer, row) for layer in range(len(layers_of(model))) for row in rows]
+    if family.experts is not None:
+        split_experts(model, family)
+    rows, layers = _rows(model, kinds), range(len(layers_of(model)))
+    return [_group(model, layer, row, place) for layer in layers for row in rows for place in _places(model, layer, row)]
 
 
 def is_vision(model: nn.Module) -> bool:

@@ -36,7 +36,7 @@ def family_by_structure(config: PreTrainedConfig) -> Family:
         ValueError: they do not show one; says why.
     """
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError("it has an encoder and a decoder, and their FFNs would be cut apart")
+        raise ValueError("it has an encoder and a decoder, whose FFNs may follow different fields")
     cls: Any = type(config)
     return _family(cls, config.to_json_string(use_diff=False))
 

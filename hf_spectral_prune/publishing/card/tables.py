@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -12,7 +13,12 @@ from ..saved_folder import REPORT, SavedFolder
 Row = tuple[str, ...]
 
 _NOT_MEASURED = "not measured"
-_KINDS = {"ffn": "FFN neurons", "channels": "Channels"}
+_KINDS = {
+    "ffn": "FFN neurons",
+    "shared_ffn": "FFN neurons of the shared expert",
+    "decoder_ffn": "FFN neurons of the decoder",
+    "channels": "Channels",
+}
 # Figures of an evaluation that say how it ran, not how good the model is.
 _PROTOCOL_FIGURES = ("num_", "runtime", "samples_per_second", "steps_per_second")
 
@@ -35,6 +41,8 @@ def kind_name(saved: SavedFolder, kind: str) -> str:
     """What a kind of unit is called."""
     if kind == "heads":
         return "Key/value groups" if "num_key_value_heads" in saved.config else "Attention heads"
+    if kind == "ffn" and any(".experts." in key for key in saved.report.sizes):
+        return "FFN neurons of every expert"
     return _KINDS.get(kind, kind.capitalize())
 
 
@@ -49,6 +57,7 @@ def width_table(saved: SavedFolder) -> tuple[list[str], list[Row]]:
     layers: dict[str, dict[str, str]] = {}
     for key, (before, after) in saved.report.sizes.items():
         place, _, kind = key.rpartition(".")
+        place = re.sub(r"\.mlp\.experts\.\d+$", "", place)  # all experts of a layer have one width
         layers.setdefault(place, {})[kind] = f"{before:,} → {after:,}"
     kinds = list(dict.fromkeys(kind for widths in layers.values() for kind in widths))
     cells = [(place, tuple(widths.get(kind, "–") for kind in kinds)) for place, widths in layers.items()]
@@ -166,11 +175,14 @@ def _shapes(sizes: dict[str, list[int]]) -> list[str]:
     lines = []
     kinds = {
         "ffn": "FFN neurons per layer",
+        "decoder_ffn": "FFN neurons per layer of the decoder",
         "heads": "Attention heads (key/value groups) per layer",
         "channels": "Channels per layer",
     }
+    if any(".experts." in key for key in sizes):
+        kinds |= {"ffn": "FFN neurons per expert", "shared_ffn": "FFN neurons per shared expert"}
     for kind, what in kinds.items():
-        pairs = [pair for key, pair in sizes.items() if key.endswith(kind)]
+        pairs = [pair for key, pair in sizes.items() if key.endswith(f".{kind}")]
         if not pairs:
             continue
         before, after = ([pair[side] for pair in pairs] for side in (0, 1))

@@ -109,12 +109,13 @@ def export_onnx(folder: str | Path, output_file: str | Path | None = None, *, us
 
 def _load(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
     architecture = (config.architectures or [""])[0]
-    auto = next((auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending)), "AutoModel")
+    named = next((auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending)), "AutoModel")
+    auto = getattr(transformers, named) if type(config) in getattr(transformers, named)._model_mapping else transformers.AutoModel
     # Weights that do not fit would be made up at random with no more than a warning.
     options = {"dtype": "float32", "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         with _quiet():
-            model, info = getattr(transformers, auto).from_pretrained(folder, **options)
+            model, info = auto.from_pretrained(folder, **options)
     except SafetensorError as error:
         raise ValueError(f"The weights in `{folder}` are no safetensors file ({error}). Save the model again.") from None
     if type(model).__name__ != architecture:

@@ -24,7 +24,13 @@ from .statistics import CONFIDENCE, NUM_RESAMPLES, Agreement, Array, Chance, agr
 from .truth import Damage
 
 FORMAT_VERSION = 1
-KINDS = {"ffn": "FFN neurons", "heads": "attention heads (key/value groups)", "channels": "channels"}
+KINDS = {
+    "ffn": "FFN neurons",
+    "shared_ffn": "FFN neurons of shared experts",
+    "decoder_ffn": "FFN neurons of the decoder",
+    "heads": "attention heads (key/value groups)",
+    "channels": "channels",
+}
 _DIRECTION = (
     "A higher score says keep; damage is the loss without the unit minus the loss with all, in nats per target, below zero "
     "where removal helps; shift is the root mean square of that change over batches, which does not let texts cancel each other."

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...calibration.signals import Reader, Spatial, readers
-from ...models.families import UnitGroup, unit_groups
+from ...models.families import UnitGroup, family_of, unit_groups
+from ...models.families.experts import check_no_experts
 from ...utils.types import Options
 
 Form = Literal["energy", "modes"]
@@ -161,7 +162,9 @@ class NDIRegularizedTrainerMixin:
         self._ndi_values: list[Tensor] = []
         super().__init__(*args, **kwargs)
         trainer: Any = self
-        unit_groups(trainer.accelerator.unwrap_model(trainer.model), self.ndi_units)
+        network = trainer.accelerator.unwrap_model(trainer.model)
+        check_no_experts(family_of(network.config), "The regulariser")
+        unit_groups(network, self.ndi_units)
         if trainer.args.torch_compile or trainer.args.n_gpu > 1:
             cause = "`torch_compile` is on" if trainer.args.torch_compile else f"one process uses {trainer.args.n_gpu} GPUs"
             raise ValueError(
