@@ -6,10 +6,10 @@ import copy
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
-from .utils.option_values import choices, json_option, masked
+from .utils.option_values import as_json, choices, json_option, masked
 from .utils.types import Json
 
 # A round scores and cuts: more than this is a slip of the finger, and would fill the memory before the first.
@@ -258,6 +258,8 @@ class SpectralPruningArguments(LmEvalArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for each in fields(self):
+            setattr(self, each.name, as_json(getattr(self, each.name)))
         for name in ("criterion_args", "recovery_args", "training_args"):
             setattr(self, name, json_option(name, getattr(self, name)))
         if self.output_dir == "":

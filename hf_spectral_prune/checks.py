@@ -26,7 +26,7 @@ from .recovery.arguments import recovery_arguments
 from .recovery.distillation import check_teacher
 from .recovery.judging import check_trainable
 from .recovery.recover import check_blocks, lora_targets
-from .saving.folder import check_generation_options
+from .saving.folder import check_config, check_generation_options
 from .saving.place import check_output_dir
 from .saving.reload import check_reloads
 from .saving.structure_proof import check_structure
@@ -246,6 +246,7 @@ def check_output(model: PreTrainedModel, args: SpectralPruningArguments, source:
             "another folder."
         )
     check_output_dir(args.output_dir, args.overwrite_output_dir, source)
+    check_config(model)
     check_generation_options(model)
     if args.self_check:
         check_reloads(model)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -222,3 +224,15 @@ def test_home_in_the_name_of_the_result_is_the_users(monkeypatch, tmp_path):
 def test_an_empty_name_is_no_folder():
     with pytest.raises(ValueError, match="`output_dir` is empty"):
         SpectralPruningArguments(output_dir="")
+
+
+def test_numbers_of_numpy_and_paths_can_be_written_into_the_report(tmp_path):
+    args = SpectralPruningArguments(
+        output_dir=tmp_path / "a",
+        target_reduction=np.float64(0.2),
+        seed=np.int64(3),
+        criterion_args={"num_neighbors": np.int64(4)},
+        training_args={"output_dir": tmp_path, "max_steps": np.int64(5)},
+    )
+    assert json.loads(args.to_json_string())["seed"] == 3
+    assert args.training_args == {"output_dir": str(tmp_path), "max_steps": 5} and args.criterion_args == {"num_neighbors": 4}

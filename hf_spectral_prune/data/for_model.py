@@ -48,6 +48,11 @@ def load_for_pruner(model: Any, model_init: Callable[[], Any] | None, processing
             f"`processing_class` is the name `{processing_class}`. Pass what it stands for: "
             f'`AutoTokenizer.from_pretrained("{processing_class}")`.'
         )
+    if processing_class is not None and not hasattr(processing_class, "save_pretrained"):
+        raise ValueError(
+            f"`processing_class` is a `{type(processing_class).__name__}`, which cannot be saved beside the model. Pass a "
+            "tokenizer or image processor of transformers, e.g. `PreTrainedTokenizerFast(tokenizer_object=...)`."
+        )
     if (model is None) == (model_init is None):
         raise ValueError("Give `model`, or `model_init` that makes it: one of the two.")
     if model_init is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -63,9 +64,17 @@ def checked_rows(
         raise ValueError(f"`train_dataset` has {what}. Give more{'' if is_judged else ', or pass `eval_dataset`'}.")
     if is_vision(model):
         return rows
-    first = rows.select(range(min(_TRIED, len(rows)))) if isinstance(rows, Dataset) else list(islice(rows, _TRIED))
+    first = _first_of(rows)
     options = replace(args, num_calibration_samples=max(1, len(first)))
     for batch in read_data(first, processing_class, model, options, "train_dataset", data_collator):
         if needs_targets:
             check_targets(model, batch)
     return rows
+
+
+def _first_of(rows: Any) -> Any:
+    if isinstance(rows, Dataset):
+        return rows.select(range(min(_TRIED, len(rows))))
+    if not hasattr(rows, "__len__"):
+        return list(islice(rows, _TRIED))
+    return [rows[index] for index in range(min(_TRIED, len(rows)))]  # not iterated: torch's data sets need not say where they end

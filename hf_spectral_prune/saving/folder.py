@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel, TrainerState
+import torch
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, TrainerState
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from ..planning import SCORES_FILE, scores_to_json
@@ -26,6 +28,30 @@ from .reload import check_in_fresh_process
 logger = logging.get_logger(__name__)
 
 
+def check_config(model: PreTrainedModel) -> None:
+    """Checks that the model's config can be written.
+
+    Raises:
+        ValueError: a field holds what JSON cannot (names it).
+    """
+    try:
+        model.config.to_json_string()
+    except Exception as error:  # of json, and of whatever a field holds
+        fields = {name: value for name, value in vars(model.config).items() if not _is_json(value)}
+        which = ", ".join(f"`{name}` (`{type(value).__name__}`)" for name, value in fields.items()) or one_line(error)
+        raise ValueError(
+            f"The model's config cannot be saved, as JSON cannot hold {which}. Make it plain numbers, text or lists."
+        ) from None
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return isinstance(value, (torch.dtype, PreTrainedConfig))  # which transformers writes in words of its own
+    return True
+
+
 def check_generation_options(model: PreTrainedModel) -> None:
     """Checks that the model's `generation_config` can be loaded again.
 
@@ -35,8 +61,9 @@ def check_generation_options(model: PreTrainedModel) -> None:
     if not model.can_generate():
         return
     try:
+        model.generation_config.to_json_string()
         model.generation_config.validate()
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         reason = in_a_line(error).rstrip(".")
         raise ValueError(f"The model's `generation_config` cannot be saved: {reason}. Mend it in the model.") from None
 

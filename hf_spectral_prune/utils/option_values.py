@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import get_type_hints
+import os
+from collections.abc import Mapping
+from typing import Any, get_type_hints
 
 from .types import Json
 
@@ -47,4 +49,15 @@ def json_option(name: str, value: Json | str | None) -> Json:
             raise ValueError(f"`{name}` is not JSON ({error}). Write it like '{example}'.") from None
     if not isinstance(value or {}, dict):
         raise ValueError(f"`{name}` must be a JSON object, like '{example}'.")
-    return dict(value or {})  # type: ignore[arg-type]
+    return {str(key): as_json(part) for key, part in (value or {}).items()}  # type: ignore[union-attr]
+
+
+def as_json(value: Any) -> Any:
+    """A value as JSON has it: numbers of numpy as Python's, and paths as text; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {key: as_json(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(as_json, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") and not value.shape else value

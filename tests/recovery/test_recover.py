@@ -389,3 +389,16 @@ def test_a_tokenizer_by_its_name_and_data_by_its_path_are_answered_with_what_to_
     options = SpectralPruningArguments(target_reduction=0.2, disable_tqdm=True)
     refused(lambda: SpectralPruner(tiny_model(), options, batches, processing_class="org/model"), "AutoTokenizer.from_pretrained")
     refused(lambda: SpectralPruner(tiny_model(), options, tmp_path / "a.txt"), "is the path", "`load_texts`")
+
+
+def test_a_data_set_of_torch_that_never_ends_by_itself_is_read_to_its_length(batches):
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            assert 0 <= index < 4
+            return {"input_ids": torch.arange(3, 13)}
+
+    options = SpectralPruningArguments(target_reduction=0.2, recovery="full", disable_tqdm=True)
+    assert len(SpectralPruner(tiny_model(), options, batches, train_dataset=Rows()).train_dataset) == 4

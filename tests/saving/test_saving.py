@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 from vision import image_batch, tiny_vision
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, rounds
+from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.cria import auto_class_of
 from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.saving import checkpoint
@@ -303,3 +305,26 @@ def test_mistral_takes_the_weights_without_making_any(family, dtype, monkeypatch
     assert all(value.data_ptr() == theirs[name].data_ptr() for name, value in own.items())
     assert converted.model.rotary_emb.inv_freq.dtype == torch.float32
     assert torch.equal(logits(converted, random_batch()), logits(model, random_batch()))
+
+
+@pytest.mark.parametrize("value", [np.int64(3), Path("a"), torch.ones(2), {np.int64(0): "a"}])
+def test_a_config_that_cannot_be_written_is_told_before_the_work(value, tmp_path, batches):
+    model = tiny_model()
+    model.config.extra = value
+    pruner = SpectralPruner(model, SpectralPruningArguments(output_dir=str(tmp_path / "out"), disable_tqdm=True), batches)
+    refused(pruner.prune, "`extra`", type(value).__name__)
+    assert num_parameters(model) == num_parameters(tiny_model())
+
+
+def test_options_of_generation_that_cannot_be_written_are_told_before_the_work(tmp_path, batches):
+    model = tiny_model()
+    model.generation_config.pad_token_id = np.int64(0)
+    pruner = SpectralPruner(model, SpectralPruningArguments(output_dir=str(tmp_path / "out"), disable_tqdm=True), batches)
+    refused(pruner.prune, "`generation_config` cannot be saved")
+
+
+def test_a_tokenizer_that_cannot_be_saved_is_told_before_the_work(batches, tokenizer):
+    bare = tokenizer.backend_tokenizer
+    refused(
+        lambda: SpectralPruner(tiny_model(), calibration_dataset=batches, processing_class=bare), "`Tokenizer`", "cannot be saved"
+    )
