@@ -381,6 +381,11 @@ class SpectralPruningArguments(LmEvalArguments):
         """All options as plain values, tokens masked as in `TrainingArguments`."""
         return masked(asdict(self))
 
+    def __repr__(self) -> str:
+        """As any dataclass, with no token, not even that of `training_args`: notebooks print it."""
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.to_dict().items() if name != "hub_token")
+        return f"{type(self).__name__}({shown})"
+
     def to_json_string(self) -> str:
         """All options as JSON, as transformers' loggers ask for it."""
         return json.dumps(self.to_dict(), indent=2)

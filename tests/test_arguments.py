@@ -101,6 +101,9 @@ def test_values_of_another_type_are_told(value, hint, wanted):
 def test_a_token_is_never_shown():
     with pytest.raises(ValueError, match=r"`hub_token` is a int; it must be text"):
         fitted("hub_token", 123456, str)
+    args = SpectralPruningArguments(hub_token="hf_secret", training_args={"hub_token": "hf_secret", "max_steps": 5})
+    for shown in (repr(args), str(args), args.to_json_string()):
+        assert "hf_secret" not in shown and "max_steps" in shown
 
 
 def test_a_preset_is_a_set_of_options_over_which_others_win():

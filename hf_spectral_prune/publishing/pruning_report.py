@@ -95,7 +95,8 @@ class PruningReport:
         """JSON text, without the figures that the run does not have."""
         entries = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         kept = {name: value for name, value in entries.items() if value is not None or name in _ALWAYS}
-        return json.dumps(kept, indent=2) + "\n"
+        # What a protocol of the user's own may hold becomes text: a report is not worth the loss of a model.
+        return json.dumps(kept, indent=2, default=str) + "\n"
 
     @classmethod
     def from_json(cls, text: str, place: str = "The report") -> PruningReport:

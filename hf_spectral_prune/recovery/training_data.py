@@ -8,15 +8,15 @@ from itertools import islice
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..arguments import ModelArguments, SpectralPruningArguments
 from ..data.for_model import read_data
-from ..data.rows import is_raw_text, training_rows
+from ..data.rows import causal_collator, is_raw_text, training_rows
 from ..models.families import max_tokens
 from ..models.families.groups import is_vision
 from ..models.loading import load_tokenizer
-from ..models.losses import check_targets
+from ..models.losses import check_targets, predicts_next_token
 from ..utils.types import Collator, ProcessingClass
 
 # Rows that are tried; what all rows have in common shows in a few.
@@ -69,6 +69,9 @@ def checked_rows(
     for batch in read_data(first, processing_class, model, options, "train_dataset", data_collator):
         if needs_targets:
             check_targets(model, batch)
+    if data_collator is None and predicts_next_token(model):
+        tokenizer = processing_class if isinstance(processing_class, PreTrainedTokenizerBase) else None
+        causal_collator(tokenizer)(list(first))  # as the training will: batches are no rows
     return rows
 
 

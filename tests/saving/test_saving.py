@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 from vision import image_batch, tiny_vision
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, rounds
+from hf_spectral_prune.data.texts import CalibrationData
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.cria import auto_class_of
 from hf_spectral_prune.models.families import unit_groups
@@ -321,6 +322,15 @@ def test_options_of_generation_that_cannot_be_written_are_told_before_the_work(t
     model.generation_config.pad_token_id = np.int64(0)
     pruner = SpectralPruner(model, SpectralPruningArguments(output_dir=str(tmp_path / "out"), disable_tqdm=True), batches)
     refused(pruner.prune, "`generation_config` cannot be saved")
+
+
+def test_a_protocol_that_json_cannot_hold_costs_no_model(tmp_path, batches):
+    data = CalibrationData(tuple(batches), {"source": Path("a"), "rows": np.int64(3)})
+    args = SpectralPruningArguments(output_dir=str(tmp_path / "out"), disable_tqdm=True, self_check=False)
+    pruner = SpectralPruner(tiny_model(), args, data)
+    pruner.prune()
+    pruner.save_model()
+    assert json.loads((tmp_path / "out" / "pruning_report.json").read_text())["calibration"]["source"] == "a"
 
 
 def test_a_tokenizer_that_cannot_be_saved_is_told_before_the_work(batches, tokenizer):
