@@ -44,6 +44,13 @@ OTHERS = {
     "seed_oss": ("SeedOssForCausalLM", {}),
     "xglm": ("XGLMForCausalLM", {"d_model": 32, "ffn_dim": 24, "num_layers": 3, "attention_heads": 8}),
 }
+_IMAGES = {"image_size": 16, "patch_size": 4, "num_channels": 3}
+# Towers of models that see images and read, loaded alone; and ALBERT, whose layers are one that is used several times.
+TOWERS = {
+    "albert": ("AlbertForMaskedLM", {"embedding_size": 16}),
+    "clip_text_model": ("CLIPTextModel", {}),
+    "clip_vision_model": ("CLIPVisionModel", _IMAGES),
+}
 REFUSED = {
     "mamba": ("MambaForCausalLM", {}, "`intermediate_size`"),
     "mpt": ("MptForCausalLM", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "changes no weight"),
@@ -57,13 +64,14 @@ NEAREST = {
     "mpt": "a config field for the width of the FFN",
     "phimoe": "It has experts, whose FFN needs a table: `mixtral`",
     "qwen2_5_vl": "It holds a text model beside others (`qwen2_5_vl_text`)",
+    "siglip_vision_model": "Of models that see images, `vit` and `resnet`",
     "swin": "Of models that see images, `vit` and `resnet`",
     "wav2vec2": "No model of speech is known",
 }
 
 
 def other_model(name: str):
-    cls, fields = (OTHERS | {key: row[:2] for key, row in REFUSED.items()})[name]
+    cls, fields = (OTHERS | TOWERS | {key: row[:2] for key, row in REFUSED.items()})[name]
     stock = getattr(transformers, cls)
     torch.manual_seed(0)
     return stock(stock.config_class(**TINY_SIZES | fields)).eval()
@@ -116,6 +124,24 @@ def test_other_types_are_pruned_saved_and_reloaded(name, tmp_path, caplog):
     assert any("known by structure, not by name" in note for note in output.plan.notes)
     reloaded = stock.from_pretrained(tmp_path / "out").eval()
     torch.testing.assert_close(logits(reloaded, batches[0]), logits(output.model, batches[0]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_towers_alone_and_shared_layers_are_pruned_saved_and_reloaded(name, tmp_path):
+    model = other_model(name)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.15)
+    sees = model.main_input_name == "pixel_values"
+    inputs = {"pixel_values": torch.randn(4, 3, 16, 16)} if sees else random_batch(4, 16)
+    options = {"target_reduction": 0.3, "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True}
+    pruner = SpectralPruner(model, SpectralPruningArguments(output_dir=str(tmp_path / "out"), **options), [inputs])
+    assert {group.key for group in unit_groups(model)} == {f"layers.{at}.ffn" for at in range(1 if name == "albert" else 3)}
+    output = pruner.prune()
+    pruner.save_model()  # reloads in a fresh process
+    assert num_parameters(output.model) == output.plan.parameters_after < output.plan.parameters_before
+    reloaded = type(output.model).from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(logits(reloaded, inputs), logits(output.model, inputs), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -65,7 +65,7 @@ def _nearest(config: PreTrainedConfig, families: tuple[Family, ...], reason: str
     if _has_experts(config):
         known = _listed(family.name for family in families if family.experts is not None)
         return f"It has experts, whose FFN needs a table: {known} have one. Take one of them, or {_TABLE}."
-    if model_type in _IMAGES:
+    if model_type in _IMAGES or "vision" in model_type:
         known = _listed(family.name for family in families if family.traced and family.name != "torch")
         return (
             f"Of models that see images, `vit` and {known} are known, and any CNN or MLP in plain PyTorch (`docs/vision.md`). "
