@@ -87,7 +87,11 @@ def rows_of_labelled(table: object, config: PreTrainedConfig, tokenizer: object,
     if label is None:
         return table
     column = _text_column(table, None, label)
-    return LabelledRows(table.select_columns([column]), read_labels(table, label, config), tokenizer, max_seq_length)
+    texts = table.select_columns([column])
+    try:
+        return LabelledRows(texts, read_labels(table, label, config), tokenizer, max_seq_length)
+    except ValueError as error:
+        raise ValueError(f"{error} If only its text is meant, pass `dataset.select_columns({column!r})`.") from None
 
 
 def _text_column(table: Dataset, text_column: str | None, *others: str | None) -> str:

@@ -248,3 +248,11 @@ def test_a_config_that_numbers_its_labels_in_two_ways_is_told():
     for labels in (table([0, 1], ClassLabel(names=["pos", "neg"])), table(["neg", "pos"])):
         refused(lambda labels=labels: read_labels(labels, "label", odd), "`label2id`", "`id2label`", "`neg`")
     assert read_labels(table([0, 1]), "label", odd) == [0, 1]
+
+
+def test_text_whose_labels_are_another_tasks_is_answered_with_how_to_give_the_text_alone(tokenizer):
+    model = tiny_encoder("bert", num_labels=2)
+    news = Dataset.from_dict({"text": ["w5 w6 w7"] * 4, "label": [0, 1, 2, 3]})
+    arguments = SpectralPruningArguments(target_reduction=0.2, criterion="magnitude", compensation="none", max_seq_length=4)
+    refused(lambda: SpectralPruner(model, arguments, news, None, tokenizer), "label 2", "`dataset.select_columns('text')`")
+    assert SpectralPruner(model, arguments, news.select_columns("text"), None, tokenizer).calibration is not None
