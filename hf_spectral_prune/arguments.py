@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
-from .utils.option_values import as_json, choices, json_option, masked
+from .utils.option_values import as_json, choices, json_option
+from .utils.plain_options import PlainValues, check_hub_options
 from .utils.types import Json
 
 # A round scores and cuts: more than this is a slip of the finger, and would fill the memory before the first.
@@ -96,7 +96,7 @@ class LmEvalArguments:
 
 
 @dataclass
-class SpectralPruningArguments(LmEvalArguments):
+class SpectralPruningArguments(PlainValues, LmEvalArguments):
     """Options of a pruning run. `cria prune --help` prints each with its default.
 
     The field names that transformers' callbacks read (`logging_strategy`, `eval_strategy`, `save_strategy`, ...) are those
@@ -126,10 +126,10 @@ class SpectralPruningArguments(LmEvalArguments):
         "File that a run with `save_scores` wrote: its scores and allocation are used. Model, data and options must be its own.",
     )
     save_scores: str | None = _field(None, "File (.npz) to write the scores and the allocation to, for runs with other targets.")
-    target_scope: Literal["all", "non_embedding", "prunable", "flops"] = _field(
+    target_scope: Literal["all", "non_embedding", "prunable", "units", "flops"] = _field(
         "prunable",
         "What the fraction is of: the parameters of the `units` (`prunable`), those outside the embeddings, all parameters (tied "
-        "weights once), or the FLOPs of one image.",
+        "weights once), the number of `units`, or the FLOPs of one image.",
     )
     units: list[str] | None = _field(
         None,
@@ -161,6 +161,11 @@ class SpectralPruningArguments(LmEvalArguments):
         "model's outputs with the dense one's (`per_layer`: beginning with `fisher`; `uniform`: with equal shares). `auto`: "
         "`search` with the sequential compensation, else `loss_curves`; for `uniform`, equal shares if the calibration data give "
         "no loss.",
+    )
+    rank_by: Literal["cost", "importance"] = _field(
+        "cost",
+        "What goes first where the units of all layers are ranked together (`per_layer` with `allocation` `scores` or `fisher`): "
+        "the least importance per parameter (or FLOP), or the least importance itself.",
     )
     num_allocation_samples: int | None = _field(
         None,
@@ -290,7 +295,7 @@ class SpectralPruningArguments(LmEvalArguments):
             self._check_finite(name, 0)
         if self.max_moment_gib is not None:
             self._check_finite("max_moment_gib", None)
-        for name in ("target_scope", "layout", "allocation", "compensation", "stock_class", "recovery"):
+        for name in ("target_scope", "layout", "allocation", "rank_by", "compensation", "stock_class", "recovery"):
             self._check_choice(name)
         for name in ("logging_strategy", "eval_strategy", "save_strategy"):
             self._check_choice(name, " A step is a round, so `steps` takes the place of `epoch`.")
@@ -303,6 +308,11 @@ class SpectralPruningArguments(LmEvalArguments):
             raise ValueError('`stock_class="mistral"` is for uniform results. Use `layout="uniform"` or leave it out.')
         if self.uniform_heads and self.layout != "per_layer":
             raise ValueError('`uniform_heads` is for `layout="per_layer"`; a uniform layout has them anyway. Leave it out.')
+        if self.rank_by == "importance" and (self.layout != "per_layer" or self.allocation not in ("scores", "fisher")):
+            raise ValueError(
+                '`rank_by="importance"` is for one ranking over all layers. Use `layout="per_layer"` with `allocation` `scores` '
+                "or `fisher`, or leave it out."
+            )
         if self.layout == "per_layer" and self.allocation == "proportional":
             raise ValueError(
                 '`allocation="proportional"` gives all layers one width. Use `layout="uniform"` or another allocation.'
@@ -310,9 +320,7 @@ class SpectralPruningArguments(LmEvalArguments):
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # As TrainingArguments does, which knows no perplexity.
             self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "perplexity"))
-        if self.push_to_hub and not (self.hub_model_id and self.output_dir):
-            name = "output_dir" if self.hub_model_id else "hub_model_id"
-            raise ValueError(f"`push_to_hub` is set, but `{name}` is not. Set it too.")
+        check_hub_options(self)
         if self.save_strategy != "no" and self.output_dir is None:
             raise ValueError('`save_strategy="steps"` needs a folder for its checkpoints. Set `output_dir`.')
 
@@ -377,24 +385,10 @@ class SpectralPruningArguments(LmEvalArguments):
             words = ", ".join(f"`{value}`" for value in allowed)
             raise ValueError(f"`{name}` is `{getattr(given, 'value', given)}`; choose from {words}.{hint}")
 
-    def to_dict(self) -> Json:
-        """All options as plain values, tokens masked as in `TrainingArguments`."""
-        return masked(asdict(self))
-
     def __repr__(self) -> str:
         """As any dataclass, with no token, not even that of `training_args`: notebooks print it."""
         shown = ", ".join(f"{name}={value!r}" for name, value in self.to_dict().items() if name != "hub_token")
         return f"{type(self).__name__}({shown})"
-
-    def to_json_string(self) -> str:
-        """All options as JSON, as transformers' loggers ask for it."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def to_sanitized_dict(self) -> Json:
-        """Options with values that loggers accept (numbers and strings)."""
-        return {
-            name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in self.to_dict().items()
-        }
 
 
 @dataclass

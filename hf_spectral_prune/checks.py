@@ -33,6 +33,7 @@ from .saving.structure_proof import check_structure
 from .surgery import check_compensation, check_mistral, fingerprint, has_batch_norms
 from .surgery.settle import check_class
 from .utils.files import SMALL_FILES, check_room, num_bytes
+from .utils.plain_options import HubOptions
 from .utils.words import first_line, in_a_line
 
 logger = logging.get_logger(__name__)
@@ -254,7 +255,7 @@ def check_output(model: PreTrainedModel, args: SpectralPruningArguments, source:
     check_room("The pruned model", place, int(num_bytes(model) * (1 - args.target_reduction)) + SMALL_FILES)
 
 
-def check_push(model: PreTrainedModel, args: SpectralPruningArguments) -> None:
+def check_push(model: PreTrainedModel, args: HubOptions) -> None:
     """Tells of a push that will be refused, and makes the repo."""
     if args.push_to_hub:
         repo = hub.open_repo(args.hub_model_id, args.hub_token, args.hub_private_repo or None)

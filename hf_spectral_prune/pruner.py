@@ -25,6 +25,7 @@ from .arguments import SpectralPruningArguments
 from .checks import check_arguments, check_data, check_loss, check_model, check_output, check_push, check_recovery, settle_options
 from .criteria import Diagnostics, Scores
 from .criteria.calibrate import Evidence, calibrate
+from .criteria.passes.ndi_bounds import plan_bounds
 from .data.for_model import load_for_pruner, read_labelled, with_labels, wrap_for
 from .data.texts import CalibrationData
 from .evaluation.figures import num_parameters
@@ -98,6 +99,7 @@ class SpectralPruner(TrainerMethods):
         ```
     """
 
+    args: SpectralPruningArguments
     check_model = staticmethod(check_model)
 
     def __init__(
@@ -162,6 +164,7 @@ class SpectralPruner(TrainerMethods):
         self.costs = StepCosts()
         self.output: PruningOutput | None = None
         self.macs_before: dict[str, int] = {}
+        self._diagnostics: Diagnostics = {}  # of the dense model
         self.bytes_before = 0
         self.scores: Scores = {}
         self.known = Known()  # of the dense model, by another run
@@ -263,6 +266,7 @@ class SpectralPruner(TrainerMethods):
                 if self.calibration is not None:
                     recalibrate_norms(self.model, self.calibration)
             run.add(plan, summarise(self.scores, plan, diagnostics))
+            self._diagnostics = diagnostics or self._diagnostics
             self._end_round(run, round_index)
             if self.control.should_training_stop:
                 break
@@ -431,6 +435,8 @@ class SpectralPruner(TrainerMethods):
             circumstances(self.costs, self.base_model),
         )
         report.size_on_disk_before = self.bytes_before
+        bounds = plan_bounds(self._diagnostics, run.plan.kept)
+        report.bounds = None if bounds is None else dict(bounds)
         metrics = {name: getattr(report, name) for name in ("parameters_before", "parameters_after", "reduction")}
         if is_vision(self.model):
             sizes = {key: len(kept) for key, kept in run.plan.kept.items()}

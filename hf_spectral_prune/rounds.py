@@ -265,6 +265,9 @@ def _untried(args: SpectralPruningArguments, run: Run, goal: int) -> Sizes:
             return share_sizes(target.groups, target.now, goal, limits, target.count)
         return uniform_sizes(target.groups, target.now, goal, limits, damage)
     assert damage is not None
+    if args.rank_by == "importance":  # the ranking divides by the cost of a unit
+        costs = {group.key: group.parameters_per_unit for group in target.groups}
+        damage = {key: curve * costs[key] for key, curve in damage.items()}
     if args.allocation in _BY_INFORMATION:
         return fisher_sizes(target, limits, damage)
     return per_layer_sizes(target.groups, target.now, goal, limits, damage, target.count)

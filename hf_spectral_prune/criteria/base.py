@@ -64,6 +64,11 @@ class GroupData:
         """(n_units,) float64: root of the sum of squares of all the weights that leave with a unit, `||W_c||_F`."""
         return torch.stack([matrix.square().sum(dim=1) for _, matrix in self.unit_matrices()]).sum(dim=0).sqrt()
 
+    def producer_norms(self) -> Tensor:
+        """(n_units,) float64: the same of the weights that make a unit alone, without those that read it."""
+        own = [matrix.square().sum(dim=1) for name, matrix in self.unit_matrices() if name != "consumer"]
+        return torch.stack(own).sum(dim=0).sqrt()
+
     def before(self) -> tuple[Tensor, Tensor]:
         """Input-side (mean (n,), raw second moment (n, n)) with one entry for every output-side channel.
 

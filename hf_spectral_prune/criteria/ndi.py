@@ -18,6 +18,7 @@ from .base import Criterion, GroupData, Scores, Statistics, register
 from .passes import ndi_terms as differentiation
 from .passes.curvature import unit_curvature
 from .passes.histograms import channel_histograms
+from .passes.ndi_bounds import note_bounds
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class NeuralDifferentiation(Criterion):
         num_curvature_sequences: calibration sequences that the estimate is made on (each costs two backward passes a probe).
         p, q, r: exponents of diversity, informativeness and sensitivity (eq. 22).
         floor: eps_f, added to each component.
+        norms: the weights W_c of a unit, whose norm counts (eq. 35): "all" that leave with it, or those of its "producers" alone.
         spatial: the positions of a channel's map that count: "pooled" (their mean alone, as in the paper), "sampled" (a few at
             random in every image) or "all".
         num_positions: how many are sampled in an image.
@@ -68,6 +70,7 @@ class NeuralDifferentiation(Criterion):
     q: float = 1.0
     r: float = 1.0
     floor: float = 1e-3
+    norms: Literal["all", "producers"] = "all"
     spatial: Literal["sampled", "pooled", "all"] = "pooled"
     num_positions: int = 16
     needs_moments = True
@@ -132,6 +135,8 @@ class NeuralDifferentiation(Criterion):
         mean, raw = data.after()
         count = data.moments.after.count if data.moments is not None else 0
         shrunk = differentiation.shrink(correlation(raw, mean), count, self.shrinkage)
+        if data.diagnostics is not None:
+            note_bounds(data.diagnostics, shrunk, self._unit_norms(data), self.trace_share)
         redundancy = differentiation.redundancy(shrunk, self.trace_share).cpu().reshape(data.group.size, -1).mean(dim=1)
         return Components(
             diversity=1 - differentiation.min_max(redundancy),
@@ -145,8 +150,11 @@ class NeuralDifferentiation(Criterion):
         for data in groups:
             keys.append(data.group.key)
             parts.append(self.components(data))
-            norms.append(differentiation.relative_norms(data.unit_norms()).cpu())
+            norms.append(differentiation.relative_norms(self._unit_norms(data)).cpu())
         return {key: norm * index for key, norm, index in zip(keys, norms, self.indices(parts), strict=True)}
+
+    def _unit_norms(self, data: GroupData) -> Tensor:
+        return data.producer_norms() if self.norms == "producers" else data.unit_norms()
 
     def indices(self, parts: Sequence[Components]) -> list[Tensor]:
         """NDI (n_units,) of every group, its components normalised over all these groups (eq. 12-16 and 22)."""

@@ -33,7 +33,7 @@ class Target:
     """The cost that is to be cut.
 
     Attributes:
-        unit: "parameters", "MACs" or "bytes".
+        unit: "parameters", "units", "MACs" or "bytes".
         now, goal: of the model before pruning, and wanted after it.
         base: what the fraction is counted over.
         groups: the groups, with the cost in this unit as their `parameters_per_unit`.
@@ -92,6 +92,11 @@ def set_target(
     if args.target_scope == "flops":
         return _macs_target(model, args, groups, calibration)
     budget = budget_of(model, groups) if family_of(model.config).traced else None
+    if args.target_scope == "units":
+        total = sum(group.size for group in groups)
+        each = [replace(group, parameters_per_unit=1) for group in groups]
+        number = None if budget is None else lambda sizes: sum(sizes.values())
+        return Target("units", total, total - int(args.target_reduction * total), total, each, number, budget)
     if args.target_scope == "non_embedding":
         base = num_non_embedding_parameters(model)
     elif args.target_scope == "prunable":
@@ -169,6 +174,8 @@ def target_words(model: PreTrainedModel, args: SpectralPruningArguments, calibra
     share = f"{100 * args.target_reduction:.4g} %"
     if target.unit == "bytes":
         return f"Removing {removed:,} of {target.base:,} bytes, from {kinds}: {target.goal:,} may stay."
+    if target.unit == "units":
+        return f"Removing {share} of the {target.base:,} {kinds}: {removed:,}."
     if target.unit == "MACs":
         return f"Removing {share} of the {target.base:,} MACs of one image, from {kinds}: {removed:,} MACs."
     if args.target_scope == "all":

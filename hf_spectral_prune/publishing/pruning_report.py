@@ -24,6 +24,7 @@ _WITHIN = {
     "machine": ("system", "cpus", "torch_threads", "accelerator"),
     "macs": ("before", "after"),
     "lm_eval": ("version", "tasks"),
+    "bounds": ("parameter_distance", "parameter_distance_bound", "groups"),
     "latency": tuple(f"{side}.{what}_tokens_per_second" for side in ("before", "after") for what in ("prefill", "decode")),
 }
 
@@ -48,6 +49,7 @@ class PruningReport:
         detrimental: what the search for detrimental neurons found.
         macs: of models that read images, see `macs_report`.
         lm_eval: see `paired_figures` of `evaluation.tasks`; None where no task was asked for.
+        bounds: of a plan by the criterion `ndi`, see `criteria.passes.ndi_bounds.PlanBounds`.
         samples: [{"text", "before", "after"}], see `evaluation.samples`; None where the run has none.
         latency, size_on_disk_before: of the dense model too, see `paired_latency`; None where they were not measured.
         files, written, size_on_disk: digests of the files that the self-check read, names of all that saving wrote, and bytes of
@@ -80,6 +82,7 @@ class PruningReport:
     detrimental: Json | None = None
     macs: Json | None = None
     lm_eval: Json | None = None
+    bounds: Json | None = None
     samples: list[dict[str, str]] | None = None
     latency: dict[str, dict[str, float]] | None = None
     size_on_disk_before: int | None = None

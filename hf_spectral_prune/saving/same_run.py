@@ -30,6 +30,7 @@ _DECIDING = (
     "criterion",
     "criterion_args",
     "allocation",
+    "rank_by",
     "num_allocation_samples",
     "num_rounds",
     "reallocate",

@@ -14,7 +14,6 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_pt_utils import log_metrics, metrics_format, save_metrics, save_state
 from transformers.trainer_utils import PredictionOutput
 
-from ..arguments import SpectralPruningArguments
 from ..data.rows import default_collator, training_rows
 from ..data.texts import CalibrationData
 from ..evaluation.figures import held_out_figures
@@ -22,6 +21,7 @@ from ..models.distributed import is_first_process, of_first_process
 from ..publishing import hub, write_card
 from ..publishing.saved_folder import README
 from ..recovery.judging import unprepared
+from ..utils.plain_options import PrunerOptions
 from ..utils.progress import RoundProgress, working
 from ..utils.types import Collator, Json, Metrics, Preprocess, ProcessingClass
 from .checkpoint import RunState
@@ -35,7 +35,7 @@ _OWN = (DefaultFlowCallback, RoundProgress)
 class TrainerMethods:
     """Callbacks, logs, evaluation, predictions, saving, card and push of a pruner. A subclass has a Trainer's attributes."""
 
-    args: SpectralPruningArguments
+    args: PrunerOptions
     model: PreTrainedModel
     processing_class: ProcessingClass | None
     data_collator: Collator | None

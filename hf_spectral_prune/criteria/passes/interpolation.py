@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...models.families import UnitGroup, module_of, row_of
+from ...models.families import Signal, UnitGroup, module_of, row_of
 from ...models.suffix import starting_at
 
 
@@ -97,27 +97,37 @@ def _worst_parts(ends: tuple[float, float], values: Tensor, steps: Tensor, toler
 
 
 @contextmanager
-def scaled_signal(model: PreTrainedModel, group: UnitGroup, alphas: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """While open, the group's input-side signal z is replaced by `alpha z`, with one alpha for every row of a batch.
+def scaled_signal(
+    model: PreTrainedModel, group: UnitGroup, alphas: Tensor, signal: Signal | None = None
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """While open, a signal z of the group's units is replaced by `alpha z`, with one alpha for every row of a batch.
 
-    Rows of one alpha lie side by side. To scale the signal is to scale the producer's weights and bias (Llama: `gate_proj`).
+    Rows of one alpha lie side by side. To scale what a linear layer makes is to scale its weights and bias, and to scale what it
+    reads is to scale its weights alone.
+
+    Args:
+        signal: the input-side signal where it is None (Llama: what `gate_proj` makes).
 
     Yields:
         list that a forward pass adds (z, alpha z) to, both (rows, T, n); the second is the leaf to differentiate by.
     """
-    signal = row_of(model, group).before
+    place = signal or row_of(model, group).before
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def scale(_module: object, _args: object, output: Tensor) -> Tensor:
-        blocks = list(output.chunk(signal.num_blocks, dim=-1))
-        original = blocks[signal.block].detach()
+    def scaled(value: Tensor) -> Tensor:
+        blocks = list(value.chunk(place.num_blocks, dim=-1))
+        original = blocks[place.block].detach()
         factors = alphas.repeat_interleave(len(original) // len(alphas)).to(original)
-        scaled = (original * factors.reshape(-1, *[1] * (original.dim() - 1))).requires_grad_(torch.is_grad_enabled())
-        seen.append((original, scaled))
-        blocks[signal.block] = scaled
-        return scaled if len(blocks) == 1 else torch.cat(blocks, dim=-1)
+        leaf = (original * factors.reshape(-1, *[1] * (original.dim() - 1))).requires_grad_(torch.is_grad_enabled())
+        seen.append((original, leaf))
+        blocks[place.block] = leaf
+        return leaf if len(blocks) == 1 else torch.cat(blocks, dim=-1)
 
-    handle = module_of(model, group.layer, signal.module).register_forward_hook(scale)
+    module = module_of(model, group.layer, place.module)
+    if place.side == "input":
+        handle = module.register_forward_pre_hook(lambda _module, args: (scaled(args[0]), *args[1:]))
+    else:
+        handle = module.register_forward_hook(lambda _module, _args, output: scaled(output))
     try:
         yield seen
     finally:
@@ -131,6 +141,7 @@ def path_slopes(
     function: Callable[[int], Tensor],
     at_once: int,
     alphas: Tensor,
+    signal: Signal | None = None,
 ) -> tuple[Tensor, Tensor]:
     """F (k,) at every alpha, and its slopes (k, n_units): `sum_t z_j(t) dF/d(alpha z_j(t))`, float64 on the CPU.
 
@@ -141,11 +152,12 @@ def path_slopes(
         given: what the group's layer reads, (rows, T, hidden size); see `starting_at`.
         function: F (copies,) of so many copies of the input, from a call of the model on them.
         at_once: alphas that run together.
+        signal: see `scaled_signal`.
     """
     values, slopes = [], []
     for part in alphas.split(at_once):
         copies = None if given is None else given.repeat(len(part), *[1] * (given.dim() - 1))
-        with scaled_signal(model, group, part) as seen, starting_at(model, group.layer, copies), torch.enable_grad():
+        with scaled_signal(model, group, part, signal) as seen, starting_at(model, group.layer, copies), torch.enable_grad():
             value = function(len(part))
             ((original, scaled),) = seen
             (gradient,) = torch.autograd.grad(value.sum(), scaled)
@@ -156,7 +168,13 @@ def path_slopes(
 
 
 @torch.no_grad()
-def without_group(model: PreTrainedModel, group: UnitGroup, given: Tensor | None, function: Callable[[int], Tensor]) -> float:
-    """F(0): the function with the group's input-side signal at zero."""
-    with scaled_signal(model, group, torch.zeros(1)), starting_at(model, group.layer, given):
+def without_group(
+    model: PreTrainedModel,
+    group: UnitGroup,
+    given: Tensor | None,
+    function: Callable[[int], Tensor],
+    signal: Signal | None = None,
+) -> float:
+    """F(0): the function with the group's signal at zero, see `scaled_signal`."""
+    with scaled_signal(model, group, torch.zeros(1), signal), starting_at(model, group.layer, given):
         return float(function(1))

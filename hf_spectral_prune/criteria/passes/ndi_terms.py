@@ -46,14 +46,18 @@ def redundancy(correlation: Tensor, trace_share: float | None = 0.9) -> Tensor:
     once that mode is among the leading ones the channel gets 1/n, the largest value there is. `trace_share=None` takes the
     modes of eigenvalue above 1 instead, those that hold more than one channel's variance.
     """
-    values, vectors = torch.linalg.eigh(correlation)  # ascending
-    if trace_share is None:
-        leading = values > 1 + 1e-8
-    else:
-        shares = values.flip(0).clamp(min=0).cumsum(0)
-        last = values[len(values) - 1 - int((shares < trace_share * shares[-1]).sum())]
-        leading = values >= last * (1 - 1e-10)
+    values, vectors = torch.linalg.eigh(correlation)
+    leading = leading_modes(values, trace_share)
     return (vectors[:, leading].square() @ values[leading]) / values.sum()
+
+
+def leading_modes(values: Tensor, trace_share: float | None) -> Tensor:
+    """Which of the eigenvalues (n,), ascending, are those of the leading modes, see `redundancy`: a mask (n,)."""
+    if trace_share is None:
+        return values > 1 + 1e-8
+    shares = values.flip(0).clamp(min=0).cumsum(0)
+    last = values[len(values) - 1 - int((shares < trace_share * shares[-1]).sum())]
+    return values >= last * (1 - 1e-10)
 
 
 def informativeness(counts: Tensor, smoothing: float = 1.0) -> Tensor:
@@ -153,8 +157,12 @@ def correlation_bound(correlation: Tensor, k: int, error: float = 0.0) -> Tensor
 
     By Cauchy-Schwarz in the k leading modes and in the others; delta as in `incoherence_bound`, no gap needed.
     """
-    mass, _ = projector_mass(correlation, k)
-    values = torch.linalg.eigvalsh(correlation)
+    values, vectors = torch.linalg.eigh(correlation)
+    return pair_bound(values, vectors[:, -k:].square().sum(dim=1), k, error)
+
+
+def pair_bound(values: Tensor, mass: Tensor, k: int, error: float = 0.0) -> Tensor:
+    """`correlation_bound` from the eigenvalues (n,), ascending, and the mass (n,) of every channel in the k leading modes."""
     following = float(values[-k - 1]) if k < len(values) else 0.0
     rest = (1 - mass).clamp(min=0)
     return float(values[-1]) * (mass[:, None] * mass).sqrt() + following * (rest[:, None] * rest).sqrt() + error

@@ -61,6 +61,7 @@ _SCOPES = {
     "all": "all parameters",
     "non_embedding": "the parameters outside the embeddings",
     "prunable": "the parameters of the prunable units",
+    "units": "the units",
     "flops": "the FLOPs of one image",
 }
 _RECOVERIES = {
@@ -135,7 +136,7 @@ def method_lines(saved: SavedFolder) -> list[str]:
     if arguments.get("target_bytes"):
         target = f"{arguments['target_bytes']:,.0f} bytes at the most"
     lines.append(f"Layout `{report.layout}`; target: {target}. {_share_words(saved)}".strip())
-    lines += _round_lines(saved)
+    lines += [*_round_lines(saved), *bound_lines(saved)]
     compensation = arguments["compensation"]
     repair = "recovered" if compensation == "none" and _is_recovered(saved) else compensation
     lines.append(_REPAIRS[repair].format(**arguments))
@@ -176,6 +177,23 @@ def _round_lines(saved: SavedFolder) -> list[str]:
     names = ", ".join(str(step) for step in logged)
     after = "each" if len(logged) == count else f"round{'s' if len(logged) > 1 else ''} {names}"
     return [f"{count} rounds; parameters after {after}: {', '.join(logged.values())}."]
+
+
+def bound_lines(saved: SavedFolder) -> list[str]:
+    """What the bounds of neural differentiation say of the plan; nothing for another criterion."""
+    bounds = saved.report.bounds
+    if bounds is None:
+        return []
+    groups = bounds["groups"].values()
+    mass, gap = max(group["largest_mass"] for group in groups), min(group["gap"] for group in groups)
+    largest = {name: max(group[name] for group in groups) for name in ("incoherence", "correlation", "largest_correlation")}
+    return [
+        f"Bounds of the plan by the dense model's weights: the removed units move the parameters by "
+        f"Δ = {bounds['parameter_distance']:.4g} (eq. 30), at most {bounds['parameter_distance_bound']:.4g} (eq. 53). By layers, "
+        f"with the correlations taken as known: smallest gap {gap:.3g}, largest μ {mass:.3g}, largest incoherence bound (eq. 27) "
+        f"{largest['incoherence']:.3g}; two units correlate by at most {largest['correlation']:.3g} by this package's bound, "
+        f"and by {largest['largest_correlation']:.3g} at the most in fact."
+    ]
 
 
 def _options(options: Json) -> str:

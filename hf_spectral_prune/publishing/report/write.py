@@ -80,12 +80,14 @@ def build_report(saved: SavedFolder, scores: Sequence[RoundScores]) -> Page:
 def _all_sections(saved: SavedFolder, scores: Sequence[RoundScores]) -> Iterator[Section]:
     """All sections, also those that this run has nothing for."""
     from . import sections
+    from .bounds import bounds
 
     yield sections.before_and_after(saved)
     yield sections.own_words(saved)
     yield sections.widths(saved)
     yield sections.scores(saved, scores)
     yield sections.spectra(saved, scores)
+    yield bounds(saved)
     yield sections.rounds(saved)
     yield sections.recovery(saved)
     yield sections.cost(saved)

@@ -11,10 +11,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...criteria.passes.interpolation import Integral, integrate, path_slopes, without_group
-from ...models.families import UnitGroup, unit_groups
+from ...models.families import Signal, UnitGroup, unit_groups
 from ...models.losses import check_gradients, frozen
 from ...models.suffix import walk
 from ...utils.progress import stage
+
+# Weights that go from zero to their values, by the signal whose scaling is theirs. A neuron's part of `down_proj` is a column.
+PATHS = {
+    "gate_proj": Signal("mlp.gate_proj", "output"),
+    "up_proj": Signal("mlp.up_proj", "output"),
+    "down_proj": Signal("mlp.down_proj", "input"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ def attribute(
     contexts: Sequence[Tensor],
     layers: Collection[int],
     *,
+    weights: str = "gate_proj",
     steps: int = 20,
     max_steps: int = 180,
     tolerance: float = 0.01,
@@ -55,15 +63,16 @@ def attribute(
 ) -> dict[int, Attribution]:
     """Attributions of the neurons of each of the `layers` (arXiv:2507.09185).
 
-    F is the largest logit behind an example's context. One layer's gate weights W (and biases) are interpolated from 0, with
-    the rest of the model intact: `IG_j = sum_i W_ji * mean_alpha dF(alpha W)/dW_ji`, alpha at the midpoints of `steps` equal
-    parts. More are taken where F bends (the largest logit may change hands on the way), up to `max_steps`, until an
-    example's attributions add up to `F(W) - F(0)` with an error of at most `tolerance` times the examples' mean change.
+    F is the largest logit behind an example's context. One layer's weights W (and biases) are interpolated from 0, with the rest
+    of the model intact: `IG_j = sum_i W_ji * mean_alpha dF(alpha W)/dW_ji`, alpha at the midpoints of `steps` equal parts. More
+    are taken where F bends (the largest logit may change hands on the way), up to `max_steps`, until an example's attributions
+    add up to `F(W) - F(0)` with an error of at most `tolerance` times the examples' mean change.
 
     Only the interpolated layer and those after it are run, from the cached input of that layer.
 
     Args:
         contexts: (T,) token ids of each example.
+        weights: which of the layer's weights W is; a name of `PATHS`.
         batch_tokens: tokens that run together: copies of one context with different alphas.
 
     Raises:
@@ -83,7 +92,7 @@ def attribute(
             for layer, given in walk(model, runs, last=max(groups)):
                 if layer in groups:
                     limits = (steps, max_steps, tolerance)
-                    found[layer] = _layer(model, groups[layer], rows, given, whole, limits, batch_tokens)
+                    found[layer] = _layer(model, groups[layer], PATHS[weights], rows, given, whole, limits, batch_tokens)
                     bar.update()
     finally:
         model.train(was_training)
@@ -93,6 +102,7 @@ def attribute(
 def _layer(
     model: PreTrainedModel,
     group: UnitGroup,
+    signal: Signal,
     rows: Sequence[Tensor],
     given: Sequence[Tensor | None],
     whole: Sequence[float],
@@ -109,12 +119,12 @@ def _layer(
     """
 
     functions = [partial(_of_copies, model, ids) for ids in rows]
-    absent = [without_group(model, group, cached, function) for function, cached in zip(functions, given, strict=True)]
+    absent = [without_group(model, group, cached, function, signal) for function, cached in zip(functions, given, strict=True)]
     size = sum(abs(value - other) for value, other in zip(whole, absent, strict=True))
     allowed = limits[2] * size / len(rows)
     integrals: list[Integral] = []
     for ids, function, cached, ends in zip(rows, functions, given, zip(absent, whole, strict=True), strict=True):
-        path = partial(path_slopes, model, group, cached, function, max(1, batch_tokens // ids.shape[1]))
+        path = partial(path_slopes, model, group, cached, function, max(1, batch_tokens // ids.shape[1]), signal=signal)
         integrals.append(integrate(path, ends, steps=limits[0], max_steps=limits[1], tolerance=allowed))
     return Attribution(
         values=torch.stack([integral.values for integral in integrals]).mean(dim=0),

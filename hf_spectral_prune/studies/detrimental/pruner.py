@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.utils import logging
 
+from ...checks import check_push
+from ...data.texts import CalibrationData
 from ...evaluation.figures import num_parameters
 from ...models.families import family_of, max_tokens, module_of, unit_groups
 from ...models.families.llama import FAMILIES as LLAMA_FAMILIES
 from ...models.loading import without_quantisation_marks
 from ...models.losses import check_gradients, predicts_next_token
 from ...planning import choose_units
-from ...saving.folder import save_folder
 from ...saving.output import PruningOutput, StepCosts, circumstances
 from ...saving.place import check_output_dir, names_in
+from ...saving.trainer_methods import TrainerMethods
 from ...surgery import apply_plan, fingerprint, settle_class
 from ...surgery.plan import PruningPlan
 from ...utils.environment import library_versions
@@ -31,7 +36,7 @@ from .tasks import Example, examples_from_rows
 logger = logging.get_logger(__name__)
 
 
-class DetrimentalNeuronPruner:
+class DetrimentalNeuronPruner(TrainerMethods):
     """Removes the FFN neurons of one layer that make a causal language model confident without making it right.
 
     The method of "Detecting and Pruning Prominent but Detrimental Neurons in Large Language Models" (arXiv:2507.09185): on
@@ -45,6 +50,7 @@ class DetrimentalNeuronPruner:
         adaptation_examples: `Example`s, or rows with `prompt`, `choices` and `label`.
         held_out_examples: the same, to measure accuracy on; none of them may be an adaptation example.
         processing_class: the tokenizer.
+        callbacks: transformers' TrainerCallbacks; the run is one step.
 
     Raises:
         ValueError: a model or an example that cannot be worked with; told before any work.
@@ -58,6 +64,9 @@ class DetrimentalNeuronPruner:
         ```
     """
 
+    args: DetrimentalArguments
+    processing_class: PreTrainedTokenizerBase | None
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -65,6 +74,7 @@ class DetrimentalNeuronPruner:
         adaptation_examples: Sequence[Example | Row] = (),
         held_out_examples: Sequence[Example | Row] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
     ) -> None:
         self.args = args or DetrimentalArguments()
         self.model = without_quantisation_marks(model)
@@ -84,7 +94,10 @@ class DetrimentalNeuronPruner:
             )
         self.adaptation = self._tokenise(adaptation)
         self.held_out = self._tokenise(held_out) if held_out else None
-        self.state = TrainerState()
+        check_push(model, self.args)
+        self.data_collator = self.compute_metrics = self.preprocess_logits_for_metrics = None
+        self.eval_data, self.saved_to, self._place = None, None, ExitStack()
+        self._begin_callbacks(callbacks, max_steps=1)
         self.costs = StepCosts()
         self.output: PruningOutput | None = None
         self._replaced: frozenset[str] | None = None  # what may go from the folder when the result comes
@@ -105,12 +118,17 @@ class DetrimentalNeuronPruner:
         if args.output_dir is not None:
             check_output_dir(args.output_dir, args.overwrite_output_dir, self.base_model)
             self._replaced = names_in(args.output_dir)
+        set_seed(args.seed)
         before = self._measure("before")
+        self._event("on_train_begin")
+        self._event("on_step_begin")
         with self.costs.of("attribution"):
+            contexts, remark = self._contexts()
             attributions = attribute(
                 self.model,
-                self.adaptation.contexts,
+                contexts,
                 self.layers,
+                weights=args.weights,
                 steps=args.num_steps,
                 max_steps=args.max_steps,
                 tolerance=args.completeness_tolerance,
@@ -127,34 +145,53 @@ class DetrimentalNeuronPruner:
                 normalisation=args.normalisation,
                 progress=not args.disable_tqdm,
             )
-        found = Findings(attributions, points, best_point(points), len(self.adaptation))
+        found = Findings(attributions, points, best_point(points), len(self.adaptation), args.weights, len(contexts), remark)
         plan = self._plan(found)
         apply_plan(self.model, plan)
-        self.model = settle_class(self.model)
+        self.model = self.callback_handler.model = settle_class(self.model)
+        self.state.global_step, self.state.epoch = 1, 1.0
+        self._event("on_step_end")
+        self._event("on_train_end")
         return self._finish(found, plan, before, self._measure("after"))
 
-    def save_model(self, output_dir: str | None = None) -> None:
-        """Saves weights, config, tokenizer, plan and report, then reloads the folder in a fresh process.
+    train = prune  # by Trainer's name
+
+    def evaluate(self, eval_dataset: object = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Accuracy of the model as it stands, on the held-out examples or on others (`Example`s or rows); logs it.
 
         Raises:
-            ValueError: no folder named, or it is not empty and `overwrite_output_dir` is off.
-            RuntimeError: the reloaded model differs (says where).
+            ValueError: there are no examples, or one cannot be worked with.
         """
-        folder = output_dir or self.args.output_dir
-        if folder is None:
-            raise ValueError("There is no folder to save to. Set `output_dir`.")
-        save_folder(
-            folder,
-            self.model,
-            self.processing_class,
-            state=self.state,
-            output=self.output,
-            overwrite=self.args.overwrite_output_dir,
-            self_check=self.args.self_check,
-            source=self.base_model,
-            replaced=self._replaced if folder == self.args.output_dir else None,
+        questions = self.held_out
+        given: Any = eval_dataset
+        if given is not None:
+            questions = self._tokenise(_as_examples(given, "the list of examples to evaluate on"))
+        if questions is None:
+            raise ValueError("`evaluate()` has no examples. Pass `eval_dataset` to it, or `held_out_examples` to the pruner.")
+        metrics = {f"{metric_key_prefix}_accuracy": self._outcome(questions).accuracy}
+        self.log(metrics)
+        self._event("on_evaluate", metrics=metrics)
+        return metrics
+
+    def _data(self, source: object, name: str) -> CalibrationData | None:
+        raise ValueError("`predict()` is for data sets of one kind of row, and these are labelled choices. Use `evaluate()`.")
+
+    def _contexts(self) -> tuple[tuple[Tensor, ...], str | None]:
+        """Contexts that attributions are averaged over, and a note where they are not those that were asked for."""
+        contexts = self.adaptation.contexts
+        if self.args.attribute_on == "all":
+            return contexts, None
+        correct = self._outcome(self.adaptation).correct
+        wrong = tuple(context for context, right in zip(contexts, correct, strict=True) if not right)
+        if wrong:
+            return wrong, None
+        return (
+            contexts,
+            f"The whole model answers all {len(contexts)} adaptation examples rightly: attribution is on all of them.",
         )
-        self._replaced = None
+
+    def _outcome(self, questions: Questions) -> Outcome:
+        return evaluate(self.model, questions, self.args.normalisation, progress=not self.args.disable_tqdm)
 
     def _tokenise(self, examples: Sequence[Example]) -> Questions:
         assert self.processing_class is not None
@@ -165,9 +202,8 @@ class DetrimentalNeuronPruner:
         if self.held_out is None:
             return None
         with self.costs.of("evaluation"):
-            found = evaluate(self.model, self.held_out, self.args.normalisation, progress=not self.args.disable_tqdm)
-        self.state.log_history.append({f"{when}_accuracy": found.accuracy, "step": self.state.global_step})
-        self.state.global_step = 1
+            found = self._outcome(self.held_out)
+        self.log({f"{when}_accuracy": found.accuracy})
         return found
 
     def _plan(self, found: Findings) -> PruningPlan:

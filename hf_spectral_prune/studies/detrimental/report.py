@@ -27,12 +27,18 @@ class Findings:
         points: the grid, the whole model first.
         best: the point that was chosen.
         num_examples: adaptation examples that it was chosen on.
+        weights: those that went from zero to their values.
+        num_attributed: examples that the attributions are the mean of.
+        remark: a note of the attribution, or None.
     """
 
     attributions: Mapping[int, Attribution]
     points: Sequence[GridPoint]
     best: GridPoint
     num_examples: int
+    weights: str
+    num_attributed: int
+    remark: str | None = None
 
 
 def notes(found: Findings, width: int | None, tolerance: float) -> Iterator[str]:
@@ -52,6 +58,8 @@ def notes(found: Findings, width: int | None, tolerance: float) -> Iterator[str]
             f"Layer {found.best.layer} keeps {width} neurons, which is not a multiple of 8: some kernels run slower on such a "
             "width, and quantised GGUF needs multiples of 32. Set `round_to` to get one."
         )
+    if found.remark is not None:
+        yield found.remark
     gaps = {layer: attribution.gap for layer, attribution in found.attributions.items() if attribution.gap > tolerance}
     if gaps:
         worst = max(gaps, key=lambda layer: gaps[layer])
@@ -85,7 +93,8 @@ def method_lines(found: Findings, held_out: Json | None) -> list[str]:
     )
     lines = [
         f"Detrimental neurons ({SOURCE}): {removed}. Neurons were ranked by integrated gradients of the largest logit behind the "
-        f"prompt (gate weights from zero to their values, at most {steps} midpoints) on {count} labelled examples.",
+        f"prompt (`{found.weights}` from zero to its values, at most {steps} midpoints) on {found.num_attributed} labelled "
+        "examples.",
         f"Layer and share were chosen by accuracy on the same {count} examples, among {len(found.attributions)} layers and "
         f"{len(shares)} shares from {shares[0]:.0%} to {shares[-1]:.0%}: {whole.accuracy:.3f} before, {best.accuracy:.3f} after.",
     ]
@@ -134,6 +143,8 @@ def report(
             "layer": found.best.layer,
             "share": found.best.share,
             "removed": found.best.removed,
+            "weights": found.weights,
+            "num_attributed": found.num_attributed,
             "held_out": held_out,
             "adaptation": {
                 "num_examples": found.num_examples,

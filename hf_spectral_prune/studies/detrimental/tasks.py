@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import load_dataset
@@ -19,6 +19,7 @@ from ...utils.words import did_you_mean, in_a_line
 
 # A row of a data set or file, and what a layout reads from it: prompt, choices, label.
 Row = Mapping[str, Any]
+Draw = Literal["balanced", "random"]
 Fields = tuple[Any, Any, Any]
 
 
@@ -292,11 +293,16 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
     yield from ((f"row {index}", row) for index, row in enumerate(rows, start=1))
 
 
-def draw_examples(examples: Sequence[Example], number: int, seed: int) -> tuple[list[Example], list[Example]]:
+def draw_examples(
+    examples: Sequence[Example], number: int, seed: int, draw: Draw = "balanced"
+) -> tuple[list[Example], list[Example]]:
     """Draws examples without replacement, and gives the others too; both in a random order, by the seed.
 
-    Repeated examples count once. The draw takes labels in turn as far as they last, so that of ten yes-no questions five
-    have each answer: the most frequent answer alone must not look like a good model.
+    Repeated examples count once.
+
+    Args:
+        draw: "balanced" takes labels in turn as far as they last, so that of ten yes-no questions five have each answer: the
+            most frequent answer alone must not look like a good model. "random" takes labels as they come.
 
     Raises:
         ValueError: there are fewer examples.
@@ -309,7 +315,7 @@ def draw_examples(examples: Sequence[Example], number: int, seed: int) -> tuple[
     turns = []
     for place, index in enumerate(order):
         label = unique[index].label
-        turns.append((seen.get(label, 0), place))
+        turns.append((seen.get(label, 0) if draw == "balanced" else 0, place))
         seen[label] = seen.get(label, 0) + 1
     chosen = {place for _, place in sorted(turns)[:number]}
     drawn = [unique[index] for place, index in enumerate(order) if place in chosen]

@@ -19,11 +19,13 @@ from hf_spectral_prune.studies.detrimental.attribution import attribute, confide
 CONTEXTS = [torch.tensor([5, 9, 30, 44]), torch.tensor([7, 8]), torch.tensor([90, 3, 12, 55, 61, 18, 4])]
 
 
-def dense_attribution(model, layer, steps):
+def dense_attribution(model, layer, steps, name="gate_proj"):
     """(n_units,): weight by weight, a full forward and backward pass for every alpha and example."""
-    gate = model.model.layers[layer].mlp.gate_proj
-    whole = [(value, value.detach().clone()) for value in (gate.weight, gate.bias) if value is not None]
-    found = torch.zeros(gate.weight.shape[0], dtype=torch.float64)
+    module = model.model.layers[layer].mlp.get_submodule(name)
+    columns = name == "down_proj"  # of the weight alone: a bias belongs to no neuron
+    own = (module.weight,) if columns else (module.weight, module.bias)
+    whole = [(value, value.detach().clone()) for value in own if value is not None]
+    found = torch.zeros(module.weight.shape[1 if columns else 0], dtype=torch.float64)
     for context in CONTEXTS:
         for index in range(steps):
             with torch.no_grad():
@@ -31,8 +33,10 @@ def dense_attribution(model, layer, steps):
                     value.copy_(original * (index + 0.5) / steps)
             largest = model(input_ids=context[None]).logits[0, -1].max()
             for (_, original), gradient in zip(whole, torch.autograd.grad(largest, [value for value, _ in whole]), strict=True):
+                products = original * gradient
                 for unit in range(len(found)):
-                    found[unit] += float((original[unit] * gradient[unit]).sum()) / steps / len(CONTEXTS)
+                    part = products[:, unit] if columns else products[unit]
+                    found[unit] += float(part.sum()) / steps / len(CONTEXTS)
     with torch.no_grad():
         for value, original in whole:
             value.copy_(original)
@@ -47,6 +51,16 @@ def test_attributions_equal_a_dense_sum_over_weight_gradients(family):
     for layer, attribution in found.items():
         torch.testing.assert_close(attribution.values, dense_attribution(model, layer, 6), rtol=1e-9, atol=1e-12)
         assert attribution.steps == 6
+
+
+@pytest.mark.parametrize("weights", ["up_proj", "down_proj"])
+def test_attributions_by_other_weights_equal_a_dense_sum_and_add_up(weights):
+    model = tiny_model("llama-biases").double()
+    found = attribute(model, CONTEXTS, [0, 2], weights=weights, steps=6, max_steps=6, progress=False)
+    for layer, attribution in found.items():
+        torch.testing.assert_close(attribution.values, dense_attribution(model, layer, 6, weights), rtol=1e-9, atol=1e-12)
+    fine = attribute(model, CONTEXTS, [1], weights=weights, steps=20, max_steps=400, tolerance=1e-3, progress=False)[1]
+    assert fine.gap <= 1e-3
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])

@@ -11,6 +11,7 @@ import torch
 from conftest import logits, random_batch, tiny_encoder, tiny_model
 from planted import LAYER, NEURONS, plant, questions, sound_model
 from products import only
+from transformers import TrainerCallback
 
 from hf_spectral_prune import DetrimentalArguments, DetrimentalNeuronPruner, Example
 from hf_spectral_prune.cli.main import main
@@ -165,6 +166,72 @@ def test_half_precision_runs_and_says_what_it_misses(dtype, planted, tokenizer):
     assert any("miss completeness" in note and "float32" in note for note in output.report["notes"])
 
 
+@pytest.mark.parametrize("weights", ["up_proj", "down_proj"])
+def test_planted_neurons_are_found_by_other_weights_and_on_wrong_answers_alone(weights, planted, tokenizer):
+    model, asked, _ = planted
+    args = arguments(weights=weights, attribute_on="wrong")
+    output = DetrimentalNeuronPruner(copy.deepcopy(model), args, asked[:10], None, tokenizer).prune()
+    found = output.report["detrimental"]
+    assert set(range(24)) - set(output.plan.kept[f"layers.{LAYER}.ffn"]) == set(NEURONS)
+    assert found["num_attributed"] == 5 and found["adaptation"]["num_examples"] == 10 and found["weights"] == weights
+
+
+def test_where_no_answer_is_wrong_attribution_is_on_all_and_says_so(planted, tokenizer):
+    _, asked, sound = planted
+    args = arguments(attribute_on="wrong", layers=[1], shares=[0.25])
+    output = DetrimentalNeuronPruner(copy.deepcopy(sound), args, asked[:10], None, tokenizer).prune()
+    assert output.report["detrimental"]["num_attributed"] == 10
+    assert any("answers all 10 adaptation examples rightly" in note for note in output.report["notes"])
+
+
+class Recorder(TrainerCallback):
+    def __init__(self):
+        self.events, self.logs = [], []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.events.append("begin")
+        assert model is not None and state.max_steps == 1
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.events.append(f"step {state.global_step}")
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self.events.append(f"evaluate {sorted(metrics)}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.events.append("end")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(logs)
+
+
+def test_callbacks_log_evaluate_card_and_push_are_those_of_the_other_pruner(planted, tokenizer, tmp_path, monkeypatch):
+    model, asked, _ = planted
+    pushed = []
+    monkeypatch.setattr("hf_spectral_prune.studies.detrimental.pruner.check_push", lambda model, args: pushed.append("checked"))
+    monkeypatch.setattr("hf_spectral_prune.publishing.hub.push_folder", lambda folder, repo, *more: pushed.append((folder, repo)))
+    recorder = Recorder()
+    args = arguments(
+        output_dir=str(tmp_path / "out"), self_check=False, push_to_hub=True, hub_model_id="me/cria", hub_token="hf_secret"
+    )
+    pruner = DetrimentalNeuronPruner(copy.deepcopy(model), args, asked[:10], asked[10:], tokenizer, [recorder])
+    assert pushed == ["checked"]
+    assert pruner.evaluate() == {"eval_accuracy": 0.5}
+    output = pruner.train()
+    assert pruner.evaluate(asked[:4], metric_key_prefix="other") == {"other_accuracy": 1.0}
+    assert recorder.events == ["evaluate ['eval_accuracy']", "begin", "step 1", "end", "evaluate ['other_accuracy']"]
+    names = ("eval_accuracy", "before_accuracy", "after_accuracy", "other_accuracy")
+    assert [set(entry) for entry in recorder.logs] == [{name} for name in names]
+    assert [entry[name] for entry, name in zip(pruner.state.log_history, names, strict=True)] == [0.5, 0.5, 1.0, 1.0]
+    pruner.save_model()
+    assert pushed[1:] == [(tmp_path / "out", "me/cria")]
+    card = pruner.create_model_card(tags=["mine"]).read_text()
+    assert "- mine" in card and "# me/cria" in card
+    assert "hf_secret" not in json.dumps(output.report.arguments)
+    with pytest.raises(ValueError, match="Use `evaluate"):
+        pruner.predict(asked)
+
+
 # ---- what cannot work, told before any work
 
 
@@ -229,7 +296,10 @@ def test_a_grid_that_cannot_work_is_told(fields, words, planted, tokenizer):
         ({"num_steps": 0}, "`num_steps`"),
         ({"max_steps": 3}, "`max_steps`"),
         ({"completeness_tolerance": 0.0}, "`completeness_tolerance`"),
-        ({"normalisation": "max"}, "choose `sum` or `mean`"),
+        ({"normalisation": "max"}, "choose from `sum`, `mean`"),
+        ({"weights": "k_proj"}, "choose from `gate_proj`, `up_proj`, `down_proj`"),
+        ({"attribute_on": "right"}, "choose from `all`, `wrong`"),
+        ({"push_to_hub": True}, "`hub_model_id` is not"),
         ({"round_to": 0}, "`round_to`"),
         ({"batch_tokens": 0}, "`batch_tokens`"),
     ],
@@ -306,10 +376,26 @@ def test_the_command_reads_recipes_and_a_held_out_file_without_its_adaptation_ex
     assert "held-out" not in last.partition("Saved")[0]
 
 
+def test_the_command_reads_the_splits_of_a_data_set(folder, capsys):
+    rows = (folder / "asked.jsonl").read_text().splitlines(keepends=True)
+    (folder / "data").mkdir()
+    for name, part in (("train", rows[:30]), ("test", rows[30:])):
+        (folder / "data" / f"{name}.jsonl").write_text("".join(part))
+    named = {"task_file": None, "dataset_name": folder / "data", "eval_split": "test", "draw": "random", "self_check": False}
+    assert main(flags(folder, **named)) == 0
+    assert "Removed 4 neurons (17 %) of layer 1" in capsys.readouterr().out
+    report = json.loads((folder / "out" / "pruning_report.json").read_text())
+    assert report["calibration"]["draw"] == "random" and report["calibration"]["source"].endswith("data:train")
+    assert report["evaluation"]["num_sequences"] == 30 and report["evaluation"]["source"].endswith("data:test")
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"task_file": None}, "Set `--task_file`"),
+        ({"task_file": None}, "Set `--task_file` or `--dataset_name`"),
+        ({"dataset_name": "some/data"}, "Both `task_file` and `dataset_name`"),
+        ({"eval_split": "test"}, "`eval_split` is a split of `dataset_name`"),
+        ({"draw": "even"}, "Choose from `balanced`, `random`"),
         ({"task_file": "absent.jsonl"}, "`absent.jsonl` is no file"),
         ({"output_dir": None}, "Set `--output_dir`"),
         ({"task": "bolq"}, "Did you mean `boolq`"),

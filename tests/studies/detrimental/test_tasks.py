@@ -196,3 +196,10 @@ def test_a_draw_splits_the_examples_with_labels_in_turn(labels, share, seed):
 def test_a_draw_of_too_many_is_told():
     with pytest.raises(ValueError, match="3 examples are asked for, but there are only 1"):
         draw_examples([Example("p", ("a", "b"), 0)] * 5, 3, 0)
+
+
+def test_a_random_draw_takes_labels_as_they_come():
+    examples = [Example(f"question {index}", ("no", "yes"), int(index >= 90)) for index in range(100)]
+    labels = {draw: [example.label for example in draw_examples(examples, 20, 0, draw)[0]] for draw in ("balanced", "random")}
+    assert sum(labels["balanced"]) == 10 and sum(labels["random"]) < 8
+    assert draw_examples(examples, 20, 0, "random") == draw_examples(examples, 20, 0, "random")
