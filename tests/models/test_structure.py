@@ -155,6 +155,23 @@ def test_refusal_names_the_nearest_way(name):
     refused(lambda: family_of(transformers.AutoConfig.for_model(name)), f"`{name}`", NEAREST[name])
 
 
+def test_text_model_inside_a_larger_one_is_cut_in_place_and_saved_with_it(tmp_path):
+    """What the refusal of LLaVA says."""
+    sizes = {name: value for name, value in TINY_SIZES.items() if not name.endswith("token_id")}
+    seeing = transformers.CLIPVisionConfig(**{**sizes, **_IMAGES, "projection_dim": 16, "num_attention_heads": 4})
+    reading = transformers.LlamaConfig(**sizes, num_key_value_heads=4)
+    config = transformers.LlavaConfig(vision_config=seeing, text_config=reading, image_token_index=5)
+    torch.manual_seed(0)
+    whole = transformers.LlavaForConditionalGeneration(config).eval()
+    dense, inputs = num_parameters(whole), random_batch(4, 16)
+    options = {"target_reduction": 0.3, "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True}
+    plan = SpectralPruner(whole.get_decoder(), SpectralPruningArguments(**options), [inputs]).prune().plan
+    assert dense - num_parameters(whole) == plan.parameters_before - plan.parameters_after > 0
+    whole.save_pretrained(tmp_path)
+    reloaded = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits(reloaded, inputs), logits(whole, inputs), rtol=0, atol=1e-6)
+
+
 def test_a_type_that_transformers_does_not_know_is_taken_for_a_slip():
     config = transformers.LlamaConfig()
     config.model_type = "lama"
