@@ -209,7 +209,10 @@ class SpectralPruner(TrainerMethods):
         # What is made in inference mode could never be trained again.
         with ExitStack() as place, torch.inference_mode(mode=False):
             of_first_process(lambda: self._reserve(place))
+            training = {module: module.training for module in self.model.modules()}
             output = self._prune(resume_from_checkpoint)
+            for module, mode in training.items():  # part of a model may be in evaluation mode: a frozen batch norm
+                module.training = mode
             self._place = place.pop_all()  # until it is saved
         return output
 

@@ -513,3 +513,14 @@ def test_a_model_pruned_in_inference_mode_can_be_trained(batches):
         SpectralPruner(model, SpectralPruningArguments(target_reduction=0.2, disable_tqdm=True), batches).prune()
     model(**batches[0], labels=batches[0]["input_ids"]).loss.backward()
     assert all(parameter.grad is not None for parameter in model.model.layers.parameters())
+
+
+@pytest.mark.parametrize("recovery", ["none", "full"])
+def test_parts_that_were_in_evaluation_mode_stay_in_it(recovery, batches, tmp_path):
+    model = tiny_model().train()
+    model.model.layers[1].eval()
+    training = {"max_steps": 1, "use_cpu": True, "report_to": "none", "output_dir": str(tmp_path)}
+    args = SpectralPruningArguments(target_reduction=0.2, recovery=recovery, training_args=training, disable_tqdm=True)
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 4})
+    SpectralPruner(model, args, batches, batches, train_dataset=rows).prune()
+    assert model.training and not model.model.layers[1].mlp.training and model.model.layers[0].mlp.training
