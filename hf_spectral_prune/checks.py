@@ -16,9 +16,11 @@ from transformers.utils import logging
 from .arguments import MEASURED_ALLOCATIONS, TAUGHT_RECOVERIES, SpectralPruningArguments
 from .criteria import Criterion, make_criterion
 from .data.texts import CalibrationData
+from .models.distributed import works_together
 from .models.families import check_unshared, family_of, kinds_of, unit_groups
 from .models.folder_files import read_config
 from .models.losses import Batch, check_outputs_have_names, check_targets, has_targets, loss_of, moved_to
+from .models.offload import is_offloaded
 from .planning.reduction_target import check_scope
 from .planning.settled import settle_allocation
 from .publishing import hub
@@ -90,7 +92,42 @@ def settle_options(
         compensation = "none"
     elif compensation == "auto":
         compensation = "least_squares" if family.stream_unknown else "sequential"
-    return settle_allocation(model, replace(args, units=units, compensation=compensation), calibration)
+    settled = settle_allocation(model, replace(args, units=units, compensation=compensation), calibration)
+    return replace(settled, self_check=False) if is_offloaded(model) else settled
+
+
+def check_offloaded(model: PreTrainedModel, args: SpectralPruningArguments, criterion: Criterion) -> None:
+    """Tells of what needs all weights in memory, for a model whose layers lie on the disk, before any work.
+
+    Args:
+        args: as `settle_options` leaves them.
+
+    Raises:
+        ValueError: something does; says what, and what can be done instead.
+    """
+    if not is_offloaded(model):
+        return
+    family = family_of(model.config)
+    search = args.allocation == "search" and args.layout == "per_layer"  # begins with Fisher information
+    measured = search or args.allocation == "fisher" or (args.allocation == "loss_curves" and args.repairs)
+    needs = {
+        f"`{type(model).__name__}`, whose layers are not run one by one,": family.runs_whole or family.stream_unknown,
+        f"the criterion `{args.criterion}`, which reads gradients,": criterion.needs_loss or criterion.needs_statistics,
+        f'`compensation="{args.compensation}"`': args.compensation in ("bias", "least_squares"),
+        f'`allocation="{args.allocation}"` with `compensation="{args.compensation}"`': measured,
+        f'`recovery="{args.recovery}"`': args.recovery != "none",
+        '`stock_class="mistral"`': args.stock_class == "mistral",
+        '`save_strategy="steps"`': args.save_strategy != "no",
+        "`scores` and `save_scores`": args.scores is not None or args.save_scores is not None,
+        "a run on several processes": works_together(),
+    }
+    for what, needed in needs.items():
+        if needed:
+            raise ValueError(
+                f"The layers of the model lie on the disk, and {what} needs them in memory. Load it whole, or take a criterion "
+                'without gradients (`spectral`) with `compensation` `sequential` or `none`, which for `layout="per_layer"` is '
+                "`none`."
+            )
 
 
 def check_result_class(model: PreTrainedModel, args: SpectralPruningArguments) -> None:

@@ -22,7 +22,17 @@ from transformers.utils import logging
 
 from . import rounds
 from .arguments import SpectralPruningArguments
-from .checks import check_arguments, check_data, check_loss, check_model, check_output, check_push, check_recovery, settle_options
+from .checks import (
+    check_arguments,
+    check_data,
+    check_loss,
+    check_model,
+    check_offloaded,
+    check_output,
+    check_push,
+    check_recovery,
+    settle_options,
+)
 from .criteria import Diagnostics, Scores
 from .criteria.calibrate import Evidence, calibrate
 from .criteria.passes.ndi_bounds import plan_bounds
@@ -136,6 +146,7 @@ class SpectralPruner(TrainerMethods):
         self.data_collator = data_collator
         self.calibration = self._data(calibration_dataset, "calibration_dataset")
         self.args = settle_options(self.model, self.args, self.calibration)
+        check_offloaded(self.model, self.args, self.criterion)
         check_data(model, self.args, self.criterion, self.calibration)
         self.eval_data = self._data(eval_dataset, "eval_dataset")
         self.train_dataset = with_labels(train_dataset, self.processing_class, model, self.args)

@@ -24,6 +24,7 @@ from ..models.losses import (
     run_base,
     single_sequences,
 )
+from ..models.offload import resident
 from ..models.streams import Ascent
 from ..utils.progress import stage
 from ..utils.words import named
@@ -124,8 +125,11 @@ def collect_moments(
     model.eval()
     with ExitStack() as stack:
         stack.callback(model.train, was_training)
+        if len(layers := {group.layer for group in groups}) == 1 and ascent is not None:
+            stack.enter_context(resident(model, *layers))  # read once for all batches
         for group in groups:
-            device = consumers(model, group)[0].module.weight.device
+            weight = consumers(model, group)[0].module.weight
+            device = model.device if weight.is_meta else weight.device
             totals = {side: Moments.zeros(num_signal_channels(model, group, side), device) for side in sides}
             moments[group.key] = GroupMoments(totals.get("before"), totals["after"])
             for side, total in totals.items():
@@ -137,7 +141,6 @@ def collect_moments(
         if ascent is None:
             _run_batches(model, batches, shared, signals, progress)
         else:
-            layers = [group.layer for group in groups]
             with stage("Calibrating", total=len(ascent.batches), unit="batches", show=progress) as bar:
 
                 def start(batch: Batch) -> None:

@@ -31,7 +31,16 @@ FIRST = (
 _UNREAD = {"cria score": {"preset", "target_reduction", "target_scope", "layout", "recovery", "eval_file", "push_to_hub"}}
 # Title -> the names that belong there; a flag that is in none is shown under the last title.
 GROUPS = {
-    "Model": ("model_name_or_path", "gguf_file", "dtype", "device", "trust_remote_code", "network_class", "network_args"),
+    "Model": (
+        "model_name_or_path",
+        "gguf_file",
+        "dtype",
+        "device",
+        "offload_folder",
+        "trust_remote_code",
+        "network_class",
+        "network_args",
+    ),
     "Data": (
         *("calibration", "calibration_file", "dataset_name", "dataset_config_name", "dataset_split", "streaming", "text_column"),
         *("text_pair_column", "label_column", "image_dir", "image_column", "eval_image_dir", "tensors_file", "eval_tensors_file"),

@@ -29,11 +29,24 @@ class PresetArguments:
     )
 
 
+@dataclass
+class OffloadArguments:
+    """Where weights lie that are not in memory."""
+
+    offload_folder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder on a fast disk, for models larger than memory: the weights of the layers stay on the disk, one layer "
+            "at a time is loaded and cut, and cut layers wait in this folder until all is saved."
+        },
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """Prunes a model and saves it, with its plan and report."""
     argv = _with_several_targets(argv)
-    types = [SpectralPruningArguments, RunArguments, PresetArguments, ScreenArguments]
-    args, run, _, screen = parse(types, "prune", main.__doc__ or "", argv)
+    types = [SpectralPruningArguments, RunArguments, OffloadArguments, PresetArguments, ScreenArguments]
+    args, run, offload, _, screen = parse(types, "prune", main.__doc__ or "", argv)
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
     from ..criteria import make_criterion
@@ -56,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
         of_first_process(reserve)
         try:
-            _prune(args, run)
+            _prune(args, run, offload.offload_folder)
             if is_first_process():
                 print(_ending(args, for_programs=screen.json))
         except KeyboardInterrupt as stopped:
@@ -105,8 +118,9 @@ def _way_on(args: SpectralPruningArguments) -> str:
     return "To continue, run the same command with `--resume_from_checkpoint latest`."
 
 
-def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
+def _prune(args: SpectralPruningArguments, run: RunArguments, offload_folder: str | None) -> None:
     from ..models.distributed import is_first_process, of_first_process
+    from ..models.loading import load_model
     from ..planning.reduction_target import target_words
     from ..pruner import SpectralPruner
     from ..saving import checkpoint
@@ -114,6 +128,9 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
     from ..utils.progress import working
     from .inputs import inputs_of, load_data, needs_data
 
+    if offload_folder is not None and (args.target_reductions or run.network_class is not None):
+        what = "several targets" if args.target_reductions else "a plain network"
+        raise ValueError(f"`offload_folder` is not for {what}, whose weights are all held in memory. Leave it out.")
     inputs = inputs_of(run)
     metric = inputs.metric(run)
     resume: str | Path | None = run.resume_from_checkpoint
@@ -123,7 +140,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments) -> None:
             say(f"`{args.output_dir}` has no checkpoint to continue from: the run starts over.")
     processing_class = inputs.load_processing(run)
     with working("Loading", show=not args.disable_tqdm):
-        model = inputs.load_model(run)
+        model = inputs.load_model(run) if offload_folder is None else load_model(run, offload_folder)
     SpectralPruner.check_model(model, args)
     needed = needs_data(run, args, model)
     calibration, held_out = of_first_process(lambda: load_data(inputs, run, model, processing_class, args.seed, needed=needed))

@@ -14,6 +14,7 @@ from ..models.cria.channels import MATRICES, weight_of
 from ..models.distributed import gathered, share
 from ..models.families import Part, UnitGroup, parts, take
 from ..models.losses import Batch
+from ..models.offload import resident
 from ..utils.progress import stage
 from .base import Criterion, Diagnostics, GroupData, Scores, Statistics
 
@@ -111,14 +112,15 @@ def score_units(
     def data() -> Iterator[GroupData]:
         for group in stage("Scoring", groups, unit="groups", show=progress):
             if group.key in own:
-                yield group_data(
-                    model,
-                    group,
-                    moments[group.key] if moments else None,
-                    seed,
-                    (statistics or {}).get(group.key),
-                    None if diagnostics is None else diagnostics.setdefault(group.key, {}),
-                )
+                with resident(model, group.layer):
+                    yield group_data(
+                        model,
+                        group,
+                        moments[group.key] if moments else None,
+                        seed,
+                        (statistics or {}).get(group.key),
+                        None if diagnostics is None else diagnostics.setdefault(group.key, {}),
+                    )
             elif moments:
                 moments.get(group.key)  # moments that are not kept are summed over all processes when they are asked for
 

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..data.texts import CalibrationData, unpadded_row
 from ..models.families import max_tokens
 from ..models.losses import Batch, moved_to, predicts_next_token, single_sequences
+from ..models.offload import is_offloaded
 from ..utils.types import ProcessingClass
 from ..utils.words import one_line
 
@@ -47,8 +48,11 @@ def model_samples(model: PreTrainedModel, data: CalibrationData, tokenizer: Proc
 
 
 def samples_if_any(model: PreTrainedModel, data: CalibrationData | None, tokenizer: ProcessingClass | None) -> dict[str, str]:
-    """`model_samples`, and nothing where there is no data or the model fails at it: no run may end for it."""
-    if data is None:
+    """`model_samples`, and nothing where there is no data or the model fails at it: no run may end for it.
+
+    Nor has a model anything to say whose layers lie on the disk: every token would read all of them.
+    """
+    if data is None or is_offloaded(model):
         return {}
     try:
         return model_samples(model, data, tokenizer)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from accelerate.hooks import remove_hook_from_module
 from accelerate.utils.modeling import get_state_dict_offloaded_model
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +24,7 @@ from .families import family_of
 from .folder_files import check_files, read_config
 from .loading_report import check_loaded, quiet_conversion, quiet_report
 from .losses import check_outputs_have_names
+from .offload import is_offloaded, layers_on_disk
 from .stored import auto_class, check_not_quantised, check_whole_model
 
 logger = logging.get_logger(__name__)
@@ -47,8 +49,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_model(run: ModelArguments) -> PreTrainedModel:
+def load_model(run: ModelArguments, offload_folder: str | None = None) -> PreTrainedModel:
     """The model with the task head its checkpoint has, dense (GGUF files are de-quantised), and with no weight made up.
+
+    Args:
+        offload_folder: where given, the weights of the layers stay on the disk (see `offload`), and what is written goes there.
 
     Raises:
         ValueError, FileNotFoundError, OSError: no model named, folder or file missing, or not a model; an adapter, quantised
@@ -64,6 +69,8 @@ def load_model(run: ModelArguments) -> PreTrainedModel:
     # Weights that are missing or do not fit would be made up at random with no more than a warning.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     auto = _auto_class(run, name)
+    if offload_folder is not None:
+        options |= {"device_map": _disk_map(run, name, auto), "offload_folder": offload_folder}
     try:
         with quiet_report(), quiet_conversion():
             model, info = auto.from_pretrained(name, **options)
@@ -75,7 +82,16 @@ def load_model(run: ModelArguments) -> PreTrainedModel:
         ) from None
     check_loaded(model, info, name)
     check_outputs_have_names(model)
-    return without_quantisation_marks(model).to(choose_device(run.device)).eval()  # type: ignore[arg-type]
+    model = without_quantisation_marks(model).eval()
+    return model if offload_folder is not None else model.to(choose_device(run.device))  # type: ignore[arg-type]
+
+
+def _disk_map(run: ModelArguments, name: str, auto: Any) -> dict[str, str]:
+    if run.gguf_file is not None:
+        raise ValueError("`offload_folder` is for safetensors, and `gguf_file` is read whole. Save that model as a folder first.")
+    with init_empty_weights():
+        model = auto.from_config(read_config(name, run.trust_remote_code), trust_remote_code=run.trust_remote_code)
+    return layers_on_disk(model, choose_device(run.device))
 
 
 def _auto_class(run: ModelArguments, name: str) -> Any:
@@ -196,11 +212,13 @@ def without_quantisation_marks(model: PreTrainedModel) -> PreTrainedModel:
 def on_one_device(model: PreTrainedModel) -> PreTrainedModel:
     """Brings weights that a `device_map` has spread over devices, or offloaded to memory or the disk, to the CPU, in place.
 
-    A model that lies on one device is left alone.
+    A model that lies on one device is left alone, and so is one of which only layers are on the disk (`is_offloaded`).
 
     Raises:
         ValueError: weights have no values, and no offload folder that holds them.
     """
+    if is_offloaded(model):
+        return model
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) == 1 and torch.device("meta") not in devices:
         return model

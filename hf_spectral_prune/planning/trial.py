@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..models.families import layers_of
 from ..models.losses import Batch
+from ..models.offload import resident
 from ..models.streams import DenseSteps, Streams
 from ..surgery.sequential import cut_layer, groups_by_layer, held_out
 
@@ -61,7 +62,7 @@ def divergence(
     rows = held_out(batches, _JUDGING)
     try:
         for layer in range(len(layers_of(model))):
-            with _copied(model, layer):
+            with resident(model, layer), _copied(model, layer):
                 cut_layer(model, layers[layer], kept, streams, rows, (_RIDGE,))
                 streams.pruned_step(layer)
         total = count = 0.0

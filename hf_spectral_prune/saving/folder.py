@@ -13,6 +13,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, TrainerState
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
+from ..models.families import layers_of
+from ..models.offload import is_offloaded
 from ..planning import SCORES_FILE, scores_to_json
 from ..publishing.card.write import readme_text, write_card
 from ..publishing.report.write import write_report
@@ -143,12 +145,14 @@ def _write_figures(folder: Path, output: PruningOutput, checked: Json | None) ->
 def _save_pretrained(model: PreTrainedModel, folder: Path) -> None:
     """`model.save_pretrained`, also with options of generation that it refuses because they have no effect together."""
     options: Any = getattr(model, "generation_config", None)
+    # What lies on the disk is brought to memory shard by shard; else as `save_pretrained` would.
+    size = max(map(num_bytes, layers_of(model))) if is_offloaded(model) else "50GB"
     if not model.can_generate() or _is_valid(options):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=size)
         return
     model.generation_config = GenerationConfig()
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=size)
     finally:
         model.generation_config = options
     # Written as they are: loading takes them, and a published model may well have, say, a temperature but no sampling.

@@ -23,6 +23,7 @@ from ..models.families import (
     unit_groups,
 )
 from ..models.losses import Batch
+from ..models.offload import resident, rewritten
 from .compensate import bias_correction, least_squares
 from .narrow import cut_group, narrowings
 from .plan import PruningPlan
@@ -35,10 +36,11 @@ def fingerprint(model: PreTrainedModel) -> str:
     """Short digest of a model's weights: a few values of every consumer. Tells a model from its cut or trained self."""
     digest = hashlib.sha256()
     for group in unit_groups(model):
-        for consumer in consumers(model, group):
-            weight = weight_of(consumer.module).detach()
-            sample = weight.flatten()[:: max(1, weight.numel() // 64)].float().cpu()
-            digest.update(f"{group.key}/{tuple(weight.shape)}".encode() + sample.numpy().tobytes())
+        with resident(model, group.layer):
+            for consumer in consumers(model, group):
+                weight = weight_of(consumer.module).detach()
+                sample = weight.flatten()[:: max(1, weight.numel() // 64)].float().cpu()
+                digest.update(f"{group.key}/{tuple(weight.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -177,7 +179,8 @@ def apply_plan(
         repaired = repairs(model, kept, compensation, moments or {}, ridge)
         for group in unit_groups(model):
             if group.key in kept:
-                cut_group(model, group, kept[group.key], repaired.get(group.key))
+                with rewritten(model, group.layer):
+                    cut_group(model, group, kept[group.key], repaired.get(group.key))
     fields = {
         layer: {
             name: _scaled(layer_field(model.config, layer, name), *sizes[layer, row.kind])

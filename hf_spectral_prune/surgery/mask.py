@@ -27,7 +27,7 @@ def masked(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> Iterator[None]
                 mask[_removed_inputs(group, consumer, kept[group.key])] = 0
                 if isinstance(module, CONVOLUTIONS):
                     mask = mask.reshape(-1, *(1 for _ in module.kernel_size))  # channels come before the map
-                mask = mask.to(module.weight.device)
+                mask = mask.to(model.device)
                 handle = module.register_forward_pre_hook(
                     lambda _module, args, mask=mask: (args[0] * mask.to(args[0]), *args[1:])
                 )

@@ -16,6 +16,7 @@ from ..models.cria.channels import weight_of
 from ..models.distributed import share, works_together
 from ..models.families import UnitGroup, family_of, layers_of, module_of, unit_groups
 from ..models.losses import Batch, num_rows
+from ..models.offload import rewritten
 from ..models.streams import Place, Streams
 from ..utils.descent import descend
 from ..utils.progress import stage
@@ -112,9 +113,10 @@ def cut_sequentially(
     chosen: dict[str, float] = {}
     try:
         for layer in stage("Cutting and compensating", layers, unit="layers", show=progress):
-            chosen |= cut_layer(model, layers[layer], kept, streams, rows, ridges)
-            if layer < len(layers_of(model)) - 1:
-                streams.pruned_step(layer)
+            with rewritten(model, layer):
+                chosen |= cut_layer(model, layers[layer], kept, streams, rows, ridges)
+                if layer < len(layers_of(model)) - 1:
+                    streams.pruned_step(layer)
     finally:
         model.train(was_training)
     return chosen

@@ -201,12 +201,20 @@ def test_models_that_a_device_map_has_offloaded_are_pruned_like_others(place, tm
     found = SpectralPruner(spread, args, batches).prune()
     expected = SpectralPruner(AutoModelForCausalLM.from_pretrained(tmp_path / "dense"), args, batches).prune()
     assert found.plan.kept == expected.plan.kept
-    for name, value in expected.model.state_dict().items():
-        assert torch.equal(found.model.state_dict()[name], value), name
     found.model.save_pretrained(tmp_path / "pruned")
-    assert torch.equal(
-        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "pruned"), batches[0]), logits(found.model, batches[0])
-    )
+    weights = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").state_dict()
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(weights[name], value), name
+    assert torch.equal(logits(expected.model, batches[0]), logits(found.model, batches[0]))
+
+
+@pytest.mark.parametrize("place", ["lm_head", "model.norm"])
+def test_what_lies_on_the_disk_outside_of_the_layers_is_brought_to_memory(place, tmp_path, batches):
+    tiny_model().save_pretrained(tmp_path / "dense")
+    device_map = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", "model.layers"), "cpu")
+    spread = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", device_map=device_map | {place: "disk"})
+    pruner = SpectralPruner(spread, SpectralPruningArguments(target_reduction=0.3, disable_tqdm=True), batches)
+    assert not any(parameter.is_meta for parameter in pruner.model.parameters())
 
 
 def test_weights_that_transformers_would_not_load_are_not_looked_at(tmp_path):

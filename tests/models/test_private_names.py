@@ -79,6 +79,9 @@ PRIVATE = {
     "_get_collator_with_removed_columns": lambda model, folder: (
         {"data_collator", "description"} < {*signature(Trainer._get_collator_with_removed_columns).parameters}
     ),
+    "_hf_hook": lambda model, folder: (
+        AutoModelForCausalLM.from_pretrained(folder, device_map={"model": "cpu", "lm_head": "disk"}).lm_head._hf_hook.offload
+    ),
     "_model_mapping": lambda model, folder: (
         isinstance(AutoModelForCausalLM, type)
         and issubclass(AutoModelForCausalLM, _BaseAutoModelClass)

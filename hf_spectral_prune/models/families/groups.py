@@ -165,9 +165,9 @@ def num_units(model: PreTrainedModel, layer: int, row: UnitKind) -> int:
     return widths_of(module_of(model, layer, row.consumer))["in"] if size is None else size
 
 
-def _check_in_memory(weight: Tensor, name: str) -> None:
+def _check_in_memory(weight: Tensor, name: str, *, offloaded: bool = False) -> None:
     # A process that loads for FSDP has no weights either, before those of the first one are sent to it.
-    if weight.is_meta and not is_fsdp_enabled():
+    if weight.is_meta and not is_fsdp_enabled() and not offloaded:
         raise ValueError(
             f"The weights of `{name}` are not in memory: the model is offloaded or empty. Load it whole on one device (leave "
             "`device_map` out, or give it one device)."
@@ -180,7 +180,8 @@ def _check_plain(module: nn.Module, name: str) -> None:
             f"`{name}` is a {type(module).__name__} with {getattr(module.weight, 'dtype', 'unknown')} weights, which cannot "
             "be cut. Load the model without quantisation or adapters (dequantise or merge first)."
         )
-    _check_in_memory(module.weight, name)
+    hook = getattr(module, "_hf_hook", None)  # by which accelerate brings the weights for a moment
+    _check_in_memory(module.weight, name, offloaded=getattr(hook, "weights_map", None) is not None)
     _check_computed(module, name)
 
 

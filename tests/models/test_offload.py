@@ -1,0 +1,106 @@
+"""Models larger than memory: layers on the disk give the plan and the weights of the same model in memory."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import refused, tiny_model
+from safetensors.torch import load_file
+
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune.arguments import ModelArguments
+from hf_spectral_prune.models.families import layers_of
+from hf_spectral_prune.models.loading import load_model
+from hf_spectral_prune.models.offload import is_offloaded, resident, rewritten
+
+OPTIONS = {"target_reduction": 0.3, "round_to": 4, "disable_tqdm": True}
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def load(tmp_path: Path, *, offloaded: bool = True):
+    run = ModelArguments(model_name_or_path=str(tmp_path / "dense"), device="cpu")
+    return load_model(run, str(tmp_path / "offload") if offloaded else None)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"compensation": "none", "num_rounds": 2, "stop_metric": "eval_perplexity", "stop_drop": 9e9}),
+        ("llama", {"layout": "per_layer", "compensation": "none", "num_rounds": 2}),
+        ("qwen2-tied", {"criterion": "energy", "units": ["ffn"]}),
+        ("gemma3-biases", {"layout": "per_layer", "allocation": "scores", "criterion": "magnitude"}),
+        ("opt", {"units": ["ffn"]}),
+        ("gpt2", {}),
+    ],
+)
+def test_layers_on_the_disk_end_as_they_would_in_memory(family, options, tmp_path, batches):
+    tiny_model(family).save_pretrained(tmp_path / "dense", max_shard_size="20KB")
+    found = {}
+    for place in ("memory", "disk"):
+        model = load(tmp_path, offloaded=place == "disk")
+        assert is_offloaded(model) == (place == "disk")
+        args = SpectralPruningArguments(**OPTIONS | options, output_dir=str(tmp_path / place), self_check=False)
+        pruner = SpectralPruner(model, args, batches, batches[:1])
+        found[place] = pruner.prune()
+        pruner.save_model()
+        assert is_offloaded(pruner.model) == (place == "disk")
+    assert found["disk"].plan.kept == found["memory"].plan.kept
+    assert found["disk"].report.metrics_after == found["memory"].report.metrics_after
+    expected, weights = weights_in(tmp_path / "memory"), weights_in(tmp_path / "disk")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+
+
+def test_no_more_than_one_layer_is_in_memory(tmp_path, batches, monkeypatch):
+    tiny_model().save_pretrained(tmp_path / "dense")
+    model, most = load(tmp_path), [0]
+    for layer in layers_of(model):
+        for module in layer.modules():
+
+            def count(*_args):
+                here = [any(not value.is_meta for value in layer.parameters()) for layer in layers_of(model)]
+                most[0] = max(most[0], sum(here))
+
+            module.register_forward_hook(count)
+    SpectralPruner(model, SpectralPruningArguments(**OPTIONS), batches).prune()
+    assert most == [1]
+
+
+def test_what_is_changed_is_read_from_then_on_and_goes_with_the_model(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "dense")
+    model, name = load(tmp_path), "mlp.down_proj.weight"
+    layer = layers_of(model)[1]
+    with rewritten(model, 1), torch.no_grad():
+        layer.get_parameter(name).zero_()
+    with resident(model, 1), resident(model, 1):
+        assert not layer.get_parameter(name).any()
+    assert layer.get_parameter(name).is_meta
+    assert load(tmp_path).get_submodule("model.layers.1.mlp.down_proj")(torch.ones(1, 24)).any()
+    assert len(list((tmp_path / "offload").iterdir())) == 1
+    del model, layer
+    gc.collect()
+    assert not list((tmp_path / "offload").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"compensation": "least_squares"}, '`compensation="least_squares"`'),
+        ({"criterion": "taylor"}, "the criterion `taylor`"),
+        ({"criterion_args": {"signals": "loss"}}, "the criterion `spectral`"),
+        ({"layout": "per_layer"}, '`allocation="search"` with'),
+        ({"allocation": "loss_curves"}, '`allocation="loss_curves"` with `compensation="sequential"`'),
+        ({"save_strategy": "steps", "output_dir": "out"}, '`save_strategy="steps"`'),
+    ],
+)
+def test_what_needs_all_weights_is_refused_before_work(options, told, tmp_path, batches):
+    tiny_model().save_pretrained(tmp_path / "dense")
+    model = load(tmp_path)
+    refused(lambda: SpectralPruner(model, SpectralPruningArguments(**OPTIONS | options), batches), told, "lie on the disk")
