@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import refused, tiny_model
+from larger_than_memory import KILLED
 from safetensors.torch import load_file
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
@@ -104,3 +106,39 @@ def test_what_needs_all_weights_is_refused_before_work(options, told, tmp_path, 
     tiny_model().save_pretrained(tmp_path / "dense")
     model = load(tmp_path)
     refused(lambda: SpectralPruner(model, SpectralPruningArguments(**OPTIONS | options), batches), told, "lie on the disk")
+
+
+WIDE = {"hidden_size": 1024, "intermediate_size": 512, "num_hidden_layers": 40, "head_dim": 64}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_model_three_times_the_memory_is_pruned_as_in_memory(tmp_path, tokenizer, forks):
+    """And is not where all of it is in memory: that process is killed."""
+    model = tiny_model(**WIDE)
+    size = sum(value.nbytes for value in model.parameters())
+    headroom = size // 3 // 2**20
+    model.save_pretrained(tmp_path / "dense", max_shard_size="15MB")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text(" ".join(f"w{3 + index * index % 90}" for index in range(400)))
+    flags = {"model_name_or_path": tmp_path / "dense", "calibration_file": tmp_path / "text.txt", "max_seq_length": 16}
+    flags |= {"num_calibration_samples": 8, "num_eval_samples": 2, "device": "cpu", "disable_tqdm": "true", "self_check": "false"}
+    flags |= {"max_moment_gib": 0.01}
+
+    def prune(name: str, room: int, **more) -> tuple[int, str]:
+        words = [word for key, value in (flags | more).items() for word in (f"--{key}", str(value))]
+        command = [sys.executable, str(Path(__file__).parents[1] / "larger_than_memory.py"), str(room), "prune", *words]
+        log = tmp_path / f"{name}.log"
+        with log.open("w") as output:
+            code = forks.start([*command, "--output_dir", str(tmp_path / name)], stdout=output, stderr=output).wait()
+        return code, log.read_text()
+
+    del model
+    assert prune("killed", headroom)[0] == KILLED
+    for name, room, more in (("memory", 100 * headroom, {}), ("disk", headroom, {"offload_folder": tmp_path / "offload"})):
+        code, said = prune(name, room, **more)
+        assert code == 0, said[-2000:]
+    assert (tmp_path / "disk" / "pruning_plan.json").read_bytes() == (tmp_path / "memory" / "pruning_plan.json").read_bytes()
+    expected, weights = weights_in(tmp_path / "memory"), weights_in(tmp_path / "disk")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
