@@ -89,8 +89,14 @@ def load_model(run: ModelArguments, offload_folder: str | None = None) -> PreTra
 def _disk_map(run: ModelArguments, name: str, auto: Any) -> dict[str, str]:
     if run.gguf_file is not None:
         raise ValueError("`offload_folder` is for safetensors, and `gguf_file` is read whole. Save that model as a folder first.")
+    config = read_config(name, run.trust_remote_code)
+    if family_of(config).stream_unknown:
+        raise ValueError(
+            f"The layers of `{config.model_type}` are not read from the disk one at a time: experts, encoder-decoders and types "
+            "known by structure are held whole. Leave `offload_folder` out."
+        )
     with init_empty_weights():
-        model = auto.from_config(read_config(name, run.trust_remote_code), trust_remote_code=run.trust_remote_code)
+        model = auto.from_config(config, trust_remote_code=run.trust_remote_code)
     return layers_on_disk(model, choose_device(run.device))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refused, tiny_model
+from conftest import refused, tiny_model, tiny_seq2seq
 from larger_than_memory import KILLED
 from safetensors.torch import load_file
 
@@ -142,3 +142,11 @@ def test_a_model_twice_the_memory_is_pruned_as_in_memory(tmp_path, tokenizer, fo
     expected, weights = weights_in(tmp_path / "memory"), weights_in(tmp_path / "disk")
     assert weights.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize(("make", "family"), [(tiny_model, "mixtral"), (tiny_seq2seq, "bart")])
+def test_layers_that_are_not_read_one_at_a_time_are_told_before_any_is(make, family, tmp_path):
+    make(family).save_pretrained(tmp_path / "dense")
+    with pytest.raises(ValueError, match=f"`{family}`.*Leave `offload_folder` out"):
+        load(tmp_path)
+    assert not (tmp_path / "offload").exists()
