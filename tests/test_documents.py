@@ -15,7 +15,7 @@ from vision import image_folder, processor_of, tiny_vision
 
 from hf_spectral_prune.arguments import SpectralPruningArguments
 from hf_spectral_prune.cli.arguments import RunArguments
-from hf_spectral_prune.cli.prune import PresetArguments
+from hf_spectral_prune.cli.prune import OffloadArguments, PresetArguments
 from hf_spectral_prune.criteria import CRITERIA
 from hf_spectral_prune.models import families
 
@@ -125,7 +125,7 @@ def test_options_in_the_table_exist():
     rows = [row for row in (ROOT / "docs" / "settings.md").read_text(encoding="utf-8").splitlines() if row.startswith("|")]
     flags = {flag for row in rows for flag in re.findall(r"`--(\w+)", row)}
     assert flags
-    kinds = (SpectralPruningArguments, RunArguments, PresetArguments)
+    kinds = (SpectralPruningArguments, RunArguments, OffloadArguments, PresetArguments)
     assert flags <= {name for kind in kinds for name in kind.__dataclass_fields__}
 
 

@@ -361,7 +361,7 @@ def test_model_whose_text_part_alone_could_be_pruned_is_told(folder, capsys):
 
     Gemma3Config().save_pretrained(folder / "gemma3")
     save_file({"weight": torch.zeros(1)}, folder / "gemma3" / "model.safetensors")
-    fails(capsys, ["prune", *flags(folder, model_name_or_path=folder / "gemma3")], "`gemma3`", "`gemma3_text`", "alone")
+    fails(capsys, ["prune", *flags(folder, model_name_or_path=folder / "gemma3")], "`gemma3`", "`gemma3_text`", "in place")
 
 
 @pytest.mark.parametrize("layout", only(["per_layer"], ["uniform", "per_layer"]))
