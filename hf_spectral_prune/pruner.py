@@ -84,7 +84,7 @@ class SpectralPruner(TrainerMethods):
     Args:
         model: the model to prune; it is changed in place. A folder or a name on the Hub is loaded, with its processing class. A
             plain PyTorch network that turns one tensor into logits is wrapped as a `TorchModelForImageClassification`.
-        args: options; the defaults remove 20 % of all parameters.
+        args: options; the defaults remove 20 % of what can be removed.
         calibration_dataset: texts or chats, a `datasets.Dataset` of them or of tokenised rows, a stream, batches, or
             `CalibrationData`; images as `build_images` takes them for models that read those.
         eval_dataset: the same, for `evaluate()`; where given, `prune()` measures before and after. All of its images and
