@@ -142,7 +142,8 @@ def test_recovery_that_cannot_work_is_told_before_pruning(fields, message, batch
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without an accelerator")
 def test_training_arguments_that_this_machine_cannot_run_are_told_before_pruning(batches):
-    fields = {"recovery": "full", "train_dataset": batches}
+    rows = [{"input_ids": ids} for batch in batches for ids in batch["input_ids"]]
+    fields = {"recovery": "full", "train_dataset": rows}
     with pytest.raises(ValueError, match=r"`training_args` cannot be used here: .*bf16") as raised:
         make_pruner(tiny_model(), batches, training_args=STEPS | {"bf16": True, "use_cpu": False}, **fields)
     assert "\n" not in str(raised.value)
@@ -150,7 +151,6 @@ def test_training_arguments_that_this_machine_cannot_run_are_told_before_pruning
     make_pruner(tiny_model(), batches, training_args=steps, **fields)  # bf16 alone is for the CPU where there is nothing else
 
 
-def test_raw_text_to_train_on_is_told(batches):
-    pruner = make_pruner(tiny_model(), batches, recovery="full", train_dataset=["some text"] * 9, training_args=STEPS)
+def test_raw_text_to_train_on_is_told_before_any_work(batches):
     with pytest.raises(ValueError, match="holds texts, and there is no tokenizer"):
-        pruner.prune()
+        make_pruner(tiny_model(), batches, recovery="full", train_dataset=["some text"] * 9, training_args=STEPS)
