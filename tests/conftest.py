@@ -84,6 +84,8 @@ MOE = {
 }
 # Families whose table is another's under other names: beside the pairwise products, the fast tests leave them out.
 ALIKE = {"starcoder2", "nemotron", "cohere2", "glm", "stablelm", "falcon-alibi", "gpt2-open", "gpt_neox"}
+# Families that differ most from each other: what does not depend on the table alone runs on these in the fast tests.
+CORE = {"llama", "qwen2-tied", "gemma3", "gpt2", "opt", "cohere", "phi3", "olmo2", "bert", "roberta", "distilbert", "modernbert"}
 # Families whose stock class holds no other number of heads.
 FIXED_HEADS = {"opt", "opt-post-norm", "stablelm", "stablelm-parallel"}
 

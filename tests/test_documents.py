@@ -22,7 +22,7 @@ from hf_spectral_prune.models import families
 README = ROOT / "README.md"
 PROGRAMS = [(document.name, index) for document in DOCUMENTS for index in range(len(blocks(document, "python")))]
 # Those that are left to `make test-slow`; what the README shows is never among them.
-LONG_PROGRAMS = [("deploy.md", 1), ("deploy.md", 2), ("publish.md", 0), ("differentiation.md", 0)]
+LONG_PROGRAMS = [(page, index) for page in ("deploy.md", "publish.md", "differentiation.md", "trainer.md") for index in range(4)]
 # Folders that the programs write, and what loads them.
 RESULTS = {
     "cria": AutoModelForCausalLM,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODER_TASKS, FAMILIES, FFN_ONLY, logits, random_batch, refused, tiny_encoder, tiny_model
-from products import each_once
+from conftest import CORE, ENCODER_TASKS, FAMILIES, FFN_ONLY, logits, random_batch, refused, tiny_encoder, tiny_model
+from products import each_once, only
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -36,7 +36,7 @@ def saved(model: PreTrainedModel, folder: Path, rename=lambda name: name, **conf
     return folder
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *FFN_ONLY])
+@pytest.mark.parametrize("family", only(CORE, [*FAMILIES, *FFN_ONLY]))
 def test_no_stock_checkpoint_raises_a_false_alarm(family, tmp_path):
     """Also without `architectures`: the names of the weights tell the class, tied heads included."""
     model = tiny_model(family)

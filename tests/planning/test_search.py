@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from conftest import ENCODERS, FAMILIES, FFN_ONLY, encoder_batch, random_batch, refused, tiny_encoder, tiny_model
+from conftest import CORE, ENCODERS, FAMILIES, FFN_ONLY, encoder_batch, random_batch, refused, tiny_encoder, tiny_model
+from products import only
 from vision import image_batch, tiny_vision
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
@@ -40,7 +41,7 @@ def said(model, batch) -> torch.Tensor:
         return model(**inputs).logits[inputs["attention_mask"].bool()].log_softmax(dim=-1)
 
 
-@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
+@pytest.mark.parametrize("family", only(CORE, [*DECODERS, *ENCODERS]))
 def test_a_trial_is_the_divergence_of_the_cut_and_repaired_model(family):
     model, batches = make(family).eval(), rows(family)
     kept = {group.key: torch.arange(0, group.size, 2) for group in unit_groups(model)}

@@ -68,6 +68,7 @@ def sharded(forks, tmp_path_factory):
     return run_in_two_processes(forks, "sharded.py", folder), folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fsdp", "resumed", "loaded"])
 def test_sharded_weights_are_masked_and_the_pruned_model_is_saved(kind, sharded, alone):
     results, folder = sharded

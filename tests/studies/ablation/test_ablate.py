@@ -111,6 +111,7 @@ def test_damage_is_the_loss_of_the_model_without_the_unit(family, kind, consumer
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @CASES
 def test_damage_is_that_of_the_cut_model(family, kind, consumer, tmp_path):
     model, batches = case(family)
@@ -403,6 +404,7 @@ def test_command_writes_what_it_prints(folder, capsys):
     assert f"{summary['mean']:.2f}" in next(line for line in out.splitlines() if line.startswith("| spectral"))
 
 
+@pytest.mark.slow
 def test_more_criteria_and_units_are_added_to_what_is_there(folder, monkeypatch):
     assert main(flags(folder, criteria="energy")) == 0
     first = read(folder)

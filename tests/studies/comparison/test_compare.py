@@ -78,7 +78,7 @@ def test_short_memory_changes_no_figure(data, tmp_path, monkeypatch):
     [
         ("spectral", {}, "none", "none", "uniform"),
         pytest.param("spectral", {"signals": "loss"}, "least_squares", "none", "uniform", marks=pytest.mark.slow),
-        ("random", {}, "least_squares", "none", "uniform"),
+        pytest.param("random", {}, "least_squares", "none", "uniform", marks=pytest.mark.slow),
         pytest.param("ndi", {}, "none", "none", "uniform", marks=pytest.mark.slow),
         ("fisher", {}, "least_squares", "none", "per_layer"),
         pytest.param("energy", {}, "sequential", "lora", "uniform", marks=pytest.mark.slow),
