@@ -39,8 +39,9 @@ demo: $(MODELS)
 test: $(INSTALLED) $(CLIENTS)
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10
 
+# Two processes whatever the machine has: each may hold a model of 135M parameters and its moments.
 test-slow: $(MODELS) $(CLIENTS) $(BROWSER)
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=10
 
 # The documentation site, into site/; a broken link or an unknown name in the API reference fails.
 docs: $(INSTALLED)
