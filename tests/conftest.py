@@ -121,6 +121,12 @@ def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: 
     return model
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """A test that takes more threads takes them for itself alone: the tests after it compare bit for bit."""
+    torch.set_num_threads(1)
+
+
 def pytest_collection_finish() -> None:
     """Leaves what the libraries made at import to itself: accelerate collects garbage after every training, a third of a second
     of walking through their objects each time."""

@@ -114,8 +114,8 @@ WIDE = {"hidden_size": 1024, "intermediate_size": 512, "num_hidden_layers": 40, 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_a_model_twice_the_memory_is_pruned_as_in_memory(tmp_path, tokenizer, forks):
-    """The limit is on private memory, in which weights that are mapped from their files do not count; that it is kept at all shows
-    where it is too small for a single layer."""
+    """The limit is on private memory, in which weights that are mapped from their files do not count; that it is kept shows where
+    it is too small for a single layer."""
     model = tiny_model(**WIDE)
     size = sum(value.nbytes for value in model.parameters())
     headroom = size // 2 // 2**20

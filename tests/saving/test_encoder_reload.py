@@ -64,9 +64,9 @@ def pruned(model, folder: Path, batches=None, processing_class=None, **fields) -
 @pytest.mark.parametrize(
     ("mode", "fields"),
     [
-        pytest.param("plain", {"layout": "uniform", "units": ["ffn"]}, marks=pytest.mark.slow),
+        ("plain", {"layout": "uniform", "units": ["ffn"]}),
         ("remote", {"layout": "per_layer", "allocation": "scores"}),
-        pytest.param("package", {"layout": "per_layer", "allocation": "scores", "units": ["heads"]}, marks=pytest.mark.slow),
+        ("package", {"layout": "per_layer", "allocation": "scores", "units": ["heads"]}),
     ],
     ids=["plain-uniform-ffn", "remote-per_layer", "package-per_layer-heads"],
 )
