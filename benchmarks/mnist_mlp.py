@@ -32,6 +32,7 @@ from hf_spectral_prune.data.images import build_images
 from hf_spectral_prune.data.texts import CalibrationData
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.utils.environment import library_versions, machine
+from hf_spectral_prune.utils.files import write_text
 
 CRITERIA = ("spectral", "ndi", "magnitude", "random")
 SPARSITIES = (0.5, 0.7, 0.9)
@@ -210,10 +211,8 @@ def main() -> None:
         for sparsity, criterion in todo:
             cell = run_cell(dense, calibration, splits, criterion, sparsity, seed, options)
             results["cells"].append({"criterion": criterion, "sparsity": sparsity, "seed": seed, **cell})
-            temporary = options.output.with_suffix(".tmp")
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(results, indent=1) + "\n")
-            temporary.replace(options.output)
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            write_text(options.output, json.dumps(results, indent=1) + "\n")
             print(criterion, sparsity, seed, cell, flush=True)
     print_table(results)
 

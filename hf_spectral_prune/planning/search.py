@@ -104,4 +104,4 @@ def _nearest(
         return options[descend(len(options), first, judge)]
 
 
-__all__ = ["HEAD_PRICES", "descend", "fisher_sizes", "search_per_layer", "search_uniform"]
+__all__ = ["HEAD_PRICES", "fisher_sizes", "search_per_layer", "search_uniform"]

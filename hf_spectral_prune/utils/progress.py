@@ -47,11 +47,29 @@ def working(name: str, show: bool = True) -> Iterator[None]:
         bar.update()
 
 
-class RoundProgress(TrainerCallback):
-    """One bar over the rounds of a run that has several, with the parameters that are left; the stages stand below it."""
+class _BarCallback(TrainerCallback):
+    """A bar that a run opens, moves to its step and closes."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
+
+    def show(self, step: int, name: str | None = None) -> None:
+        """Moves the bar, if there is one, and gives it another name."""
+        if self.bar is None:
+            return
+        self.bar.update(step - self.bar.n)
+        if name is not None:
+            self.bar.set_description_str(f"{name:{_WIDTH}}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Closes the bar; its line stays."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class RoundProgress(_BarCallback):
+    """One bar over the rounds of a run that has several, with the parameters that are left; the stages stand below it."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Opens the bar."""
@@ -68,23 +86,12 @@ class RoundProgress(TrainerCallback):
         **kwargs: object,
     ) -> None:
         """Shows what is left after a round."""
-        if self.bar is not None and logs and "parameters" in logs:
-            self.bar.update(state.global_step - self.bar.n)
-            name = f"Rounds ({logs['parameters']:,} parameters)"
-            self.bar.set_description_str(f"{name:{_WIDTH}}")
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Closes the bar; its line stays."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        if logs and "parameters" in logs:
+            self.show(state.global_step, f"Rounds ({logs['parameters']:,} parameters)")
 
 
-class RecoveryProgress(TrainerCallback):
+class RecoveryProgress(_BarCallback):
     """One bar over the steps of a training, with the last loss; it takes the place of Trainer's own, which draws in pipes too."""
-
-    def __init__(self) -> None:
-        self.bar: tqdm | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Opens the bar."""
@@ -93,8 +100,7 @@ class RecoveryProgress(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Moves it."""
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
+        self.show(state.global_step)
 
     def on_log(
         self,
@@ -105,12 +111,5 @@ class RecoveryProgress(TrainerCallback):
         **kwargs: object,
     ) -> None:
         """Shows the loss."""
-        if self.bar is not None and logs and "loss" in logs:
-            name = f"Recovering (loss {float(logs['loss']):.3f})"
-            self.bar.set_description_str(f"{name:{_WIDTH}}")
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Closes the bar; its line stays."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        if logs and "loss" in logs:
+            self.show(state.global_step, f"Recovering (loss {float(logs['loss']):.3f})")

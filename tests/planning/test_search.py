@@ -17,9 +17,9 @@ from hf_spectral_prune.models.streams import Streams
 from hf_spectral_prune.planning import trial
 from hf_spectral_prune.planning.allocate import Limits, parameters_after, uniform_options
 from hf_spectral_prune.planning.choose import highest
-from hf_spectral_prune.planning.search import descend
 from hf_spectral_prune.planning.trial import divergence, room_for_steps
 from hf_spectral_prune.surgery.sequential import cut_layer, groups_by_layer, held_out
+from hf_spectral_prune.utils.descent import descend
 
 DECODERS = [*FAMILIES, *FFN_ONLY]
 
