@@ -36,6 +36,7 @@ OTHERS = {
     "ernie4_5": ("Ernie4_5ForCausalLM", {}),
     "exaone4": ("Exaone4ForCausalLM", {"sliding_window": 8, "num_key_value_heads": 4}),
     "gptj": ("GPTJForCausalLM", {"n_embd": 32, "n_layer": 3, "n_head": 8, "n_inner": 24, "rotary_dim": 4, "n_positions": 128}),
+    "falcon_h1": ("FalconH1ForCausalLM", {"num_key_value_heads": 4, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8}),
     "helium": ("HeliumForCausalLM", {"num_key_value_heads": 4, "head_dim": 4}),
     "megatron-bert": ("MegatronBertForMaskedLM", {}),
     "ministral": ("MinistralForCausalLM", {"sliding_window": 8, "num_key_value_heads": 4, "head_dim": 4}),
@@ -63,6 +64,7 @@ NEAREST = {
     "led": "a decoder alone (e.g. `llama`, `qwen3`)",
     "llava": "pass `model.get_decoder()` to `SpectralPruner`",
     "mamba": "Take a decoder that is known",
+    "mamba2": "a config field for the width of the FFN",
     "mpt": "a config field for the width of the FFN",
     "phimoe": "It has experts, whose FFN needs a table: `mixtral`",
     "qwen2_5_vl": "It holds a text model beside others (`qwen2_5_vl_text`)",
@@ -155,6 +157,12 @@ def test_what_shows_no_ffn_is_refused_with_the_reason(name):
 @pytest.mark.parametrize("name", NEAREST)
 def test_refusal_names_the_nearest_way(name):
     refused(lambda: family_of(transformers.AutoConfig.for_model(name)), f"`{name}`", NEAREST[name])
+
+
+def test_a_config_that_its_own_class_refuses_is_told():
+    config = other_model("arcee").config
+    vars(config)["hidden_act"] = 3  # past the checks of the class
+    refused(lambda: family_of(config), "its config is refused by transformers", "'hidden_act'")
 
 
 def test_text_model_inside_a_larger_one_is_cut_in_place_and_saved_with_it(tmp_path):

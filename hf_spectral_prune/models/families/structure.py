@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
 
+from ...utils.words import in_a_line, shortened
 from ..cria.channels import widths_of
 from .base import Family, Producer, Signal, UnitKind
 
@@ -78,10 +79,18 @@ class _Unclear(Exception):
 
 
 def _read(cls: type[PreTrainedConfig], text: str) -> PreTrainedConfig:
-    fields = json.loads(text)
+    fields = json.loads(text, object_hook=_special_float)
     fields.pop("model_type", None)
     fields.pop("transformers_version", None)
-    return cls.from_dict(fields)
+    try:
+        return cls.from_dict(fields)
+    except Exception as error:  # a class may refuse what it has itself made of its values
+        raise ValueError(f"its config is refused by transformers ({shortened(in_a_line(error))})") from None
+
+
+def _special_float(fields: dict[str, Any]) -> Any:
+    """Infinities and NaNs stand in the JSON of configs as `{"__float__": "Infinity"}`."""
+    return float(fields["__float__"]) if fields.keys() == {"__float__"} else fields
 
 
 def _width_fields(config: PreTrainedConfig) -> Iterator[tuple[str, int | None]]:
