@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 from conftest import ENCODERS, FAMILIES, FFN_ONLY, MOE, SEQ2SEQ
+from gguf import MODEL_ARCH_NAMES
 
 from hf_spectral_prune.models import families
 from hf_spectral_prune.models.families import Family
+from hf_spectral_prune.publishing.export import gguf_families
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
-HEAD = "| family | units | uniform result | per-layer model type |\n|---|---|---|---|\n"
+HEAD = "| family | units | uniform result | per-layer model type | GGUF |\n|---|---|---|---|---|\n"
 UNITS = {
     "ffn": "FFN neurons",
     "shared_ffn": "FFN neurons of the shared expert",
@@ -39,7 +41,16 @@ def row(family: Family) -> str:
         units = ", ".join(dict.fromkeys(names[kind.kind] for kind in family.kinds))
         uniform = HEADS_RULE[family.stock_heads]
     per_layer = f"`{family.cria}`" if family.cria else "its own class, narrowed by its config" if family.traced else "none"
-    return f"| `{family.name}`{also} | {units} | {uniform} | {per_layer} |\n"
+    return f"| `{family.name}`{also} | {units} | {uniform} | {per_layer} | {in_gguf(family)} |\n"
+
+
+def in_gguf(family: Family) -> str:
+    """The architectures of llama.cpp that hold it; `test_gguf_families.py` runs every one."""
+    if family.name not in gguf_families.FAMILIES:
+        return "no"
+    places = gguf_families.FAMILIES[family.name].architectures
+    differ = [f"`{MODEL_ARCH_NAMES[place.arch]}`" for place in places if place.per_layer]
+    return f"`{MODEL_ARCH_NAMES[places[0].arch]}`" + (f", per layer {differ[0]}" if differ else "")
 
 
 def table() -> str:

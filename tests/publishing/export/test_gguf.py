@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, random_batch, tiny_encoder, tiny_model
+from conftest import random_batch, tiny_encoder, tiny_model
 from crias import BPE_VOCABULARY as VOCABULARY
 from crias import CORPUS, LlamaCpp, byte_level, cria, save
 from hypothesis import given, settings
@@ -20,7 +20,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from hf_spectral_prune.cli.main import main
-from hf_spectral_prune.publishing.export.gguf import export_gguf, interleave_halves
+from hf_spectral_prune.publishing.export.gguf import export_gguf
+from hf_spectral_prune.publishing.export.gguf_families import interleave_halves
 from hf_spectral_prune.publishing.export.gguf_tokenizer import PRE_TOKENIZERS, read_tokenizer
 
 
@@ -162,29 +163,6 @@ def check_in_llama_cpp(folder, model, outtype="f32", tolerance=2e-5):
     # llama.cpp leaves out tokens that cannot come.
     assert int(torch.isfinite(found).sum()) >= VOCABULARY - 2
     assert float((found - expected).nan_to_num().abs().max()) < tolerance
-
-
-TAKEN = [family for family, (prefix, _) in FAMILIES.items() if prefix in ("Llama", "Mistral", "Qwen2")]
-ROWS = [(family, layout) for family in TAKEN for layout in ("uniform", "per_layer")]
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 500.0}
-LLAMA3 |= {"original_max_position_embeddings": 16}
-LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5_000.0}
-
-
-@pytest.mark.parametrize(
-    ("family", "layout", "fields"),
-    [
-        *((family, layout, {}) for family, layout in ROWS),
-        ("qwen3", "uniform", {}),
-        *(("llama", layout, {"rope_parameters": rope}) for layout in ("uniform", "per_layer") for rope in (LLAMA3, LINEAR)),
-        ("qwen2", "uniform", {"rope_parameters": LINEAR}),
-    ],
-    ids=str,
-)
-def test_llama_cpp_gives_the_same_probabilities(family, layout, fields, tmp_path):
-    pytest.importorskip("xllamacpp")
-    model = cria(tiny(family, **fields), layout)
-    check_in_llama_cpp(save(tmp_path, model, TOKENIZER), model)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
@@ -343,9 +321,39 @@ def test_bert_is_told_where_it_can_go(tmp_path, capsys):
     refused(capsys, tmp_path, "a BERT", "layers differ", "`cria export onnx`", "--units ffn")
 
 
-def test_per_layer_qwen3_is_told_what_to_do(tmp_path, capsys):
-    save(tmp_path, cria(tiny("qwen3")), TOKENIZER)
-    refused(capsys, tmp_path, "qwen3", "`--layout uniform`", "`cria export onnx`")
+@pytest.mark.parametrize(
+    ("family", "fields", "messages"),
+    [
+        ("qwen3", {}, ["`qwen3` reads one FFN width", "`openelm` takes the embeddings as output weights"]),
+        ("gemma3", {}, ["`gemma3` reads one FFN width"]),
+        ("smollm3", {"no_rope_layer_interval": 4}, ["`smollm3` reads one FFN width"]),
+    ],
+)
+def test_layers_that_differ_where_llama_cpp_has_one_width_are_refused(family, fields, messages, tmp_path, capsys):
+    save(tmp_path, cria(tiny(family, **fields)), TOKENIZER)
+    refused(capsys, tmp_path, *messages, "`--layout uniform`", "`cria export onnx`")
+
+
+HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "message"),
+    [
+        ("olmo2", {"head_dim": 8}, "as many heads as fill the hidden size"),
+        ("qwen3", HALF, "rotates whole heads"),
+        ("smollm3", {"no_rope_layer_interval": 2}, "unlike `no_rope_layers`"),
+        ("gemma", {"tie_word_embeddings": False}, "takes the embeddings as output weights"),
+        ("gemma2", {"attn_logit_softcapping": None}, "caps attention"),
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "in regular turn"),
+        ("gemma3", {"attn_logit_softcapping": 5.0}, "does not cap attention"),
+        ("gemma3", {"use_bidirectional_attention": True}, "in both directions"),
+        ("gemma3", {"attention_bias": True}, "no place for `model.layers.0.self_attn.k_proj.bias`"),
+    ],
+)
+def test_what_an_architecture_lacks_is_named(family, fields, message, tmp_path, capsys):
+    save(tmp_path, tiny(family, **fields), TOKENIZER)
+    refused(capsys, tmp_path, message, "Use `cria export onnx`")
 
 
 def test_biases_that_an_architecture_lacks_are_refused(tmp_path, capsys):

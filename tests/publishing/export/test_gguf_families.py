@@ -1,0 +1,96 @@
+"""Every row of the table of families computes in llama.cpp what it computes in transformers, and no row stands there untried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_batch, tiny_model
+from crias import BPE_VOCABULARY, LlamaCpp, byte_level, cria, save
+
+from hf_spectral_prune.publishing.export.gguf import export_gguf
+from hf_spectral_prune.publishing.export.gguf_families import FAMILIES
+
+TOKENIZER = byte_level()
+TIED, ROPE = {"tie_word_embeddings": True}, "rope_parameters"
+LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5_000.0}
+SCALES = {"attention_multiplier": 0.4, "embedding_multiplier": 3.0, "residual_multiplier": 0.7, "logits_scaling": 2.0}
+NO_ROPE = {"num_hidden_layers": 5, "no_rope_layer_interval": 4}
+CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
+WINDOWS = {"num_hidden_layers": 4, "sliding_window": 8, "query_pre_attn_scalar": 9}
+GEMMA3_ROPES = {"sliding_attention": {"rope_type": "default", "rope_theta": 300.0}, "full_attention": LINEAR}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 500.0}
+LLAMA3 |= {"original_max_position_embeddings": 16}
+# Of log probabilities. llama.cpp reads gelu from a table of float16, so that figures agree to three digits only.
+EXACT, TABLE = 2e-5, 5e-3
+
+# (row of the table, row of the tests' families, layout, what of the config must not get lost, tolerance)
+ROWS = [
+    ("llama", "llama", "uniform", {}, EXACT),
+    ("llama", "llama", "uniform", {ROPE: LLAMA3}, EXACT),
+    ("llama", "llama", "per_layer", {ROPE: LLAMA3}, EXACT),
+    ("llama", "llama", "per_layer", {ROPE: LINEAR}, EXACT),
+    ("llama", "llama-biases", "per_layer", TIED, EXACT),
+    ("mistral", "mistral", "uniform", {}, EXACT),
+    ("mistral", "mistral-window", "per_layer", {}, EXACT),
+    ("qwen2", "qwen2", "uniform", {ROPE: LINEAR}, EXACT),
+    ("qwen2", "qwen2-tied", "per_layer", {}, EXACT),
+    ("qwen3", "qwen3", "uniform", {}, EXACT),
+    ("qwen3", "qwen3", "per_layer", TIED | {ROPE: LINEAR}, EXACT),
+    ("granite", "granite", "uniform", SCALES, EXACT),
+    ("granite", "granite", "per_layer", SCALES, EXACT),
+    ("granite", "granite", "per_layer", SCALES | {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}, EXACT),
+    ("smollm3", "smollm3", "uniform", NO_ROPE, EXACT),
+    ("gemma", "gemma", "uniform", {}, TABLE),
+    ("gemma2", "gemma2", "uniform", CAPS | WINDOWS, TABLE),
+    ("gemma3_text", "gemma3", "uniform", WINDOWS | {ROPE: GEMMA3_ROPES}, TABLE),
+    ("phi3", "phi3", "uniform", {}, EXACT),
+    ("phi3", "phi3", "per_layer", TIED, EXACT),
+    ("olmo2", "olmo2", "uniform", {}, EXACT),
+    ("olmo2", "olmo2", "uniform", TIED, EXACT),
+]
+FAST = {("qwen3", "per_layer"), ("gemma3_text", "uniform")}
+
+
+def cases():
+    for row in ROWS:
+        marks = [] if row[0::2][:2] in FAST else [pytest.mark.slow]
+        yield pytest.param(*row, marks=marks, id=f"{row[1]}-{row[2]}-{'-'.join(row[3])}")
+
+
+def compare(file: Path, model: torch.nn.Module, length: int, tolerance: float) -> None:
+    """Log probabilities of every token that is written greedily after the first half of `length`."""
+    judge = LlamaCpp(file)
+    ids = random_batch(1, length // 2)["input_ids"][0].tolist()
+    while len(ids) < length:
+        found = judge.log_probabilities(ids, BPE_VOCABULARY)
+        with torch.inference_mode():
+            expected = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1], dim=-1)
+        told = torch.isfinite(found)
+        assert int(told.sum()) >= BPE_VOCABULARY - 2  # llama.cpp leaves out tokens that cannot come
+        assert float((found - expected)[told].abs().max()) < tolerance
+        likeliest = int(torch.where(told, expected, -torch.inf).argmax())
+        assert int(torch.where(told, found, -torch.inf).argmax()) == likeliest
+        ids.append(likeliest)
+
+
+@pytest.mark.parametrize(("name", "family", "layout", "fields", "tolerance"), cases())
+def test_llama_cpp_writes_what_transformers_writes(name, family, layout, fields, tolerance, tmp_path):
+    pytest.importorskip("xllamacpp")
+    torch.manual_seed(0)
+    model = tiny_model(family, vocab_size=BPE_VOCABULARY, **fields)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms that are all alike would hide where they are lost or mistaken
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    pruned = cria(model, layout)
+    window = getattr(pruned.config, "sliding_window", None)
+    ends = window and not FAMILIES[name].architectures[0].windows
+    compare(export_gguf(save(tmp_path, pruned, TOKENIZER), outtype="f32"), pruned, window - 1 if ends else 24, tolerance)
+
+
+def test_every_row_is_tried_in_every_layout_that_it_takes():
+    wanted = {(name, "uniform") for name in FAMILIES}
+    wanted |= {(name, "per_layer") for name, row in FAMILIES.items() if any(place.per_layer for place in row.architectures)}
+    assert {row[0::2][:2] for row in ROWS} == wanted
