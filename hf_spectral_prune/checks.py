@@ -34,6 +34,7 @@ from .saving.reload import check_reloads
 from .saving.structure_proof import check_structure
 from .surgery import check_compensation, check_mistral, fingerprint, has_batch_norms
 from .surgery.settle import check_class
+from .utils.environment import emulates
 from .utils.files import SMALL_FILES, check_room, num_bytes
 from .utils.plain_options import HubOptions
 from .utils.words import first_line, in_a_line
@@ -52,6 +53,8 @@ def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Crite
             "The model lies on Apple's MPS, which has no float64, and scores are computed in it. Use the CPU: "
             '`model.to("cpu")`, or `use_cpu=True` for a Trainer.'
         )
+    if model.device.type == "cpu":
+        _warn_of_slow_type(model.dtype, "Load the model with `dtype` float32")
     check_outputs_have_names(model)
     check_unshared(model, unit_groups(model, args.units))
     check_scope(model, args)
@@ -61,6 +64,15 @@ def check_model(model: PreTrainedModel, args: SpectralPruningArguments) -> Crite
         check_mistral(model)
     check_result_class(model, args)
     return make_criterion(args.criterion, args.criterion_options)
+
+
+def _warn_of_slow_type(dtype: torch.dtype, remedy: str) -> None:
+    """Tells of a type that this CPU computes slowly."""
+    if emulates(dtype):
+        name = str(dtype).removeprefix("torch.")
+        logger.warning_once(
+            f"This CPU has no instructions for {name}. {remedy}: that takes more memory and a fraction of the time."
+        )
 
 
 def check_arguments(args: object) -> SpectralPruningArguments:
@@ -236,6 +248,8 @@ def check_recovery(
             "`train_dataset` is a stream, whose end is not known. Say how long to train: `max_steps` in `training_args`, e.g. "
             '`{"max_steps": 500}`.'
         )
+    if made.bf16 and made.device.type == "cpu":
+        _warn_of_slow_type(torch.bfloat16, "Leave `bf16` out of `training_args`")
     check_trainable(model, args.recovery)
     if args.recovery == "lora" and family_of(model.config).traced:
         raise ValueError('`recovery="lora"` is for transformers, whose linear layers take adapters. Use `full` or `distill`.')

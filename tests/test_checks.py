@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 from transformers import BertModel, BertPreTrainedModel, LlamaForCausalLM
 
-from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, checks
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.planning.damage import SuffixLoss
 from hf_spectral_prune.saving.reload import check_reloads
@@ -154,3 +154,44 @@ def test_a_model_of_transformers_is_taken_whatever_its_class_is_called(family, t
 @pytest.mark.parametrize(("family", "task"), each_once(ENCODER_TASKS))
 def test_an_encoder_of_transformers_is_taken(family, task):
     check_reloads(tiny_encoder(family, task=task))
+
+
+# ---- types that the processor only imitates
+
+X86 = {"architecture": "x86_64"}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype", "slow"),
+    [
+        (X86, torch.bfloat16, True),
+        (X86 | {"avx512_bf16": True}, torch.bfloat16, False),
+        (X86 | {"amx_bf16": True}, torch.bfloat16, False),
+        (X86 | {"avx512_bf16": True}, torch.float16, True),
+        (X86, torch.float32, False),
+        ({"architecture": "aarch64"}, torch.bfloat16, False),
+    ],
+)
+def test_a_type_without_instructions_is_told(capabilities, dtype, slow, batches, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    told = []
+    monkeypatch.setattr(checks.logger, "warning_once", told.append)
+    make_pruner(tiny_model().to(dtype), batches)
+    name = str(dtype).removeprefix("torch.")
+    assert [text.partition(":")[0] for text in told if "no instructions" in text] == (
+        [f"This CPU has no instructions for {name}. Load the model with `dtype` float32"] if slow else []
+    )
+
+
+def test_a_slow_training_is_told(batches, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: X86, raising=False)
+    told = []
+    monkeypatch.setattr(checks.logger, "warning_once", told.append)
+    training = {"max_steps": 1, "bf16": True}
+    SpectralPruner(
+        tiny_model(),
+        SpectralPruningArguments(recovery="full", training_args=training, disable_tqdm=True),
+        batches,
+        train_dataset=[{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 2,
+    ).plan()
+    assert any("Leave `bf16` out of `training_args`" in text for text in told)

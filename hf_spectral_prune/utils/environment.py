@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -37,6 +38,18 @@ def accelerator() -> torch.device | None:
     """The accelerator that pruning can use; None without one, and for Apple's MPS, which has no float64."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return None if found is None or found.type == "mps" else found
+
+
+def emulates(dtype: torch.dtype) -> bool:
+    """Whether this CPU computes a half-precision type without instructions for it, several times slower than float32.
+
+    False where that is not known: on other processors than x86, and with a torch before 2.10.
+    """
+    short = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    if short is None or known.get("architecture") != "x86_64":
+        return False
+    return not any(known.get(f"{unit}_{short}") for unit in ("avx512", "amx"))
 
 
 def machine() -> dict[str, str | int]:
