@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ _WAYS_ON = {
     "compare": "Run the same command again to continue with the missing cells.",
     "ablate": "Run the same command again to continue with the missing units.",
 }
+
+# Seconds that the other processes of a launcher leave the first to fail of the same: it tells, and the launcher ends them.
+_AFTER_THE_FIRST = 60
 
 
 class _Terminated(KeyboardInterrupt):
@@ -81,12 +85,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         by, code = ("SIGTERM", 143) if isinstance(stopped, _Terminated) else ("Ctrl-C", 130)
         way_on = str(stopped) or _WAYS_ON.get(words[0], "Nothing was left half-written: start it again.")
-        print(f"cria {words[0]}: Stopped by {by}. {way_on}", file=sys.stderr)
+        if not _process():
+            print(f"cria {words[0]}: Stopped by {by}. {way_on}", file=sys.stderr)
         return code
     except Exception as error:
         if os.environ.get("CRIA_TRACEBACK"):
             raise
         line, status = told(error)
+        if _process() and "TORCHELASTIC_RUN_ID" in os.environ:
+            # Bad input fails on all of them: this one is then ended as it sleeps, and the line is there once.
+            time.sleep(_AFTER_THE_FIRST)
         print(f"cria {words[0]}{_process()}: {line}", file=sys.stderr)
         return status
     return 0

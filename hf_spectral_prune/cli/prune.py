@@ -13,7 +13,7 @@ from ..arguments import TAUGHT_RECOVERIES, SpectralPruningArguments
 from ..utils.types import Options
 from .arguments import RunArguments
 from .parsing import parse
-from .screen import ScreenArguments, as_json, ending, say
+from .screen import ScreenArguments, as_json, ending, quiet_warnings, say
 
 
 @dataclass
@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> None:
     from .inputs_text import check_named_files
 
     join_processes()
+    if not is_first_process():
+        quiet_warnings()  # the first one warns of what all of them find
     make_criterion(args.criterion, args.criterion_options)  # a mistyped name is told before gigabytes are read
     check_named_files(run)
     check_task_names(args)

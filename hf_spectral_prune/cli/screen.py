@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from dataclasses import dataclass, field
@@ -31,13 +32,19 @@ def say(text: str) -> None:
 def quiet_libraries() -> None:
     """Leaves the bars of other libraries out, which tell a user nothing to act on; downloads keep theirs on a terminal."""
     from huggingface_hub.utils import enable_progress_bars
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     if sys.stderr.isatty():
         enable_progress_bars()  # the line above takes those of downloads too
     else:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def quiet_warnings() -> None:
+    """Leaves out what this package and transformers warn of."""
+    for library in (__name__.partition(".")[0], "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def ending(folder: str) -> str:

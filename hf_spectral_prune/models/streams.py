@@ -16,6 +16,7 @@ from transformers.utils.generic import find_labels
 
 from .families import layers_of
 from .losses import Batch, moved_to, num_rows, run_base
+from .replay import Replay
 from .suffix import hidden_states, next_input, starting_at
 
 # Share of the device's free memory that the streams may take; beyond it they lie in main memory.
@@ -83,7 +84,7 @@ class Streams:
 
     A layer is taken by both in turn: `dense_step` while it is whole, then, as often as wanted, `pruned_values` between changes
     of its weights, and at last `pruned_step`. Nothing else of the model is computed, and of the rows only the two streams are
-    kept, (rows, T, hidden size) each.
+    kept, (rows, T, hidden size) each, and within a layer what its consumers read, if that is little.
 
     Args:
         batches: as for `collect_moments`.
@@ -99,6 +100,7 @@ class Streams:
         self._pruned: list[Tensor | None] = [None] * len(batches)
         # Both streams, and what is read behind the two consumers of a layer.
         self._stored = _Store(batches, streams=4)
+        self._replay = Replay(len(batches))
 
     def real(self, index: int, value: Tensor) -> Tensor:
         """(rows, T) bool: the positions of a batch's `value` (rows, T, n) that are no padding."""
@@ -110,6 +112,7 @@ class Streams:
 
     def dense_step(self, layer: int, places: Mapping[str, Place]) -> dict[str, list[Tensor]]:
         """Takes the dense stream through a layer: {name: what passed at its place, (rows, T, n), batch by batch}."""
+        self._replay.clear()
         if self._known is not None and layer in self._known:
             behind, known = self._known[layer]
             self._dense = [*behind]
@@ -129,16 +132,24 @@ class Streams:
     def pruned_step(self, layer: int) -> None:
         """Takes the pruned stream through a layer."""
         for index in range(len(self.batches)):
-            self._pruned[index] = self._stored(self._through(self._pruned, index, layer, {})[0])
+            with self._replay.replayed(index):
+                output, _ = self._through(self._pruned, index, layer, {})
+            self._pruned[index] = self._stored(output)
 
-    def pruned_values(self, layer: int, places: Mapping[str, Place], last: str | None = None) -> Iterator[dict[str, Tensor]]:
+    def pruned_values(
+        self, layer: int, consumer: nn.Module, places: Mapping[str, Place], last: str | None = None
+    ) -> Iterator[dict[str, Tensor]]:
         """What passes at places of a layer as the pruned stream runs through it, (rows, T, n), batch by batch.
 
         Args:
+            consumer: a linear layer whose weights may be changed until the next call; nothing else of what was run may.
             last: the place behind which nothing needs to be computed.
         """
+        block = layers_of(self.model)[layer]
         for index in range(len(self.batches)):
-            yield self._through(self._pruned, index, layer, places, last)[1]
+            with self._replay.replayed(index, but=consumer), self._replay.noting(block, consumer, index):
+                found = self._through(self._pruned, index, layer, places, last)[1]
+            yield found
 
     @torch.no_grad()
     def outputs(self, index: int, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -13,8 +13,8 @@ from .families import family_of, layers_of
 
 
 @contextmanager
-def _handing_on(layers: Iterable[nn.Module], value: Callable[[], object]) -> Iterator[None]:
-    """While open, these layers compute nothing and return `value()`."""
+def handing_on(layers: Iterable[nn.Module], value: Callable[[], object]) -> Iterator[None]:
+    """While open, these modules compute nothing and return `value()`."""
     # accelerate puts a `forward` of its own on an instance; it must be there again afterwards.
     held = [(layer, layer.__dict__.get("forward")) for layer in layers]
     for layer, _ in held:
@@ -40,7 +40,7 @@ def starting_at(model: PreTrainedModel, layer: int, given: Tensor | None) -> Ite
         return
     assert given is not None
     output = (given, None) if family_of(model.config).tuple_layers else given
-    with _handing_on(layers_of(model)[:layer], lambda: output):
+    with handing_on(layers_of(model)[:layer], lambda: output):
         yield
 
 
@@ -66,7 +66,7 @@ def next_input(
     last = layer if last is None else last
     handle = layers[last].register_forward_hook(lambda _module, _args, output: outputs.append(output))
     try:
-        with starting_at(model, layer, given), _handing_on(layers[last + 1 :], lambda: outputs[0]):
+        with starting_at(model, layer, given), handing_on(layers[last + 1 :], lambda: outputs[0]):
             run()
     finally:
         handle.remove()

@@ -211,7 +211,8 @@ def _collect(
     fits = Fit.of_nothing(consumer), Fit.of_nothing(consumer)
     places = {"x": Place(consumer, "input"), "y": Place(consumer, "output"), "stream": _behind(model, group)}
     gain, _ = _gain(model, group)
-    for index, found in enumerate(streams.pruned_values(group.layer, places, last="stream" if group.kind == "heads" else None)):
+    last = "stream" if group.kind == "heads" else None
+    for index, found in enumerate(streams.pruned_values(group.layer, consumer, places, last)):
         error = _floating(goals.streams[index].to(found["x"].device)) - _floating(found["stream"])
         x = _floating(found["x"])
         if goals.scales is None:

@@ -22,6 +22,7 @@ from products import only
 
 from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models import replay
 from hf_spectral_prune.models.families import consumers, unit_groups
 from hf_spectral_prune.surgery import PruningPlan, apply_plan, sequential
 from hf_spectral_prune.surgery.compensate import correction, least_squares
@@ -74,6 +75,37 @@ def test_the_dense_stream_is_met_better_than_by_repairing_each_layer_alone(famil
         assert num_parameters(cut) == plan.parameters_after
         away[compensation] = float((last_states(cut, batches) - dense).square().mean())
     assert away["sequential"] < min(away["least_squares"], away["none"])
+
+
+@pytest.mark.parametrize("family", only(CORE, [*DECODERS, *ENCODERS]))
+def test_what_is_replayed_is_what_would_be_run_again(family, monkeypatch):
+    model, batches = make(family), rows(family, number=2)
+    kept, cuts = every_other(model), []
+    for most in (0, 2**30):
+        monkeypatch.setattr(replay, "_MOST_KEPT", most)
+        cuts.append(copy.deepcopy(model))
+        ridges = cut_sequentially(cuts[-1], kept, batches, progress=False)
+    assert any(ridge < float("inf") for ridge in ridges.values())
+    assert all(torch.equal(value, cuts[1].state_dict()[name]) for name, value in cuts[0].state_dict().items())
+
+
+@pytest.mark.parametrize(("most", "runs"), [(0, [3, 4]), (2**30, [2, 2])])
+def test_a_part_runs_once_in_each_stream(most, runs, monkeypatch):
+    monkeypatch.setattr(replay, "_MOST_KEPT", most)
+    model, batches = make("llama"), rows("llama", number=2)
+    layer, counts = model.model.layers[0], [0, 0]
+
+    def counter(index):
+        def count(*_args):
+            counts[index] += 1
+
+        return count
+
+    layer.mlp.gate_proj.register_forward_hook(counter(0))
+    layer.self_attn.q_proj.register_forward_hook(counter(1))
+    cut_sequentially(model, every_other(model), batches, progress=False)
+    # The dense stream; the pruned one for the attention's consumer, the FFN's, and to go on.
+    assert counts == [len(batches) * number for number in runs]
 
 
 @pytest.mark.parametrize("family", ["llama", "granite", "modernbert"])
