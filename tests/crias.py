@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from conftest import encoder_batch, random_batch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
@@ -74,6 +74,18 @@ def byte_level(steps=(), normalizer=None, **options) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|im_start|>")
 
 
+def word_piece(lowercase: bool = True, **options) -> PreTrainedTokenizerFast:
+    """An uncased WordPiece like BERT's, trained on the spot."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, **options)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {f"{token[1:-1].lower()}_token": token for token in special}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
 def save(folder: Path, model: PreTrainedModel, tokenizer: Any) -> Path:
     """The folder with model and tokenizer in it."""
     model.save_pretrained(folder)
@@ -84,7 +96,7 @@ def save(folder: Path, model: PreTrainedModel, tokenizer: Any) -> Path:
 class LlamaCpp:
     """A GGUF file in llama.cpp (the PyPI package xllamacpp), with float32 caches so that only the file decides."""
 
-    def __init__(self, file: Path, context: int = 128) -> None:
+    def __init__(self, file: Path, context: int = 128, embeddings: bool = False) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
@@ -94,15 +106,24 @@ class LlamaCpp:
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         # Its fast attention works in float16 inside.
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if embeddings:
+            params.embedding, params.pooling_type = True, xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
         params.warmup, params.port, params.verbosity = False, 0, -1
         self.server = xllamacpp.Server(params)
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text, with what the model puts around it."""
-        body = json.dumps({"content": text, "add_special": True, "parse_special": False}).encode()
-        request = urllib.request.Request(f"{self.server.listening_address}/tokenize", body, {"Content-Type": "application/json"})
+        return self._ask("tokenize", {"content": text, "add_special": True, "parse_special": False})["tokens"]
+
+    def hidden_states(self, text: str) -> torch.Tensor:
+        """(tokens, hidden) the outputs of an encoder for a text, with what the model puts around it."""
+        return torch.tensor(self._ask("embeddings", {"content": text, "embd_normalize": -1})[0]["embedding"])
+
+    def _ask(self, path: str, content: dict[str, Any]) -> Any:
+        body, kind = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.server.listening_address}/{path}", body, kind)
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())["tokens"]
+            return json.loads(answer.read())
 
     def _complete(self, prompt: str | Sequence[int], **options) -> dict[str, Any]:
         answer = self.server.handle_completions({"prompt": prompt, "temperature": 0, **options})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from .common import choose_output, read_config
 from .gguf_families import FAMILIES, NAMES, Architecture, Layer, Shape
 from .gguf_tensors import F32, OUTTYPES, Shapes, check_weights, model_tensors, open_weights, plan_tensors, write_tensors
 from .gguf_tokenizer import read_tokenizer
+
+_POOLING = {
+    "pooling_mode_cls_token": gguf.PoolingType.CLS,
+    "pooling_mode_mean_tokens": gguf.PoolingType.MEAN,
+    "pooling_mode_lasttoken": gguf.PoolingType.LAST,
+}
 
 
 def export_gguf(folder: str | Path, output_file: str | Path | None = None, outtype: str = "f16") -> Path:
@@ -44,13 +51,15 @@ def export_gguf(folder: str | Path, output_file: str | Path | None = None, outty
     output = choose_output(path, output_file, f"{path.resolve().name}-{outtype}.gguf", ".gguf")
     family, shape = _read_shape(path, config)
     try:
-        wanted, tied = model_tensors(config)
+        wanted, unread = model_tensors(config)
     except (ValueError, RuntimeError, TypeError) as error:
         raise ValueError(f"No model can be built from the config in `{folder}`: {in_a_line(error)}") from None
     place = _choose(path, family, shape, wanted)
+    wanted = {name: sizes for name, sizes in wanted.items() if not name.startswith(place.left_out)}
     with ExitStack() as stack:
         files = open_weights(path, stack)
-        check_weights(path, wanted, tied, files)
+        unread |= {name for name in files if name.startswith(place.left_out)}
+        check_weights(path, wanted, unread, files)
         entries = plan_tensors(place, shape, wanted, outtype)
         tokenizer = read_tokenizer(path, config.vocab_size)
         with written_whole(output) as temporary:
@@ -68,16 +77,19 @@ def _read_shape(folder: Path, config: PreTrainedConfig) -> tuple[str, Shape]:
     """The family's name and the sizes of a model that llama.cpp may run."""
     family, architecture = stock_type(config.model_type), (config.architectures or [""])[0]
     if family not in FAMILIES:
-        raise ValueError(_not_to_gguf(config, family, architecture))
-    if not architecture.endswith("ForCausalLM"):
-        raise ValueError(f"`{folder}` holds a `{architecture}`; to GGUF go language models (`...ForCausalLM`) only.")
+        raise ValueError(_not_to_gguf(config, architecture))
+    row = FAMILIES[family]
+    if not architecture.endswith(row.classes):
+        raise ValueError(f"`{folder}` holds a `{architecture}`; of this family `...{row.classes}` goes to GGUF only.")
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    if activation != FAMILIES[family].activation:
+    if activation not in row.activations:
         raise ValueError(
-            f"`{folder}` computes `{activation}` in its FFNs; llama.cpp's {family} computes `{FAMILIES[family].activation}`."
+            f"`{folder}` computes `{activation}` in its FFNs; llama.cpp's {family} computes `{row.activations[-1]}`."
         )
     own = [config.per_layer_config[index] for index in range(config.num_hidden_layers)]
-    layers = [Layer(one.intermediate_size, one.num_attention_heads, one.num_key_value_heads) for one in own]
+    heads = [one.num_attention_heads for one in own]
+    groups = [getattr(one, "num_key_value_heads", one.num_attention_heads) for one in own]
+    layers = [Layer(one.intermediate_size, *counts) for one, *counts in zip(own, heads, groups, strict=True)]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return family, Shape(config, head_dim, layers)
 
@@ -99,7 +111,7 @@ def _choose(folder: Path, family: str, shape: Shape, wanted: Shapes) -> Architec
 def _why_not(place: Architecture, shape: Shape, wanted: Shapes) -> str | None:
     """What keeps an architecture from holding a model, as said of the architecture."""
     rope, within = _ropes(shape.config)
-    kinds = [part["rope_type"] for part in (rope, within) if part]
+    kinds = [part.get("rope_type", "default") for part in (rope, within) if part]
     other = [kind for kind in kinds if kind not in place.ropes] + [kind for kind in kinds[1:] if kind != "default"]
     modules = {name.removesuffix(".bias") for name in sorted(wanted) if name.endswith(".bias")}
     strange = sorted(module for module in modules if not module.endswith(place.biases))
@@ -118,20 +130,10 @@ def _why_not(place: Architecture, shape: Shape, wanted: Shapes) -> str | None:
     return place.lacks(shape)
 
 
-def _not_to_gguf(config: PreTrainedConfig, family: str, architecture: str) -> str:
-    known = f"{NAMES} language models go to GGUF"
-    if family == "bert":
-        why = (
-            "its layers differ or have fewer heads, which llama.cpp's `bert` cannot run"
-            if config.is_heterogeneous
-            else "it is stock"
-        )
-        stock = "Pruned with `--layout uniform --units ffn` it is a stock BERT, for llama.cpp's own converter"
-        return (
-            f"This is a BERT (`{architecture}`; {why}), and only {known} here. Use `cria export onnx`, for any layout. {stock}."
-        )
+def _not_to_gguf(config: PreTrainedConfig, architecture: str) -> str:
     return (
-        f"A `{architecture}` (model type `{config.model_type}`) cannot be exported: only {known}. `cria export onnx` may take it."
+        f"A `{architecture}` (model type `{config.model_type}`) cannot be exported: only {NAMES} go to GGUF. `cria export onnx` "
+        "may take it."
     )
 
 
@@ -148,7 +150,6 @@ def _write_metadata(writer: GGUFWriter, folder: Path, place: Architecture, shape
     writer.add_context_length(_context_length(config, place))
     writer.add_embedding_length(config.hidden_size)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     for add, values in (
         (writer.add_feed_forward_length, [layer.width for layer in layers]),
         (writer.add_head_count, [layer.heads for layer in layers]),
@@ -158,7 +159,18 @@ def _write_metadata(writer: GGUFWriter, folder: Path, place: Architecture, shape
         add(values if place.per_layer else values[0])  # type: ignore[operator]
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
-    rope, within = _ropes(config)
+    if hasattr(config, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _write_rope(writer, shape)
+    if (pooling := _pooling(folder)) is not None:
+        writer.add_pooling_type(pooling)
+    place.metadata(writer, shape)
+
+
+def _write_rope(writer: GGUFWriter, shape: Shape) -> None:
+    rope, within = _ropes(shape.config)
+    if not rope:
+        return
     writer.add_rope_dimension_count(int(shape.head_dim * rope.get("partial_rotary_factor", 1.0)))
     writer.add_rope_freq_base(rope["rope_theta"])
     if within is not None:
@@ -166,7 +178,16 @@ def _write_metadata(writer: GGUFWriter, folder: Path, place: Architecture, shape
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    place.metadata(writer, shape)
+
+
+def _pooling(folder: Path) -> gguf.PoolingType | None:
+    """How a folder of sentence-transformers makes one vector of many, where llama.cpp can do the same."""
+    file = folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return None
+    modes = json.loads(file.read_text(encoding="utf-8"))
+    on = [name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True]
+    return _POOLING.get(on[0]) if len(on) == 1 else None
 
 
 def _context_length(config: PreTrainedConfig, place: Architecture) -> int:
@@ -177,15 +198,18 @@ def _context_length(config: PreTrainedConfig, place: Architecture) -> int:
 
 
 def _ropes(config: PreTrainedConfig) -> tuple[Options, Options | None]:
-    """The rotation of layers that attend to everything, and of those within a window where they have their own."""
-    rope = config.rope_parameters
-    return (rope, None) if "rope_type" in rope else (rope["full_attention"], rope["sliding_attention"])
+    """The rotation of layers that attend to everything, and of those within a window where they have their own;
+    empty for a model with learned positions."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" not in rope:
+        return rope, None
+    return rope["full_attention"], rope["sliding_attention"]
 
 
 def _rope_tensor(shape: Shape) -> dict[str, np.ndarray]:
     """Factors that divide the rotation's frequencies, (head_dim / 2,), for Llama 3's scaling."""
     rope, _ = _ropes(shape.config)
-    if rope["rope_type"] != "llama3":
+    if rope.get("rope_type") != "llama3":
         return {}
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](shape.config, "cpu")
     plain = rope["rope_theta"] ** -(torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim)

@@ -65,6 +65,7 @@ class Architecture:
         partial_rope: a part of every head may stay without rotation.
         windows: it computes sliding windows; the context of any other ends where a window does.
         whole_heads: its heads fill the hidden size.
+        left_out: beginnings of the names of tensors that it has no use for.
         output: "tied" if it has no output weights but the embeddings, "own" if the file must hold them; "any" otherwise.
         lacks: what else keeps it from holding a model, said of the architecture, or None.
         metadata: writes the keys that it has beside the common ones.
@@ -80,6 +81,7 @@ class Architecture:
     partial_rope: bool = False
     windows: bool = False
     whole_heads: bool = False
+    left_out: tuple[str, ...] = ()
     output: str = "any"
     lacks: Callable[[Shape], str | None] = lambda shape: None
     metadata: Callable[[GGUFWriter, Shape], None] = lambda writer, shape: None
@@ -87,10 +89,11 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Row:
-    """A family: what its FFN computes, and the architectures that hold it."""
+    """A family: what its FFN may compute, the architectures that hold it, and the end of the classes that go there."""
 
-    activation: str
+    activations: tuple[str, ...]
     architectures: tuple[Architecture, ...]
+    classes: str = "ForCausalLM"
 
 
 def interleave_halves(rows: Tensor, heads: int) -> Tensor:
@@ -247,18 +250,41 @@ _PHI3_DECI = replace(
 )
 _OLMO2 = Architecture(MODEL_ARCH.OLMO2, whole_heads=True, output="own")
 
+# ---- BERT, for its hidden states
+
+
+def _bert_keys(writer: GGUFWriter, shape: Shape) -> None:
+    writer.add_layer_norm_eps(shape.config.layer_norm_eps)
+    writer.add_causal_attention(False)
+    writer.add_token_type_count(shape.config.type_vocab_size)
+
+
+_BERT = Architecture(
+    MODEL_ARCH.BERT,
+    biases=("query", "key", "value", "dense", "LayerNorm"),
+    whole_heads=True,
+    left_out=("pooler.", "embeddings.position_ids"),
+    metadata=_bert_keys,
+)
+
+_SILU, _GELU = ("silu",), ("gelu_pytorch_tanh",)
 FAMILIES: dict[str, Row] = {
-    "llama": Row("silu", (_LLAMA, _DECI)),
-    "mistral": Row("silu", (_LLAMA, _DECI)),
-    "qwen2": Row("silu", (_QWEN2, _DECI)),
-    "qwen3": Row("silu", (_QWEN3, _OPENELM)),
-    "granite": Row("silu", (_GRANITE, _GRANITE_DECI)),
-    "smollm3": Row("silu", (_SMOLLM3,)),
-    "gemma": Row("gelu_pytorch_tanh", (_GEMMA,)),
-    "gemma2": Row("gelu_pytorch_tanh", (_GEMMA2,)),
-    "gemma3_text": Row("gelu_pytorch_tanh", (_GEMMA3,)),
-    "phi3": Row("silu", (_PHI3, _PHI3_DECI)),
-    "olmo2": Row("silu", (_OLMO2,)),
+    "llama": Row(_SILU, (_LLAMA, _DECI)),
+    "mistral": Row(_SILU, (_LLAMA, _DECI)),
+    "qwen2": Row(_SILU, (_QWEN2, _DECI)),
+    "qwen3": Row(_SILU, (_QWEN3, _OPENELM)),
+    "granite": Row(_SILU, (_GRANITE, _GRANITE_DECI)),
+    "smollm3": Row(_SILU, (_SMOLLM3,)),
+    "gemma": Row(_GELU, (_GEMMA,)),
+    "gemma2": Row(_GELU, (_GEMMA2,)),
+    "gemma3_text": Row(_GELU, (_GEMMA3,)),
+    "phi3": Row(_SILU, (_PHI3, _PHI3_DECI)),
+    "olmo2": Row(_SILU, (_OLMO2,)),
+    # llama.cpp computes the approximation by tanh, which differs from the exact one in the fourth digit.
+    "bert": Row(("gelu", "gelu_new", "gelu_pytorch_tanh"), (_BERT,), classes="BertModel"),
 }
 # As people write them, for messages.
-NAMES = "Llama, Mistral, Qwen2, Qwen3, Granite, SmolLM3, Gemma, Gemma 2, Gemma 3, Phi-3 and OLMo 2"
+NAMES = (
+    "Llama, Mistral, Qwen2, Qwen3, Granite, SmolLM3, Gemma, Gemma 2, Gemma 3, Phi-3 and OLMo 2 language models, and BERT without "
+    "a head"
+)

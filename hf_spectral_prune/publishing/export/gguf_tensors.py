@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.models.auto import AutoModelForCausalLM
+from transformers.models.auto import AutoModel, AutoModelForCausalLM
 
 from .gguf_families import Architecture, Layer, Shape
 
@@ -32,6 +32,8 @@ OUTTYPES = {
     "q4_0": (GGMLQuantizationType.Q4_0, _Q8_0, LlamaFileType.MOSTLY_Q4_0),
 }
 _EMBEDDINGS, _OUTPUT = "model.embed_tokens", "lm_head"
+_BY_TOKEN = (_EMBEDDINGS, _OUTPUT, "embeddings.word_embeddings")
+_EXACT = ("embeddings.position_embeddings", "embeddings.token_type_embeddings")  # which llama.cpp adds as they are
 _IN_LAYER = re.compile(r"(.*\.layers?\.(\d+)\.)(.*)")
 
 # {tensor name: open file that holds it}.
@@ -68,7 +70,8 @@ class Entry:
 def model_tensors(config: PreTrainedConfig) -> tuple[Shapes, set[str]]:
     """{name: shape} of every tensor that the model must have, and the names of those tied to another; without memory."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        auto = AutoModelForCausalLM if config.architectures[0].endswith("ForCausalLM") else AutoModel
+        model = auto.from_config(config)
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     return own, model.state_dict().keys() - own.keys()
 
@@ -95,13 +98,13 @@ def open_weights(folder: Path, stack: ExitStack) -> Weights:
     return files
 
 
-def check_weights(folder: Path, wanted: Shapes, tied: set[str], files: Weights) -> None:
-    """Checks that a folder's weights are those that its config asks for.
+def check_weights(folder: Path, wanted: Shapes, unread: set[str], files: Weights) -> None:
+    """Checks that a folder's weights are those that its config asks for, but for those that are not read.
 
     Raises:
         ValueError: a tensor is missing, of another shape, or too many (says which).
     """
-    found = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items() if name not in tied}
+    found = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items() if name not in unread}
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             raise ValueError(f"The weights in `{folder}` lack `{name}`, which the config asks for. Save the model again.")
@@ -128,7 +131,7 @@ def plan_tensors(place: Architecture, shape: Shape, wanted: Shapes, outtype: str
         assert stored is not None, target
         module, layer = target.rpartition(".")[0], _IN_LAYER.fullmatch(target)
         sizes = (sum(part.stop - part.start for part in rows), *wanted[rows[0].source][1:])
-        kind = F32 if len(sizes) == 1 else embedding if module in (_EMBEDDINGS, _OUTPUT) else matrix
+        kind = F32 if len(sizes) == 1 or module in _EXACT else embedding if module in _BY_TOKEN else matrix
         entry = Entry(stored, rows, module, int(layer[2]) if layer else None, sizes, kind)
         _check_row(entry, outtype)
         entries.append(entry)
@@ -171,7 +174,7 @@ def _check_row(entry: Entry, outtype: str) -> None:
     if entry.shape[-1] % block == 0:
         return
     remedy = "Export `--outtype f16`"
-    if entry.module.endswith("mlp.down_proj"):
+    if entry.module.endswith(("mlp.down_proj", "output.dense")) and "attention" not in entry.module:
         remedy = f"Prune with `--round_to {block}`, so that FFN widths are multiples of {block}, or export `--outtype f16`"
     raise ValueError(
         f"`{entry.source}` has rows of {entry.shape[-1]:,} values, which {outtype} stores in blocks of {block}: no multiple. "

@@ -55,14 +55,14 @@ class GGUFTokenizer:
     """What a GGUF file says of a tokenizer.
 
     Attributes:
-        model: "gpt2" (byte-level BPE) or "llama" (SentencePiece).
+        model: "gpt2" (byte-level BPE), "llama" (SentencePiece) or "bert" (WordPiece).
         pre: name of the pre-tokenizer.
         tokens: text of every row of the embedding matrix.
         types: a `gguf.TokenType` each.
         merges: pairs, in their order (byte-level BPE).
         scores: a score each (SentencePiece).
         special: ids by llama.cpp's names ("bos", "eos", "unk", "pad", ...).
-        flags: "add_bos", "add_eos", "add_space_prefix".
+        flags: "add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix".
         chat_template: one template, or several with names.
     """
 
@@ -88,9 +88,8 @@ class GGUFTokenizer:
             writer.add_token_scores(self.scores)
         for name, index in self.special.items():
             getattr(writer, f"add_{name}_token_id")(index)
-        writer.add_add_bos_token(self.flags["add_bos"])
-        writer.add_add_eos_token(self.flags["add_eos"])
-        writer.add_add_space_prefix(self.flags["add_space_prefix"])
+        for name, value in self.flags.items():
+            getattr(writer, f"add_{name}")(value)
         if self.chat_template:
             writer.add_chat_template(self.chat_template)
 
@@ -112,12 +111,14 @@ def read_tokenizer(folder: str | Path, vocab_size: int) -> GGUFTokenizer:
         reason = first_line(error)
         raise ValueError(f"`{folder}` has no tokenizer that loads ({reason}). Put its files in that folder.") from None
     bpe = parts["model"]
+    if bpe["type"] == "WordPiece":
+        return _word_piece(folder, tokenizer, parts, vocab_size)
     odd = [name for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if bpe.get(name)]
     if bpe["type"] != "BPE" or odd:
         what = f"of type {bpe['type']}" if bpe["type"] != "BPE" else f"a BPE with `{odd[0]}`"
         raise ValueError(
-            f"The tokenizer in `{folder}` is {what}; to GGUF go byte-level BPE (GPT-2, SmolLM, Llama 3, Qwen2) and "
-            "SentencePiece BPE (Llama 2, Mistral). Use a model with one of those."
+            f"The tokenizer in `{folder}` is {what}; to GGUF go byte-level BPE (GPT-2, SmolLM, Llama 3, Qwen2), "
+            "SentencePiece BPE (Llama 2, Mistral, Gemma) and WordPiece (BERT). Use a model with one of those."
         )
     tokens, types = _tokens(folder, tokenizer, parts, vocab_size)
     common: Parts = {
@@ -178,17 +179,21 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | list[dict[str, s
     return template
 
 
-def _added_ends(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
-    """What the tokenizer puts around a text, seen by what it does."""
+def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text, seen by what it does."""
     bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     start = next((at for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare), 0)
-    before, after = full[:start], full[start + len(bare) :]
+    return full[:start], full[start + len(bare) :]
+
+
+def _added_ends(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
+    before, after = _ends(tokenizer)
     if before not in ([], [tokenizer.bos_token_id]) or after not in ([], [tokenizer.eos_token_id]):
         raise ValueError(
             f"The tokenizer in `{folder}` puts the ids {before} before and {after} after a text; llama.cpp can only put the "
             "`bos_token` before and the `eos_token` after it."
         )
-    return {"add_bos": bool(before), "add_eos": bool(after)}
+    return {"add_bos_token": bool(before), "add_eos_token": bool(after)}
 
 
 def _steps(part: Parts | None) -> list[Step]:
@@ -252,10 +257,13 @@ def _space_prefix(folder: str | Path, parts: Parts) -> bool:
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prepend = {"type": "Prepend", "prepend": _SPACE}
     metaspace = {"type": "Metaspace", "replacement": _SPACE, "split": False}
+    # Gemma splits at spaces, of which the normalizer has left none.
+    at_spaces = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
     forms: list[tuple[object, object, bool]] = [
         ({"type": "Sequence", "normalizers": [prepend, replace]}, None, True),
         ({"type": "Sequence", "normalizers": [replace]}, None, False),
         (replace, None, False),
+        (replace, at_spaces, False),
         # These put no ▁ before a text that begins with a space; llama.cpp does, as SentencePiece itself.
         *((None, {**metaspace, "prepend_scheme": scheme}, scheme != "never") for scheme in ("first", "always", "never")),
     ]
@@ -320,3 +328,32 @@ def _scores_of_model_file(folder: Path, tokens: list[str]) -> list[float]:
                 f"`{folder / _MODEL}` has `{pieces.IdToPiece(index)}` where the tokenizer has `{tokens[index]}` (id {index})."
             )
     return [pieces.GetScore(index) if index < number else -float(number) for index in range(len(tokens))]
+
+
+# ---- WordPiece
+
+
+def _word_piece(folder: str | Path, tokenizer: PreTrainedTokenizerBase, parts: Parts, vocab_size: int) -> GGUFTokenizer:
+    """BERT's: llama.cpp marks the beginnings of words with ▁ instead of the other pieces with ##."""
+    normalizer, split = parts["normalizer"] or {}, (parts["pre_tokenizer"] or {}).get("type")
+    plain = normalizer.get("type") == "BertNormalizer" and split == "BertPreTokenizer"
+    kept = [name for name in ("clean_text", "handle_chinese_chars", "lowercase") if not normalizer.get(name)]
+    if not plain or kept or normalizer["strip_accents"] is False or parts["model"]["continuing_subword_prefix"] != "##":
+        why = f"`{kept[0]}` is off" if plain and kept else "its steps or its marks are others"
+        raise ValueError(
+            f"The tokenizer in `{folder}` is WordPiece, but not as llama.cpp's `bert`, which lowers case, strips accents and "
+            f"splits at spaces and punctuation: {why}. Use an uncased BERT."
+        )
+    ends = _ends(tokenizer)
+    if ends != ([tokenizer.cls_token_id], [tokenizer.sep_token_id]):
+        raise ValueError(
+            f"The tokenizer in `{folder}` puts the ids {ends[0]} before and {ends[1]} after a text; llama.cpp puts the "
+            "`cls_token` before and the `sep_token` after it."
+        )
+    tokens, types = _tokens(folder, tokenizer, parts, vocab_size)
+    for index, token in enumerate(tokens):
+        if types[index] == TokenType.NORMAL:
+            tokens[index] = token[2:] if token.startswith("##") else _SPACE + token
+    special = _special_ids(tokenizer)
+    special |= {"bos": ends[0][0]}  # as which llama.cpp takes the cls_token
+    return GGUFTokenizer("bert", "default", tokens, types, special=special, flags={"add_bos_token": True, "add_sep_token": True})

@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import random_batch, tiny_encoder, tiny_model
 from crias import BPE_VOCABULARY as VOCABULARY
-from crias import CORPUS, LlamaCpp, byte_level, cria, save
+from crias import CORPUS, LlamaCpp, byte_level, cria, save, word_piece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hf_spectral_prune.cli.main import main
@@ -25,10 +25,14 @@ from hf_spectral_prune.publishing.export.gguf_families import interleave_halves
 from hf_spectral_prune.publishing.export.gguf_tokenizer import PRE_TOKENIZERS, read_tokenizer
 
 
-def sentencepiece_like() -> PreTrainedTokenizerFast:
-    """A BPE with byte fallback as transformers makes it of a SentencePiece model: every way to join a token is a merge."""
+def sentencepiece_like(gemma: bool = False) -> PreTrainedTokenizerFast:
+    """A BPE with byte fallback as transformers makes it of a SentencePiece model: every way to join a token is a merge.
+
+    Gemma's puts no space before a text, and has its newlines as added tokens.
+    """
     trained = Tokenizer(models.BPE())
-    trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    spaces = normalizers.Replace(" ", "▁")
+    trained.normalizer = spaces if gemma else normalizers.Sequence([normalizers.Prepend("▁"), spaces])
     trained.train_from_iterator(CORPUS[:1], trainers.BpeTrainer(vocab_size=140))
     learned = sorted(trained.get_vocab(), key=trained.get_vocab().get)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned]
@@ -41,6 +45,9 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
     ]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = trained.normalizer
+    if gemma:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        tokenizer.add_tokens([AddedToken("\n" * count, normalized=False) for count in (1, 2, 3)])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
@@ -212,16 +219,18 @@ def test_scores_of_a_sentencepiece_model_file_are_taken(tmp_path):
         assert judge.tokens(text) == pieces.encode(text)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "sentencepiece"])
+@pytest.mark.parametrize("name", [*NAMES, "sentencepiece", "gemma", "bert"])
 def test_llama_cpp_cuts_text_into_the_same_tokens(name, tmp_path):
     pytest.importorskip("xllamacpp")
-    if name == "sentencepiece":
-        tokenizer = sentencepiece_like()
+    if name in ("sentencepiece", "gemma"):
+        tokenizer = sentencepiece_like(name == "gemma")
+    elif name == "bert":
+        tokenizer = word_piece()
     else:
         steps, ignore_merges = steps_of(name)
         tokenizer = byte_level(steps, ignore_merges=ignore_merges)
-    save(tmp_path, tiny(), tokenizer)
-    assert read_tokenizer(tmp_path, VOCABULARY).pre == ("default" if name == "sentencepiece" else name)
+    save(tmp_path, tiny_encoder("bert", task="Model", vocab_size=VOCABULARY) if name == "bert" else tiny(), tokenizer)
+    assert read_tokenizer(tmp_path, VOCABULARY).pre == (name if name in NAMES else "default")
     judge = LlamaCpp(export_gguf(tmp_path))
 
     @settings(max_examples=40, deadline=None)
@@ -317,8 +326,33 @@ def test_rows_that_are_no_multiple_of_the_block_are_refused(outtype, fields, mes
 
 
 def test_bert_is_told_where_it_can_go(tmp_path, capsys):
-    save(tmp_path, cria(tiny_encoder("bert")), TOKENIZER)
-    refused(capsys, tmp_path, "a BERT", "layers differ", "`cria export onnx`", "--units ffn")
+    tokenizer = word_piece()
+    save(tmp_path, cria(tiny_encoder("bert")), tokenizer)
+    refused(capsys, tmp_path, "`CriaBertForSequenceClassification`", "`...BertModel`")
+    save(tmp_path, cria(tiny_encoder("bert", task="Model", vocab_size=len(tokenizer)), units=["ffn"]), tokenizer)
+    refused(capsys, tmp_path, "`bert` reads one FFN width", "`--layout uniform`")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"lowercase": False}, "`lowercase` is off"), ({"strip_accents": False}, "its steps")]
+)
+def test_word_pieces_of_another_kind_are_refused(options, message, tmp_path, capsys):
+    tokenizer = word_piece(**options)
+    save(tmp_path, tiny_encoder("bert", task="Model", vocab_size=len(tokenizer)), tokenizer)
+    refused(capsys, tmp_path, message, "uncased BERT")
+
+
+@pytest.mark.parametrize("mode", ["cls_token", "mean_tokens", "max_tokens"])
+def test_the_pooling_of_sentence_transformers_is_written(mode, tmp_path):
+    tokenizer = word_piece()
+    save(tmp_path, tiny_encoder("bert", task="Model", vocab_size=len(tokenizer)), tokenizer)
+    (tmp_path / "1_Pooling").mkdir()
+    modes = {f"pooling_mode_{name}": name == mode for name in ("cls_token", "mean_tokens", "max_tokens")}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32} | modes))
+    _, fields = read(export_gguf(tmp_path))
+    wanted = {"cls_token": gguf.PoolingType.CLS, "mean_tokens": gguf.PoolingType.MEAN, "max_tokens": None}[mode]
+    assert fields.get("bert.pooling_type") == wanted
+    assert fields["tokenizer.ggml.tokens"][:6] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "▁!"]
 
 
 @pytest.mark.parametrize(
@@ -378,7 +412,7 @@ def changed_config(folder, **fields) -> None:
         ({"architectures": None}, ["names no class"]),
         ({"rms_norm_eps": "small"}, ["cannot be read", "rms_norm_eps"]),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, ["quantised"]),
-        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "Llama, Mistral"]),
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "Llama, Mistral", "BERT"]),
     ],
 )
 def test_config_that_does_not_fit_is_refused(fields, messages, tmp_path, capsys):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_batch, tiny_model
-from crias import BPE_VOCABULARY, LlamaCpp, byte_level, cria, save
+from conftest import random_batch, tiny_encoder, tiny_model
+from crias import BPE_VOCABULARY, CORPUS, LlamaCpp, byte_level, cria, save, word_piece
+from transformers import PreTrainedModel
 
 from hf_spectral_prune.publishing.export.gguf import export_gguf
 from hf_spectral_prune.publishing.export.gguf_families import FAMILIES
@@ -75,22 +76,40 @@ def compare(file: Path, model: torch.nn.Module, length: int, tolerance: float) -
         ids.append(likeliest)
 
 
+def shaken(model: PreTrainedModel) -> PreTrainedModel:
+    """With norms that are not all alike, which would hide where they are lost or mistaken."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
 @pytest.mark.parametrize(("name", "family", "layout", "fields", "tolerance"), cases())
 def test_llama_cpp_writes_what_transformers_writes(name, family, layout, fields, tolerance, tmp_path):
     pytest.importorskip("xllamacpp")
-    torch.manual_seed(0)
-    model = tiny_model(family, vocab_size=BPE_VOCABULARY, **fields)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms that are all alike would hide where they are lost or mistaken
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    pruned = cria(model, layout)
+    pruned = cria(shaken(tiny_model(family, vocab_size=BPE_VOCABULARY, **fields)), layout)
     window = getattr(pruned.config, "sliding_window", None)
     ends = window and not FAMILIES[name].architectures[0].windows
     compare(export_gguf(save(tmp_path, pruned, TOKENIZER), outtype="f32"), pruned, window - 1 if ends else 24, tolerance)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh"])
+def test_bert_has_the_hidden_states_that_it_has_in_transformers(activation, tmp_path):
+    pytest.importorskip("xllamacpp")
+    tokenizer = word_piece()
+    model = shaken(tiny_encoder("bert", task="Model", hidden_act=activation, vocab_size=len(tokenizer)))
+    pruned = cria(model, "uniform", units=["ffn"])
+    judge = LlamaCpp(export_gguf(save(tmp_path, pruned, tokenizer), outtype="f32"), embeddings=True)
+    for text in CORPUS[:3]:
+        with torch.inference_mode():
+            expected = pruned(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        torch.testing.assert_close(judge.hidden_states(text), expected, rtol=0, atol=TABLE)
+
+
 def test_every_row_is_tried_in_every_layout_that_it_takes():
     wanted = {(name, "uniform") for name in FAMILIES}
     wanted |= {(name, "per_layer") for name, row in FAMILIES.items() if any(place.per_layer for place in row.architectures)}
-    assert {row[0::2][:2] for row in ROWS} == wanted
+    assert {row[0::2][:2] for row in ROWS} | {("bert", "uniform")} == wanted
