@@ -70,7 +70,7 @@ class Entry:
 def model_tensors(config: PreTrainedConfig) -> tuple[Shapes, set[str]]:
     """{name: shape} of every tensor that the model must have, and the names of those tied to another; without memory."""
     with torch.device("meta"):
-        auto = AutoModelForCausalLM if config.architectures[0].endswith("ForCausalLM") else AutoModel
+        auto = AutoModelForCausalLM if str((config.architectures or [""])[0]).endswith("ForCausalLM") else AutoModel
         model = auto.from_config(config)
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     return own, model.state_dict().keys() - own.keys()
