@@ -125,18 +125,18 @@ def moments_within(
         read_once: whether they are read once, group by group. With an `ascent` parts then cost nothing, and are made small.
     """
     limit = memory_limit(model, max_gib)
-    if (parts := len(split_by_memory(model, groups(), sides, limit))) > 1:
+    if ascent is not None and read_once:  # no pass more, however many parts
+        layers: dict[int, int] = {}
+        for group in groups():
+            layers[group.layer] = layers.get(group.layer, 0) + moment_bytes(model, group, sides)
+        limit = min(limit, max(_READ_ONCE, *layers.values()))
+    elif (parts := len(split_by_memory(model, groups(), sides, limit))) > 1:
         needed = sum(moment_bytes(model, group, sides) for group in groups())
         logger.warning_once(
             f"The calibration moments would take {needed / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB "
             f"{'are free for them' if max_gib is None else 'are allowed'}: they are collected in {parts} parts, "
             "and never kept together (`max_moment_gib`)."
         )
-    if ascent is not None and read_once:
-        layers: dict[int, int] = {}
-        for group in groups():
-            layers[group.layer] = layers.get(group.layer, 0) + moment_bytes(model, group, sides)
-        limit = min(limit, max(_READ_ONCE, *layers.values()))
 
     def split() -> list[list[UnitGroup]]:
         return split_by_memory(model, groups(), sides, limit)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..models.families import layers_of
+from ..models.families import family_of, layers_of
 from ..models.losses import Batch
 from ..models.offload import resident
 from ..models.streams import DenseSteps, Streams
@@ -20,15 +20,16 @@ from ..surgery.sequential import cut_layer, groups_by_layer, held_out
 _JUDGING = 4
 # One ridge for all: which is best matters less than what is removed, and to look for it would take most of the time.
 _RIDGE = 0.1
-# Bytes that the dense stream of all layers may take, and what is kept of it in a layer: it itself behind both consumers, and
-# what they give where a norm follows.
-_MOST_KEPT, _STREAMS = 2**30, 4
+# Bytes that the dense stream of all layers may take.
+_MOST_KEPT = 3 * 2**29
 
 
 def room_for_steps(model: PreTrainedModel, batches: Sequence[Batch]) -> DenseSteps | None:
-    """Where trials of one model share its dense stream (see `divergence`); None where that would take more than a GiB."""
+    """Where trials of one model share its dense stream (see `divergence`); None where that would take more than 1.5 GiB."""
     positions = sum(_num_positions(model, batch) for batch in batches)
-    values = _STREAMS * positions * model.config.hidden_size * len(layers_of(model))
+    # It is kept behind both consumers of a layer, and so is what they give where a norm follows.
+    kept = 4 if any(row.stream_norm is not None for row in family_of(model.config).kinds) else 2
+    values = kept * positions * model.config.hidden_size * len(layers_of(model))
     return {} if values * model.dtype.itemsize <= _MOST_KEPT else None
 
 

@@ -33,6 +33,8 @@ _EXACT_LIMIT = 16_384
 _DENSE_EIGH_LIMIT = 512
 # With more than one mode in so many nodes it is faster (at 1536, for 76 modes 0.5 s against 1.1 s, for 153 0.6 s against 2.0 s).
 _LANCZOS_SHARE = 30
+# Up to this many nodes one thread factorises a matrix as fast as several.
+_ONE_THREAD = 2048
 # Columns of B^-1 that are multiplied by L_in at a time.
 _COLUMNS = 1024
 # Random rows per sparse solve: bounds the memory of the random signs, (E, 64).
@@ -196,7 +198,7 @@ def _few_threads(num_nodes: int) -> Iterator[None]:
     another: medians of seconds instead of 0.2 s were measured at 1,536 nodes.
     """
     threads = torch.get_num_threads()
-    if num_nodes <= 2048:
+    if num_nodes <= _ONE_THREAD:
         torch.set_num_threads(1)
     try:
         yield
@@ -205,9 +207,7 @@ def _few_threads(num_nodes: int) -> Iterator[None]:
 
 
 def _inverse_participation(input_graph: Graph, output_graph: Graph, shift: float) -> Tensor:
-    # The inverse comes column by column, which makes the sparse product ten times slower; being symmetric, its
-    # transpose is the same matrix row by row.
-    inverse = torch.cholesky_inverse(_dense_factor(output_graph, shift)).T
+    inverse = _inverse(output_graph, shift)
     laplacian = _torch_sparse_laplacian(input_graph)
     # A few columns at a time: another (n, n) matrix, of L_in B^-1, would be the third.
     parts = (torch.mm(laplacian, columns).mul_(columns).sum(0) for columns in inverse.split(_COLUMNS, dim=1))
@@ -256,16 +256,41 @@ def _lanczos_modes(input_graph: Graph, output_graph: Graph, num_modes: int, shif
     )
 
 
-def _dense_factor(output_graph: Graph, shift: float) -> Tensor:
-    """Lower Cholesky factor of B, (n, n) on the graph's device.
+def _inverse(output_graph: Graph, shift: float) -> Tensor:
+    """B^-1, (n, n) row by row on the graph's device.
 
     Raises:
         ValueError: rounding leaves B indefinite.
     """
-    factor, info = torch.linalg.cholesky_ex(_shifted_laplacian(output_graph, shift))
+    matrix = _shifted_laplacian(output_graph, shift)
+    if matrix.device.type == "cpu" and len(matrix) > _ONE_THREAD:
+        return _inverse_by_scipy(matrix, shift)
+    factor, info = torch.linalg.cholesky_ex(matrix)
     if info.item():
-        raise ValueError(f"`shift` is {shift}, too small for B to be definite in float64. Set a larger shift.")
-    return factor
+        raise _indefinite(shift)
+    # The inverse comes column by column, which makes a sparse product ten times slower; being symmetric, its transpose is the
+    # same matrix row by row.
+    return torch.cholesky_inverse(factor).T
+
+
+def _inverse_by_scipy(matrix: Tensor, shift: float) -> Tensor:
+    """The same, in the place of `matrix`: SciPy's LAPACK takes half as long as torch's on processors of AMD."""
+    factor, info = scipy.linalg.lapack.dpotrf(matrix.numpy().T, overwrite_a=True, clean=False)
+    if info:
+        raise _indefinite(shift)
+    inverse, _ = scipy.linalg.lapack.dpotri(factor, overwrite_c=True)
+    found = torch.from_numpy(inverse.T)
+    # Its lower triangle is filled; the upper one is copied from it.
+    for start in range(0, len(found), _COLUMNS):
+        rows = slice(start, start + _COLUMNS)
+        block = found[rows, rows]
+        block.copy_(block.tril() + block.tril(-1).T)
+        found[rows, rows.stop :] = found[rows.stop :, rows].T
+    return found
+
+
+def _indefinite(shift: float) -> ValueError:
+    return ValueError(f"`shift` is {shift}, too small for B to be definite in float64. Set a larger shift.")
 
 
 def _solver(output_graph: Graph, shift: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -273,7 +298,7 @@ def _solver(output_graph: Graph, shift: float) -> Callable[[np.ndarray], np.ndar
     device = output_graph.weights.device
     if device.type != "cpu":
         # By the inverse: substitution with a few columns leaves an accelerator idle, and Lanczos asks for one at a time.
-        inverse = torch.cholesky_inverse(_dense_factor(output_graph, shift))
+        inverse = _inverse(output_graph, shift)
         return lambda right: (inverse @ torch.from_numpy(right).to(device)).cpu().numpy()
     # Without pivoting: B is symmetric positive definite.
     sparse = _sparse_shifted_laplacian(output_graph, shift)

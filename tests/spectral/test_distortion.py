@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hf_spectral_prune.spectral import (
     Graph,
     correlation,
+    distortion,
     distortion_spectrum,
     dominant_modes,
     edge_scores,
@@ -296,7 +297,17 @@ def test_wrong_arguments_are_named(arguments, message):
         participation(*random_graphs(10, seed=13), **arguments)
 
 
-def test_a_shift_lost_in_rounding_is_refused():
+def test_scipy_inverts_what_torch_inverts(monkeypatch):
+    graphs = random_graphs(250, seed=14)
+    expected = participation(*graphs)
+    monkeypatch.setattr(distortion, "_ONE_THREAD", 0)
+    monkeypatch.setattr(distortion, "_COLUMNS", 100)  # two whole blocks of the triangle and a part of one
+    torch.testing.assert_close(participation(*graphs), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("one_thread", [2048, 0])
+def test_a_shift_lost_in_rounding_is_refused(one_thread, monkeypatch):
+    monkeypatch.setattr(distortion, "_ONE_THREAD", one_thread)
     graphs = make_graph(2, (0, 1, 1.0)), make_graph(2, (0, 1, 1.0))
     with pytest.raises(ValueError, match="`shift` is 1e-30, too small"):
         participation(*graphs, shift=1e-30)

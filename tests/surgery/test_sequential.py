@@ -24,7 +24,7 @@ from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models import replay
 from hf_spectral_prune.models.families import consumers, unit_groups
-from hf_spectral_prune.surgery import PruningPlan, apply_plan, sequential
+from hf_spectral_prune.surgery import PruningPlan, apply_plan, compensate, sequential
 from hf_spectral_prune.surgery.compensate import correction, least_squares
 from hf_spectral_prune.surgery.sequential import cut_sequentially
 
@@ -132,8 +132,10 @@ def test_a_model_that_loses_nothing_stays_as_it_is(family):
     torch.testing.assert_close(last_states(model, batches), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("by_scipy", [2048, 0])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_correction_finds_the_weights_again_as_the_ridge_vanishes(has_bias):
+def test_correction_finds_the_weights_again_as_the_ridge_vanishes(has_bias, by_scipy, monkeypatch):
+    monkeypatch.setattr(compensate, "_BY_SCIPY", by_scipy)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 6, generator=generator, dtype=torch.float64) + 0.5
     wanted = torch.randn(4, 6 + has_bias, generator=generator, dtype=torch.float64)
