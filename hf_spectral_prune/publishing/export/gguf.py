@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -64,9 +65,10 @@ def export_gguf(folder: str | Path, output_file: str | Path | None = None, outty
         tokenizer = read_tokenizer(path, config.vocab_size)
         with written_whole(output) as temporary:
             writer = GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[place.arch])
+            writer.add_name(_name(path.resolve().name, family, tokenizer.tokens))
             _write_metadata(writer, path, place, shape, outtype)
             tokenizer.write(writer)
-            write_tensors(writer, entries, files, place, shape, _rope_tensor(shape))
+            write_tensors(writer, entries, files, place, shape, _rope_tensors(shape))
     return output
 
 
@@ -140,9 +142,20 @@ def _not_to_gguf(config: PreTrainedConfig, architecture: str) -> str:
 # ---- metadata
 
 
+def _name(name: str, family: str, tokens: list[str]) -> str:
+    """The model's name; with Phi-3 in it only if its tokenizer is the first one of Phi-3.
+
+    llama.cpp looks for that in the name: special tokens then take the spaces behind them, and some of them must be there.
+    """
+    first = family == "phi3" and {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= set(tokens)
+    named = re.search("phi-?3", name, re.IGNORECASE)
+    if first:
+        return name if named else f"{name} (Phi-3)"
+    return re.sub("phi-?3", "Phi 3", name, flags=re.IGNORECASE)
+
+
 def _write_metadata(writer: GGUFWriter, folder: Path, place: Architecture, shape: Shape, outtype: str) -> None:
     config, layers = shape.config, shape.layers
-    writer.add_name(folder.resolve().name)
     writer.add_file_type(OUTTYPES[outtype][2])
     if OUTTYPES[outtype][0] not in (F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -178,6 +191,10 @@ def _write_rope(writer: GGUFWriter, shape: Shape) -> None:
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "longrope":
+        _, factor = ROPE_INIT_FUNCTIONS["longrope"](shape.config, "cpu")
+        writer.add_rope_scaling_attn_factors(factor)
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
 def _pooling(folder: Path) -> gguf.PoolingType | None:
@@ -206,9 +223,12 @@ def _ropes(config: PreTrainedConfig) -> tuple[Options, Options | None]:
     return rope["full_attention"], rope["sliding_attention"]
 
 
-def _rope_tensor(shape: Shape) -> dict[str, np.ndarray]:
-    """Factors that divide the rotation's frequencies, (head_dim / 2,), for Llama 3's scaling."""
+def _rope_tensors(shape: Shape) -> dict[str, np.ndarray]:
+    """Factors that divide the rotation's frequencies, (rotated channels / 2,): Llama 3's, or of short and of long contexts."""
     rope, _ = _ropes(shape.config)
+    if rope.get("rope_type") == "longrope":
+        names = {"long_factor": gguf.MODEL_TENSOR.ROPE_FACTORS_LONG, "short_factor": gguf.MODEL_TENSOR.ROPE_FACTORS_SHORT}
+        return {gguf.TENSOR_NAMES[kind] + ".weight": np.array(rope[name], np.float32) for name, kind in names.items()}
     if rope.get("rope_type") != "llama3":
         return {}
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](shape.config, "cpu")

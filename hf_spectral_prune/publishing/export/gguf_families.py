@@ -238,11 +238,11 @@ _GEMMA3 = Architecture(
 
 # ---- Phi-3 and OLMo 2
 
-_PHI3 = Architecture(MODEL_ARCH.PHI3, whole_heads=True, partial_rope=True)
+_PHI3 = Architecture(MODEL_ARCH.PHI3, whole_heads=True, partial_rope=True, ropes=("default", "linear", "longrope"))
 _PHI3_DECI = replace(
     _DECI,
     biases=(),
-    ropes=_PHI3.ropes,
+    ropes=("default", "linear"),
     split={
         "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),

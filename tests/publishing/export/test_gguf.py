@@ -261,6 +261,17 @@ def test_special_tokens_flags_and_template_are_written(tmp_path):
     assert ranks == sorted(ranks, reverse=True)
 
 
+@pytest.mark.parametrize(("family", "folder", "name"), [("llama", "my-phi-3", "my-Phi 3"), ("phi3", "small", "small")])
+def test_only_phi3_with_its_first_tokenizer_is_named_so(family, folder, name, tmp_path):
+    _, fields = read(export_gguf(save(tmp_path / folder, tiny(family), TOKENIZER)))
+    assert fields["general.name"] == name
+    tokenizer = sentencepiece_like()
+    tokenizer.add_tokens(["<|endoftext|>"], special_tokens=True)
+    if family == "phi3":
+        _, fields = read(export_gguf(save(tmp_path / folder, tiny(family), tokenizer)))
+        assert fields["general.name"] == "small (Phi-3)"
+
+
 def merges_of(tokenizer) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
 

@@ -23,6 +23,9 @@ WINDOWS = {"num_hidden_layers": 4, "sliding_window": 8, "query_pre_attn_scalar":
 GEMMA3_ROPES = {"sliding_attention": {"rope_type": "default", "rope_theta": 300.0}, "full_attention": LINEAR}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 500.0}
 LLAMA3 |= {"original_max_position_embeddings": 16}
+# Factors for contexts of up to 256 tokens and for longer ones; half of each head is rotated.
+LONG = {"rope_type": "longrope", "short_factor": [2.0], "long_factor": [9.0], "rope_theta": 50.0, "partial_rotary_factor": 0.5}
+LONG = {ROPE: LONG, "original_max_position_embeddings": 256, "max_position_embeddings": 512}
 # Of log probabilities. llama.cpp reads gelu from a table of float16, so that figures agree to three digits only.
 EXACT, TABLE = 2e-5, 5e-3
 
@@ -60,11 +63,11 @@ def cases():
         yield pytest.param(*row, marks=marks, id=f"{row[1]}-{row[2]}-{'-'.join(row[3])}")
 
 
-def compare(file: Path, model: torch.nn.Module, length: int, tolerance: float) -> None:
-    """Log probabilities of every token that is written greedily after the first half of `length`."""
-    judge = LlamaCpp(file)
-    ids = random_batch(1, length // 2)["input_ids"][0].tolist()
-    while len(ids) < length:
+def compare(file: Path, model: torch.nn.Module, start: int, stop: int, tolerance: float, context: int = 128) -> None:
+    """Log probabilities of every token that is written greedily after `start` random ones."""
+    judge = LlamaCpp(file, context)
+    ids = random_batch(1, start)["input_ids"][0].tolist()
+    while len(ids) < stop:
         found = judge.log_probabilities(ids, BPE_VOCABULARY)
         with torch.inference_mode():
             expected = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1], dim=-1)
@@ -91,8 +94,17 @@ def test_llama_cpp_writes_what_transformers_writes(name, family, layout, fields,
     pytest.importorskip("xllamacpp")
     pruned = cria(shaken(tiny_model(family, vocab_size=BPE_VOCABULARY, **fields)), layout)
     window = getattr(pruned.config, "sliding_window", None)
-    ends = window and not FAMILIES[name].architectures[0].windows
-    compare(export_gguf(save(tmp_path, pruned, TOKENIZER), outtype="f32"), pruned, window - 1 if ends else 24, tolerance)
+    stop = window - 1 if window and not FAMILIES[name].architectures[0].windows else 24
+    compare(export_gguf(save(tmp_path, pruned, TOKENIZER), outtype="f32"), pruned, stop // 2, stop, tolerance)
+
+
+@pytest.mark.slow
+def test_long_contexts_of_phi3_take_their_own_factors(tmp_path):
+    pytest.importorskip("xllamacpp")
+    model = shaken(tiny_model("phi3", vocab_size=BPE_VOCABULARY, **LONG))
+    file = export_gguf(save(tmp_path, model, TOKENIZER), outtype="f32")
+    compare(file, model, 24, 30, EXACT, context=256)
+    compare(file, model, 258, 262, EXACT, context=512)
 
 
 @pytest.mark.slow
