@@ -71,6 +71,7 @@ FFN_ONLY = {
     "gpt_neox": ("GPTNeoX", _HALF_ROTARY),
     "falcon": ("Falcon", {"ffn_hidden_size": 24}),
     "falcon-alibi": ("Falcon", {"ffn_hidden_size": 24, "alibi": True, "parallel_attn": False, "bias": True}),
+    "bloom": ("Bloom", {"hidden_size": 8, "num_attention_heads": 2}),  # 32 neurons
     "gpt2": ("GPT2", {"n_inner": 24}),
     "gpt2-open": ("GPT2", {}),
 }
@@ -83,11 +84,13 @@ MOE = {
     "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
 }
 # Families whose table is another's under other names: beside the pairwise products, the fast tests leave them out.
-ALIKE = {"starcoder2", "nemotron", "cohere2", "glm", "stablelm", "falcon-alibi", "gpt2-open", "gpt_neox"}
+ALIKE = {"starcoder2", "nemotron", "cohere2", "glm", "stablelm", "falcon-alibi", "bloom", "gpt2-open", "gpt_neox"}
 # Families that differ most from each other: what does not depend on the table alone runs on these in the fast tests.
 CORE = {"llama", "qwen2-tied", "gemma3", "gpt2", "opt", "cohere", "phi3", "olmo2", "bert", "roberta", "distilbert", "modernbert"}
 # Families whose stock class holds no other number of heads.
 FIXED_HEADS = {"opt", "opt-post-norm", "stablelm", "stablelm-parallel"}
+# Families whose config says no width of the FFN.
+FIXED_FFN = {"bloom"}
 
 
 def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: str = "ForCausalLM", **fields) -> PreTrainedModel:
@@ -108,6 +111,8 @@ def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: 
     }
     if prefix not in ("Qwen2", "Falcon", "Olmoe"):  # which have no such field
         sizes["head_dim"] = 4
+    if family in FIXED_FFN:
+        del sizes["intermediate_size"]
     # Models that see images too have names of their own for their text parts, but for one.
     text = f"{prefix}Text" if prefix in ("Gemma3", "Qwen3_5") else prefix
     config = getattr(transformers, f"{text}Config")(**sizes | special | fields)

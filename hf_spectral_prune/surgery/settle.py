@@ -37,7 +37,14 @@ def needs_cria(model: PreTrainedModel) -> bool:
         return bool(getattr(config, "cria_channels", None))
     if config.is_heterogeneous or getattr(config, "consumer_bias", None):
         return True
-    return not stock_accepts_heads(config, config.num_attention_heads)
+    return not stock_accepts_heads(config, config.num_attention_heads) or not _stock_accepts_ffn(config)
+
+
+def _stock_accepts_ffn(config: PreTrainedConfig) -> bool:
+    family = family_of(config)
+    if family.stock_ffn is None:
+        return True
+    return getattr(config, family.kind("ffn").size_field, None) in (None, family.stock_ffn * config.hidden_size)
 
 
 def check_class(model: PreTrainedModel, layout: str) -> None:
@@ -47,7 +54,8 @@ def check_class(model: PreTrainedModel, layout: str) -> None:
         ValueError: the layout needs a Cria class, and the model's class has none.
     """
     family = family_of(model.config)
-    needed = layout == "per_layer" or family.traced or type(model.config).__name__.startswith("Cria")
+    own = type(model.config).__name__.startswith("Cria")
+    needed = layout == "per_layer" or family.traced or family.stock_ffn is not None or own
     if needed and family.name != "torch":
         # FSDP makes a class of its own from the model's.
         cls = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))

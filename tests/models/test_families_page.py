@@ -39,7 +39,7 @@ def row(family: Family) -> str:
         if any(kind.kind == "decoder_ffn" for kind in family.kinds):
             names |= {"ffn": "FFN neurons of the encoder", "decoder_ffn": "of the decoder"}
         units = ", ".join(dict.fromkeys(names[kind.kind] for kind in family.kinds))
-        uniform = HEADS_RULE[family.stock_heads]
+        uniform = HEADS_RULE[family.stock_heads] if family.stock_ffn is None else "per-layer class"
     per_layer = f"`{family.cria}`" if family.cria else "its own class, narrowed by its config" if family.traced else "none"
     return f"| `{family.name}`{also} | {units} | {uniform} | {per_layer} | {in_gguf(family)} |\n"
 

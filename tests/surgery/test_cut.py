@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
-from conftest import ALIKE, CORE, FAMILIES, FFN_ONLY, FIXED_HEADS, logits, random_batch, tiny_model
+from conftest import ALIKE, CORE, FAMILIES, FFN_ONLY, FIXED_FFN, FIXED_HEADS, logits, random_batch, tiny_model
 from products import but, each_once, only, pairwise
 
 from hf_spectral_prune.evaluation.figures import num_parameters
@@ -55,7 +55,9 @@ def test_ffn_alone_is_cut_settled_and_saved(family, task, layout, tmp_path):
     model = tiny_model(family, task=task)
     plan = random_plan(model, ("ffn",), per_layer=layout == "per_layer")
     cut = settle_class(apply_plan(copy.deepcopy(model), plan))
-    assert isinstance(cut, type(model)) and type(cut).__name__.startswith("Cria") == (layout == "per_layer")
+    assert isinstance(cut, type(model)) and type(cut).__name__.startswith("Cria") == (
+        layout == "per_layer" or family in FIXED_FFN
+    )
     assert num_parameters(cut) == plan.parameters_after < plan.parameters_before
     for batch in (random_batch(), random_batch(padding="right"), random_batch(padding="left")):
         with masked(model, kept(plan)):
@@ -147,7 +149,7 @@ def test_generation_with_a_cache_equals_greedy_choice_without(family, layout, ca
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "gemma2", "phi3", "cohere", "glm4", "phi", "stablelm", "opt", "gpt_neox", "falcon", "gpt2-open"]
+    "family", ["llama", "gemma2", "phi3", "cohere", "glm4", "phi", "stablelm", "opt", "gpt_neox", "falcon", "bloom", "gpt2-open"]
 )
 def test_second_prune_composes_into_one_plan(family):
     model = tiny_model(family)

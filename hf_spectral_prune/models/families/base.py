@@ -161,6 +161,7 @@ class Family:
         cria: name of the module in `models/cria/` that holds the per-layer classes, or None.
         stock_heads: which uniform head counts the stock config accepts: "any", "divides_hidden" or "fixed" (the head size is
             `hidden_size` over the number of heads, so only the original number leaves it as it was).
+        stock_ffn: how many times as wide as the hidden size the stock class's FFN is, where its config cannot say otherwise.
         positions_after_padding: positions are counted from behind the id of the pad token, so that fewer tokens fit than the
             config has positions.
         also: other names of models with this table, for its readers.
@@ -176,6 +177,7 @@ class Family:
     kinds: tuple[UnitKind, ...]
     cria: str | None = None
     stock_heads: Literal["any", "divides_hidden", "fixed"] = "any"
+    stock_ffn: int | None = None
     positions_after_padding: bool = False
     also: str = ""
     when: tuple[tuple[str, object], ...] = ()

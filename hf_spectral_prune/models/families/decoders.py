@@ -148,6 +148,16 @@ FALCON = Family(
     cria="cria_falcon",
     tuple_layers=True,
 )
+# Its config has no field for the width of the FFN. Each head has a slope of its own for positions, made from the number of heads.
+BLOOM = Family(
+    name="bloom",
+    model_types=("bloom", "cria_bloom"),
+    layers="h",
+    kinds=(_plain_ffn("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),),
+    cria="cria_bloom",
+    stock_ffn=4,
+    tuple_layers=True,
+)
 GPT2 = Family(
     name="gpt2",
     model_types=("gpt2", "cria_gpt2"),
@@ -170,5 +180,6 @@ FAMILIES = (
     OPT_POST_NORM,
     GPT_NEOX,
     FALCON,
+    BLOOM,
     GPT2,
 )

@@ -155,8 +155,12 @@ def max_tokens(config: PreTrainedConfig) -> int | None:
 
 
 def layer_field(config: PreTrainedConfig, layer: int, name: str) -> Any:
-    """A config attribute as one layer has it (the global value unless `per_layer_config` overrides it)."""
-    return getattr(config.per_layer_config[layer] if config.is_heterogeneous else config, name)
+    """A config attribute as one layer has it (the global value unless `per_layer_config` overrides it).
+
+    None where a stock config has no such field, as BLOOM's has none for the width of the FFN.
+    """
+    source = config.per_layer_config[layer] if config.is_heterogeneous else config
+    return getattr(source, name) if family_of(config).stock_ffn is None else getattr(source, name, None)
 
 
 def num_units(model: PreTrainedModel, layer: int, row: UnitKind) -> int:
