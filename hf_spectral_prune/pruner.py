@@ -35,12 +35,11 @@ from .checks import (
 )
 from .criteria import Diagnostics, Scores
 from .criteria.calibrate import Evidence, calibrate
-from .criteria.passes.ndi_bounds import plan_bounds
 from .data.for_model import load_for_pruner, read_labelled, with_labels, wrap_for
 from .data.texts import CalibrationData
 from .evaluation.figures import num_parameters
-from .evaluation.samples import paired, samples_if_any
-from .evaluation.tasks import TaskFigures, check_tasks, figures_if_asked, paired_figures
+from .evaluation.samples import samples_if_any
+from .evaluation.tasks import check_tasks, figures_if_asked
 from .models.distributed import is_first_process, join_processes, of_first_process
 from .models.families import network_of
 from .models.families.groups import is_vision
@@ -48,7 +47,7 @@ from .models.loading import on_one_device, without_quantisation_marks
 from .models.torch_model import check_unwrapped
 from .planning import summarise
 from .planning.flops import layer_macs
-from .planning.reduction_target import example_image, macs_report
+from .planning.reduction_target import example_image
 from .planning.stopping import check_stop_metric, stop_note
 from .recovery.arguments import recovery_arguments
 from .recovery.forwarding import ForwardingCallback
@@ -56,7 +55,7 @@ from .recovery.recover import RecoveryOutput, recover
 from .recovery.training_data import checked_rows
 from .rounds import Run
 from .saving import checkpoint
-from .saving.output import PruningOutput, StepCosts, circumstances, pruning_report
+from .saving.output import ModelFigures, PruningOutput, StepCosts, circumstances, pruning_report
 from .saving.place import names_in, reserved
 from .saving.same_run import deciding_options
 from .saving.scores_file import Known, SharedScores, basis_of
@@ -174,14 +173,10 @@ class SpectralPruner(TrainerMethods):
         self.recovered: RecoveryOutput | None = None
         self.costs = StepCosts()
         self.output: PruningOutput | None = None
-        self.macs_before: dict[str, int] = {}
-        self._diagnostics: Diagnostics = {}  # of the dense model
-        self.bytes_before = 0
+        self.dense = ModelFigures()
         self.scores: Scores = {}
         self.known = Known()  # of the dense model, by another run
         self.found: SharedScores | None = None  # by this run, for others
-        self.said_before: dict[str, str] = {}
-        self.tasks_before: dict[str, TaskFigures] = {}
         self._begin_callbacks(callbacks, self.args.num_rounds)
 
     @staticmethod
@@ -232,9 +227,7 @@ class SpectralPruner(TrainerMethods):
     def take_from(self, other: SpectralPruner) -> None:
         """Takes what a run to a smaller target has found out of the dense model, and cuts within its plan."""
         assert other.output is not None
-        self.known = Known(
-            other.found, other.output.report.metrics_before, other.said_before, other.output.plan, other.tasks_before
-        )
+        self.known = Known(other.found, other.dense, other.output.plan)
 
     def _reserve(self, place: ExitStack) -> None:
         if self.args.output_dir is not None:
@@ -250,20 +243,21 @@ class SpectralPruner(TrainerMethods):
         if args.scores is not None:
             self.known = replace(self.known, shared=SharedScores.load(args.scores).check(basis, args.scores))
         set_seed(args.seed)
-        metrics_before = self._measure_dense()
-        check_stop_metric(args, metrics_before)
-        check_loss(self.model, metrics_before, self.calibration)
+        self.dense = self.known.dense or self._measure_dense()
+        check_stop_metric(args, self.dense.metrics)
+        check_loss(self.model, self.dense.metrics, self.calibration)
         run = self._start()
         self.state.options = options
         if saved is not None:
             self._resume(run, saved)
         evidence: Evidence | None = None
+        shown: Diagnostics = {}  # the report has the dense model's
         self._event("on_train_begin")
         for round_index in range(self.state.global_step + 1, args.num_rounds + 1):
             self._event("on_step_begin")
             if evidence is None:
                 evidence = self._calibrate()
-            diagnostics: Diagnostics | None = None if run.scores else {}  # the report shows the dense model's
+            diagnostics = None if run.scores else shown
             if (shared := self.known.shared) is None:
                 self.scores = self._score(evidence, diagnostics)
             else:
@@ -271,7 +265,7 @@ class SpectralPruner(TrainerMethods):
             plan = self._plan(run, round_index, evidence)
             if args.num_rounds == 1:
                 self._keep_found(shared or SharedScores(self.scores, run.damage, basis))
-            if self._must_stop(run, plan, round_index, metrics_before):
+            if self._must_stop(run, plan, round_index):
                 break
             with self.costs.of("surgery"):
                 # Moments are large: they are dropped as soon as no round reads them any more.
@@ -280,7 +274,6 @@ class SpectralPruner(TrainerMethods):
                 if self.calibration is not None:
                     recalibrate_norms(self.model, self.calibration)
             run.add(plan, summarise(self.scores, plan, diagnostics))
-            self._diagnostics = diagnostics or self._diagnostics
             self._end_round(run, round_index)
             if self.control.should_training_stop:
                 break
@@ -289,12 +282,7 @@ class SpectralPruner(TrainerMethods):
         self._settle()
         if args.recovery != "none":
             self.recover()
-        metrics_after = self.evaluate(metric_key_prefix="after") if self.eval_data is not None else {}
-        output = self._finish(run, metrics_before, metrics_after)
-        said_after = samples_if_any(self.model, self.eval_data, self.processing_class)
-        output.report.samples = paired(self.said_before, said_after) or None
-        output.report.lm_eval = paired_figures(args, self.tasks_before, self._tasks("after"))
-        return output
+        return self._finish(run, shown if run.scores else {})
 
     def recover(self) -> RecoveryOutput:
         """Fine-tunes the model as it stands by `recovery`, `recovery_args` and `training_args`; `prune()` ends with it.
@@ -341,21 +329,17 @@ class SpectralPruner(TrainerMethods):
 
     # ---- steps
 
-    def _measure_dense(self) -> dict[str, float]:
-        """Held-out figures of the dense model, and what it says itself, unless another run has measured them."""
-        known = self.known
-        metrics, self.said_before = known.metrics or {}, known.samples or {}
-        if known.metrics is None and self.eval_data is not None:
-            metrics = self.evaluate(metric_key_prefix="before")
-        if known.samples is None:
-            self.said_before = samples_if_any(self.model, self.eval_data, self.processing_class)
-        self.tasks_before = known.tasks or self._tasks("before")
-        return metrics
+    def _measure_dense(self) -> ModelFigures:
+        macs = layer_macs(self.model, example_image(self.model, self.calibration)) if is_vision(self.model) else {}
+        return replace(self._measure("before"), num_bytes=num_bytes(self.model), macs=macs)
 
-    def _tasks(self, side: str) -> dict[str, TaskFigures]:
-        """Figures of the tasks of lm_eval that are asked for, of the model as it stands."""
+    def _measure(self, side: str) -> ModelFigures:
+        """Held-out figures of the model as it stands, what it says itself, and its figures on the tasks of lm_eval."""
+        metrics = self.evaluate(metric_key_prefix=side) if self.eval_data is not None else {}
+        samples = samples_if_any(self.model, self.eval_data, self.processing_class)
         with self.costs.of("lm_eval") if self.args.lm_eval else nullcontext():
-            return of_first_process(lambda: figures_if_asked(self.model, self.processing_class, self.args, side))
+            tasks = of_first_process(lambda: figures_if_asked(self.model, self.processing_class, self.args, side))
+        return ModelFigures(metrics, samples, tasks)
 
     def _keep_found(self, found: SharedScores) -> None:
         """Keeps scores and allocation curves of the dense model for runs to other targets."""
@@ -364,13 +348,10 @@ class SpectralPruner(TrainerMethods):
         self.found = found
 
     def _start(self) -> Run:
-        self.bytes_before = num_bytes(self.model)
         run = rounds.start(self.model, self.args, calibration=self.calibration)
         if (within := self.known.within) is not None:
             run.most = {key: len(kept) for key, kept in within.kept.items()}
         run.notes += norm_notes(self.model, self.calibration)
-        if is_vision(self.model):
-            self.macs_before = layer_macs(self.model, example_image(self.model, self.calibration))
         self.state.global_step = 0
         return run
 
@@ -397,13 +378,13 @@ class SpectralPruner(TrainerMethods):
         with self.costs.of("allocation"):
             return rounds.decide(self.model, self.args, run, self.scores, share, self.calibration, evidence)
 
-    def _must_stop(self, run: Run, plan: PruningPlan, round_index: int, before: dict[str, float]) -> bool:
+    def _must_stop(self, run: Run, plan: PruningPlan, round_index: int) -> bool:
         """Whether the round would worsen `stop_metric` too much: measured by masking, so that nothing must be undone."""
         args = self.args
         if args.stop_metric is None:
             return False
         with masked(self.model, plan.kept_indices()):
-            note = stop_note(args, round_index, before, self.evaluate())
+            note = stop_note(args, round_index, self.dense.metrics, self.evaluate())
         if note is None:
             return False
         kept = run.plan or rounds.choose(self.model, args, run, self.scores, 0)
@@ -435,28 +416,16 @@ class SpectralPruner(TrainerMethods):
         self.model = settle_class(self.model)
         self.callback_handler.model = self.model
 
-    def _finish(self, run: Run, before: dict[str, float], after: dict[str, float]) -> PruningOutput:
+    def _finish(self, run: Run, diagnostics: Diagnostics) -> PruningOutput:
         assert run.plan is not None
+        after = self._measure("after")
+        happened = circumstances(self.costs, self.base_model)
         report = pruning_report(
-            self.args,
-            run,
-            num_parameters(self.model),
-            before,
-            after,
-            self.recovered,
-            self.calibration,
-            self.eval_data,
-            circumstances(self.costs, self.base_model),
+            self.model, self.args, run, self.dense, after, diagnostics, self.recovered, self.calibration, self.eval_data, happened
         )
-        report.size_on_disk_before = self.bytes_before
-        bounds = plan_bounds(self._diagnostics, run.plan.kept)
-        report.bounds = None if bounds is None else dict(bounds)
-        metrics = {name: getattr(report, name) for name in ("parameters_before", "parameters_after", "reduction")}
-        if is_vision(self.model):
-            sizes = {key: len(kept) for key, kept in run.plan.kept.items()}
-            report.macs = macs_report(self.model, run.target, sizes, self.macs_before, self.calibration)
         for note in run.plan.notes:
             logger.warning(note)
+        metrics = {name: getattr(report, name) for name in ("parameters_before", "parameters_after", "reduction")}
         self.output = PruningOutput(network_of(self.model), run.plan, metrics, report, run.scores)
         return self.output
 

@@ -8,9 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from transformers import PreTrainedModel
+
 from ..arguments import SpectralPruningArguments
+from ..criteria import Diagnostics
+from ..criteria.passes.ndi_bounds import plan_bounds
 from ..data.texts import CalibrationData
+from ..evaluation.figures import num_parameters
+from ..evaluation.samples import paired
+from ..evaluation.tasks import TaskFigures, paired_figures
+from ..models.families.groups import is_vision
 from ..planning import RoundScores
+from ..planning.reduction_target import macs_report
 from ..publishing.card.base_model import base_model_facts
 from ..publishing.card.tables import before_after_table
 from ..publishing.pruning_report import PruningReport
@@ -74,12 +83,32 @@ class StepCosts:
             growth[place] += max(0, peak - before[place])
 
 
+@dataclass(frozen=True)
+class ModelFigures:
+    """What a run measures of a model, once before the first cut and once at the end.
+
+    Attributes:
+        metrics: held-out figures `before_*` or `after_*`; empty where there is no evaluation data.
+        samples: {text: what the model makes of it}.
+        tasks: {task of lm_eval: figures}.
+        num_bytes: of the weights; of the dense model alone.
+        macs: {path of a layer: MACs of one image}; of the dense model alone, where it reads images.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, TaskFigures] = field(default_factory=dict)
+    num_bytes: int = 0
+    macs: dict[str, int] = field(default_factory=dict)
+
+
 def pruning_report(
+    model: PreTrainedModel,
     args: SpectralPruningArguments,
     run: Run,
-    parameters: int,
-    before: dict[str, float],
-    after: dict[str, float],
+    before: ModelFigures,
+    after: ModelFigures,
+    diagnostics: Diagnostics,
     recovered: RecoveryOutput | None,
     calibration: CalibrationData | None,
     evaluation: CalibrationData | None,
@@ -88,10 +117,20 @@ def pruning_report(
     """The report of a run of SpectralPruner.
 
     Args:
-        parameters: of the pruned model.
-        before, after: held-out figures.
+        model: pruned.
+        before, after: of the dense model and of this one.
+        diagnostics: of the scores of the dense model.
+
+    Raises:
+        RuntimeError: see `planning.reduction_target.macs_report`.
     """
     assert run.plan is not None
+    parameters = num_parameters(model)
+    sizes = {group.key: [group.size, len(run.plan.kept[group.key])] for group in run.groups}
+    bounds = plan_bounds(diagnostics, run.plan.kept)
+    macs = None
+    if is_vision(model):
+        macs = macs_report(model, run.target, {key: left for key, (_, left) in sizes.items()}, before.macs, calibration)
     return PruningReport(
         parameters_before=run.parameters_before,
         parameters_after=parameters,
@@ -99,14 +138,19 @@ def pruning_report(
         target_reduction=args.target_reduction if run.target.unit != "bytes" else 1 - run.target.goal / run.target.now,
         target_scope=args.target_scope,
         layout=args.layout,
-        sizes={group.key: [group.size, len(run.plan.kept[group.key])] for group in run.groups},
-        metrics_before=before,
-        metrics_after=after,
+        sizes=sizes,
+        metrics_before=before.metrics,
+        metrics_after=after.metrics,
         recovery=None if recovered is None else recovered.report(),
         calibration=None if calibration is None else calibration.protocol | {"digest": calibration.digest},
         evaluation=None if evaluation is None else evaluation.protocol | {"digest": evaluation.digest},
         notes=list(run.plan.notes),
         arguments=args.to_dict(),
+        size_on_disk_before=before.num_bytes,
+        bounds=None if bounds is None else dict(bounds),
+        macs=macs,
+        samples=paired(before.samples, after.samples) or None,
+        lm_eval=paired_figures(args, before.tasks, after.tasks),
         **circumstances,
     )
 

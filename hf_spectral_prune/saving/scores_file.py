@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..criteria import Scores
-from ..evaluation.tasks import TaskFigures
 from ..surgery.plan import PruningPlan
 from ..utils.digests import data_digest
 from ..utils.files import parse_json, written_whole
 from ..utils.types import Json
 from ..utils.words import in_a_line
+from .output import ModelFigures
 
 _FORMAT = 1
 # Options that decide what is cut, but neither the scores nor what cutting costs.
@@ -101,16 +101,13 @@ class Known:
 
     Attributes:
         shared: scores and allocation curves; None where they are still to be computed.
-        metrics, samples, tasks: figures and texts of the dense model, and its figures on tasks of lm_eval; None where they are
-            still to be taken.
+        dense: its figures; None where they are still to be taken.
         within: plan of a smaller target, whose removed units stay away.
     """
 
     shared: SharedScores | None = None
-    metrics: dict[str, float] | None = None
-    samples: dict[str, str] | None = None
+    dense: ModelFigures | None = None
     within: PruningPlan | None = None
-    tasks: dict[str, TaskFigures] | None = None
 
 
 def basis_of(options: Json, model: PreTrainedModel) -> Json:
