@@ -12,6 +12,7 @@ from .arguments import SpectralPruningArguments
 from .calibration.parts import MomentsByPart
 from .criteria import Criterion, Diagnostics, Scores, score_units
 from .criteria.calibrate import Evidence
+from .criteria.fisher import INFORMATION
 from .data.texts import CalibrationData
 from .evaluation.figures import num_parameters
 from .models.distributed import of_first_process
@@ -244,6 +245,8 @@ def _measure_damage(
         return None
     assert calibration is not None
     if args.allocation in _BY_INFORMATION:
+        if (known := _information(evidence, groups)) is not None:
+            return score_damage(known)
         data = calibration.batches
         return of_first_process(lambda: fisher_damage(model, groups, data, progress=not args.disable_tqdm))
     batches = _first_sequences(model, calibration, args.num_allocation_samples)
@@ -255,6 +258,14 @@ def _measure_damage(
         repair = None  # every measurement repairs all layers, and moments that are not kept would be collected anew for each
     progress = not args.disable_tqdm
     return loss_curves(model, groups, scores, batches, by_kind=by_kind, repair=repair, ridge=args.ridge, progress=progress)
+
+
+def _information(evidence: Evidence | None, groups: list[UnitGroup]) -> Scores | None:
+    """{group key: (n_units,)} Fisher information, where the scores were made of it in the same pass over the data."""
+    statistics = {} if evidence is None else evidence.statistics
+    if any(INFORMATION not in statistics.get(group.key, {}) for group in groups):
+        return None
+    return {group.key: statistics[group.key][INFORMATION].cpu() for group in groups}
 
 
 def _untried(args: SpectralPruningArguments, run: Run, goal: int) -> Sizes:

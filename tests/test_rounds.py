@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import encoder_batch, random_batch, tiny_encoder, tiny_model
 
-from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune import SpectralPruner, SpectralPruningArguments, rounds
 from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.data.texts import CalibrationData
 from hf_spectral_prune.models.families import consumers, unit_groups
@@ -137,6 +137,16 @@ def test_fisher_widths_do_not_hang_on_the_criterion_and_keep_a_floor(batches):
     assert len(set(widths[0].values())) > 2
     group = next(group for group in unit_groups(model) if group.key == "layers.1.ffn")
     assert widths[0][group.key] == Limits(4, {"ffn": 4}, least_share=0.2).floor(group) == 8
+
+
+@pytest.mark.parametrize("samples", ["token", "sequence"])
+def test_scores_and_widths_by_fisher_information_share_a_pass(samples, batches, monkeypatch):
+    fields = {"allocation": "fisher", "layout": "per_layer", "criterion": "fisher", "criterion_args": {"samples": samples}}
+    monkeypatch.setattr(rounds, "INFORMATION", "not kept")
+    expected = prune(tiny_model(), batches, **fields).plan.kept
+    monkeypatch.undo()
+    monkeypatch.setattr(rounds, "fisher_damage", lambda *args, **options: pytest.fail("a second pass"))
+    assert prune(tiny_model(), batches, **fields).plan.kept == expected
 
 
 def test_uniform_heads_leave_only_ffn_widths_to_differ(batches):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
-from ..calibration.collect import stream_signals
-from ..models.distributed import all_reduce
+from ..calibration.products import mean_products, unit_information
 from ..models.families import UnitGroup
 from ..models.losses import Batch
 from .base import Criterion, GroupData, Statistics, register
+
+# Name of the statistic that tells what removing whole units costs.
+INFORMATION = "information"
 
 
 @register("fisher")
@@ -46,39 +47,21 @@ class Fisher(Criterion):
         seed: int,
         progress: bool,
     ) -> Statistics:
-        """`fisher` (n_units, channels_per_unit) of every group, in one backward pass a sequence."""
+        """`fisher` (n_units, channels_per_unit) and `information` (n_units,) of every group, in one backward pass a sequence.
+
+        The second is not scored by: widths by Fisher information are allocated from it.
+        """
         square = _token_squares if self.samples == "token" else _sequence_square
-        sums = mean_products(model, groups, batches, square, progress=progress)
-        return {group.key: {"fisher": sums[group.key].reshape(group.size, -1)} for group in groups}
+
+        def reduce(products: Tensor, group: UnitGroup) -> dict[str, Tensor]:
+            squares = square(products).reshape(group.size, -1)
+            return {"fisher": squares, INFORMATION: unit_information(products, group)}
+
+        return mean_products(model, groups, batches, reduce, progress=progress)
 
     def score(self, data: GroupData) -> Tensor:
         """(n_units,) information."""
         return data.statistics["fisher"].sum(dim=1)
-
-
-def mean_products(
-    model: PreTrainedModel,
-    groups: Sequence[UnitGroup],
-    batches: Sequence[Batch],
-    reduce: Callable[[Tensor], Tensor],
-    *,
-    progress: bool,
-) -> dict[str, Tensor]:
-    """{group key: (n_channels,) float64}: sum over sequences of `reduce(m)`, m (N, n_channels), over all real positions."""
-    channels = {group.key: group.size * group.channels_per_unit for group in groups}
-    sums = {key: torch.zeros(count, dtype=torch.float64, device=model.device) for key, count in channels.items()}
-    counts = {key: torch.zeros((), dtype=torch.float64, device=model.device) for key in channels}
-
-    def adder(key: str) -> Callable[[Tensor], None]:
-        def add(products: Tensor) -> None:
-            sums[key] += reduce(products.double()).to(sums[key].device)
-            counts[key] += len(products)
-
-        return add
-
-    stream_signals(model, groups, batches, {key: adder(key) for key in channels}, signals="loss", progress=progress)
-    all_reduce([*sums.values(), *counts.values()])
-    return {key: sums[key] / counts[key].clamp(min=1) for key in channels}
 
 
 def _token_squares(products: Tensor) -> Tensor:

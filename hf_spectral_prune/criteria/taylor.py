@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
 from ..calibration.collect import sequence_losses
+from ..calibration.products import mean_products
 from ..models.distributed import all_reduce
 from ..models.families import UnitGroup
 from ..models.losses import Batch
 from .base import Criterion, GroupData, Statistics, register
-from .fisher import mean_products
 from .passes.streams import UnitParameter, differentiable, unit_parameters
 
 
@@ -57,10 +57,8 @@ class Taylor(Criterion):
     ) -> Statistics:
         """`change` (n_units, matrices) of every group, in one backward pass a sequence."""
         if self.order == 1 and self.aggregate == "vector" and self.weights == "consumer":
-            sums = mean_products(model, groups, batches, lambda products: products.sum(dim=0), progress=progress)
-            changes = {group.key: sums[group.key].reshape(group.size, -1).sum(dim=1, keepdim=True) for group in groups}
-        else:
-            changes = self._from_weights(model, groups, batches, progress)
+            return mean_products(model, groups, batches, _change_of_units, progress=progress)
+        changes = self._from_weights(model, groups, batches, progress)
         return {key: {"change": change} for key, change in changes.items()}
 
     def _from_weights(
@@ -99,6 +97,10 @@ class Taylor(Criterion):
     def score(self, data: GroupData) -> Tensor:
         """(n_units,) absolute changes of the mean loss."""
         return data.statistics["change"].abs().sum(dim=1)
+
+
+def _change_of_units(products: Tensor, group: UnitGroup) -> dict[str, Tensor]:
+    return {"change": products.sum(dim=0).reshape(group.size, -1).sum(dim=1, keepdim=True)}
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..calibration import GroupMoments
-from ..calibration.collect import stream_signals
 from ..calibration.parts import MomentsByPart
-from ..models.distributed import all_reduce, gathered, share
+from ..calibration.products import mean_products, unit_information
+from ..models.distributed import gathered, share
 from ..models.families import UnitGroup, layers_of
 from ..models.losses import Batch, loss_of, moved_to, num_targets
 from ..models.suffix import hidden_states, starting_at
@@ -194,25 +194,14 @@ def fisher_damage(
 ) -> dict[str, Tensor]:
     """Damage curves from the Fisher information of the units, whatever the scores that will choose among them.
 
-    With `m_c(t) = h_c(t) dL/dh_c(t)` of a sequence's summed loss L, a unit's information is `E_t[(sum_c m_c(t))^2] / 2` over its
-    channels c: to second order what the loss of a position gains where the whole unit goes. It has one unit of measure in all
-    layers and for neurons and heads alike. One backward pass per sequence; the state is one number per unit.
+    One backward pass per sequence; the state is one number per unit, see `unit_information`.
 
     Returns:
         {group key: (size + 1,)} the running sum, least informative first.
     """
-    sums = {group.key: torch.zeros(group.size, dtype=torch.float64, device=model.device) for group in groups}
-    counts = {group.key: torch.zeros((), dtype=torch.float64, device=model.device) for group in groups}
 
-    def adder(group: UnitGroup) -> Callable[[Tensor], None]:
-        def add(products: Tensor) -> None:
-            by_unit = products.double().reshape(len(products), group.size, -1).sum(dim=2)
-            sums[group.key] += by_unit.square().sum(dim=0).to(model.device)
-            counts[group.key] += len(products)
+    def reduce(products: Tensor, group: UnitGroup) -> dict[str, Tensor]:
+        return {"each": unit_information(products, group)}
 
-        return add
-
-    sinks = {group.key: adder(group) for group in groups}
-    stream_signals(model, groups, batches, sinks, signals="loss", progress=progress)
-    all_reduce([*sums.values(), *counts.values()])
-    return score_damage({key: (total / counts[key].clamp(min=1) / 2).cpu() for key, total in sums.items()})
+    found = mean_products(model, groups, batches, reduce, progress=progress)
+    return score_damage({key: figures["each"].cpu() for key, figures in found.items()})
