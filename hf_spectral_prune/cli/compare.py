@@ -17,12 +17,13 @@ def main(argv: Sequence[str]) -> None:
     from ..studies.comparison import FOLDER, compare, table, to_dict, verdict
     from ..studies.comparison.report import write_comparison_report
     from .inputs import text_inputs_of
+    from .inputs_labelled import metric_of
     from .studies import check_complete, check_study
 
     check_study(args, run, FOLDER)
     comparison_cells(args)
     inputs = text_inputs_of(run)
-    metric = inputs.metric(run)
+    metric = metric_of(run)
     if metric is not None:
         metric.__qualname__ = run.metric  # by this the comparison tells it from other metrics when it continues
     tokenizer = inputs.load_processing(run)

@@ -33,12 +33,13 @@ def main(argv: Sequence[str]) -> None:
     from ..models.families.groups import is_vision
     from ..models.losses import predicts_next_token
     from .inputs import inputs_of
+    from .inputs_labelled import metric_of
     from .inputs_text import check_named_files
 
     check_named_files(run)
     check_task_names(options)
     inputs = inputs_of(run)
-    metric = inputs.metric(run)
+    metric = metric_of(run)
     model = inputs.load_model(run)
     processing_class = inputs.load_processing(run)
     check_tasks(model, processing_class, options)

@@ -1,4 +1,4 @@
-"""The kinds of input that a command reads, a row each: the model, what prepares its inputs, the data and the metric."""
+"""The kinds of input that a command reads, a row each: the model, what prepares its inputs, and the data."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..arguments import SpectralPruningArguments
 from ..criteria import make_criterion
 from ..data.texts import CalibrationData
 from ..models.loading import load_model, load_tokenizer
-from ..utils.types import Metrics, Row
+from ..utils.types import Row
 from .arguments import RunArguments
 from .inputs_images import image_recovery_rows, load_held_out_images, load_image_data, load_image_processor, reads_images
-from .inputs_labelled import labelled_recovery_rows, load_held_out_labelled, load_labelled_text, metric_of
+from .inputs_labelled import labelled_recovery_rows, load_held_out_labelled, load_labelled_text
 from .inputs_tensors import load_network, load_tensors, tensor_recovery_rows
 from .inputs_text import load_held_out_text, load_text, text_recovery_rows
 
@@ -34,7 +34,6 @@ class Inputs:
         load_data: calibration data, and held-out data of its own or held out of those.
         load_held_out: held-out data that is named by itself; None where none is.
         recovery_rows: rows to recover on, without what is held out; gets calibration and held-out data too.
-        metric: what is measured beside the loss; None for what the model's task has by default.
     """
 
     load_model: Callable[[RunArguments], PreTrainedModel]
@@ -44,19 +43,17 @@ class Inputs:
     recovery_rows: Callable[
         [RunArguments, PreTrainedModel, Processing, CalibrationData | None, CalibrationData | None, int], Sequence[Row]
     ]
-    metric: Callable[[RunArguments], Metrics | None]
 
 
-TEXTS = Inputs(load_model, load_tokenizer, load_text, load_held_out_text, text_recovery_rows, lambda run: None)
-LABELLED_TEXTS = Inputs(load_model, load_tokenizer, load_labelled_text, load_held_out_labelled, labelled_recovery_rows, metric_of)
-IMAGES = Inputs(load_model, load_image_processor, load_image_data, load_held_out_images, image_recovery_rows, metric_of)
+TEXTS = Inputs(load_model, load_tokenizer, load_text, load_held_out_text, text_recovery_rows)
+LABELLED_TEXTS = Inputs(load_model, load_tokenizer, load_labelled_text, load_held_out_labelled, labelled_recovery_rows)
+IMAGES = Inputs(load_model, load_image_processor, load_image_data, load_held_out_images, image_recovery_rows)
 TENSORS = Inputs(
     load_network,
     lambda run: None,
     lambda run, model, processing, seed: load_tensors(run, seed),
     lambda run, model, processing, seed: load_tensors(run, seed)[1],
     lambda run, model, processing, calibration, held_out, seed: tensor_recovery_rows(run, seed),
-    lambda run: None,
 )
 
 

@@ -129,12 +129,13 @@ def _prune(args: SpectralPruningArguments, run: RunArguments, offload_folder: st
     from ..studies.targets import prune_to_targets
     from ..utils.progress import working
     from .inputs import inputs_of, load_data, needs_data
+    from .inputs_labelled import metric_of
 
     if offload_folder is not None and (args.target_reductions or run.network_class is not None):
         what = "several targets" if args.target_reductions else "a plain network"
         raise ValueError(f"`offload_folder` is not for {what}, whose weights are all held in memory. Leave it out.")
     inputs = inputs_of(run)
-    metric = inputs.metric(run)
+    metric = metric_of(run)
     resume: str | Path | None = run.resume_from_checkpoint
     if resume == "latest":
         resume = checkpoint.latest(str(args.output_dir))
