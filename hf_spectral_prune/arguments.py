@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from .utils.option_values import as_json, choices, json_option
 from .utils.plain_options import PlainValues, check_hub_options
 from .utils.types import Json
+from .utils.words import listed
 
 # A round scores and cuts: more than this is a slip of the finger, and would fill the memory before the first.
 _MOST_ROUNDS = 10_000
@@ -382,7 +383,7 @@ class SpectralPruningArguments(PlainValues, LmEvalArguments):
         kind: Any = type(self)  # mypy takes the class of dataclasses for unhashable, as their instances are
         allowed, given = choices(kind, name), getattr(self, name)
         if given not in allowed:  # an enum of transformers is equal to its text
-            words = ", ".join(f"`{value}`" for value in allowed)
+            words = listed(allowed)
             raise ValueError(f"`{name}` is `{getattr(given, 'value', given)}`; choose from {words}.{hint}")
 
     def __repr__(self) -> str:

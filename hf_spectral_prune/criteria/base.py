@@ -17,7 +17,7 @@ from ..calibration.signals import Side, Spatial
 from ..models.families import UnitGroup
 from ..models.losses import Batch
 from ..utils.types import Options
-from ..utils.words import did_you_mean
+from ..utils.words import did_you_mean, listed
 from . import plugins
 
 Scores = dict[str, Tensor]
@@ -213,7 +213,7 @@ def make_criterion(name: str, options: Options | None = None) -> Criterion:
         known = known_criteria()
         own = _OTHER_NAMES.get(name.lower())
         near = did_you_mean(name, known) if own is None else f" Its metric is `{own}` here."
-        raise ValueError(f"`criterion` is `{name}`, which is not known.{near} Known: {_listed(known)}.")
+        raise ValueError(f"`criterion` is `{name}`, which is not known.{near} Known: {listed(sorted(known))}.")
     criterion: Any = CRITERIA[name]
     known = [option.name for option in dataclasses.fields(criterion)]
     hints = get_type_hints(criterion)
@@ -221,7 +221,7 @@ def make_criterion(name: str, options: Options | None = None) -> Criterion:
         if option not in known:
             raise ValueError(
                 f"`criterion_args` has `{option}`, which `{name}` does not take.{did_you_mean(option, known)} "
-                f"Known: {_listed(known) or 'none'}."
+                f"Known: {listed(sorted(known)) or 'none'}."
             )
         _check_value(name, option, value, hints[option])
     return criterion(**(options or {}))
@@ -249,7 +249,3 @@ def _check_value(name: str, option: str, value: object, hint: Any) -> None:
     if accepted <= {bool, int, float, str, types.NoneType} and type(value) not in accepted:
         words = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
         raise ValueError(f"`{option}` of `{name}` is {value!r}. Give it a value of type {words}.")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in sorted(names))

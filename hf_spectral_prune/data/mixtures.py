@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..utils.types import Row
-from ..utils.words import did_you_mean
+from ..utils.words import did_you_mean, listed
 from .rows import training_rows
 from .texts import CalibrationData, batches_of, build_calibration, unpadded_row, with_sizes
 
@@ -56,7 +56,7 @@ def _check_source(name: str) -> None:
     short = (*_OWN, *KNOWN_TEXTS)
     if name in short or "/" in name or os.path.exists(name):
         return
-    words = ", ".join(f"`{known}`" for known in short)
+    words = listed(short)
     raise ValueError(
         f"`calibration` names `{name}`, which is no file here.{did_you_mean(name, short)} Choose from {words}, or give a file, "
         "or a data set on the Hub as `OWNER/NAME`; several with weights, as in `c4:0.5,self:0.5`."

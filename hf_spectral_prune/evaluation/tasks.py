@@ -24,7 +24,7 @@ from ..arguments import LmEvalArguments, SpectralPruningArguments
 from ..models.losses import predicts_next_token
 from ..utils.progress import working
 from ..utils.types import Json, ProcessingClass
-from ..utils.words import did_you_mean, in_a_line, shortened
+from ..utils.words import did_you_mean, in_a_line, listed, shortened
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -129,7 +129,7 @@ def task_figures(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a task, its data set or its metric raises
-        names = ", ".join(f"`{name}`" for name in options.lm_eval)
+        names = listed(options.lm_eval)
         raise ValueError(
             f"lm_eval cannot run {names}: {shortened(in_a_line(error).rstrip('.'), 400)}. Check the connection, since data "
             "sets are downloaded, or leave the task out of `lm_eval`."

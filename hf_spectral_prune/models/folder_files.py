@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from ..utils.files import read_object, strange_content
 from ..utils.types import Json
-from ..utils.words import first_line, in_a_line, shortened
+from ..utils.words import first_line, in_a_line, listed, shortened
 
 _CONFIG = "config.json"
 _AGAIN = "Get the whole checkpoint again."
@@ -95,7 +95,7 @@ def _check_names(config: Json, file: Path) -> None:
     for name, (value, known) in named.items():
         if isinstance(value, (str, int)) and value not in known:
             raise ValueError(
-                f"`{name}` in `{file}` is `{value}`, which transformers does not know. Choose from {_listed(known)}."
+                f"`{name}` in `{file}` is `{value}`, which transformers does not know. Choose from {listed(sorted(known))}."
             )
     classes = config.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
@@ -105,10 +105,6 @@ def _check_names(config: Json, file: Path) -> None:
     pad, vocabulary = config.get("pad_token_id"), config.get("vocab_size")
     if isinstance(pad, int) and isinstance(vocabulary, int) and pad >= vocabulary:
         raise ValueError(f"`pad_token_id` in `{file}` is {pad}, and the last token is {vocabulary - 1}. Correct it.")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in sorted(names))
 
 
 def _check_weights(folder: Path) -> int:

@@ -13,6 +13,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, modeling_gguf_pytorch_utils
 
 from ..utils.types import Json
+from ..utils.words import listed
 from .cria import AUTO_CLASSES, auto_class_of
 
 # Counters of batches that no evaluation reads; checkpoints from before 2018 lack them.
@@ -114,7 +115,7 @@ def _check_names(model: PreTrainedModel, missing: list[str], left_over: list[str
 def named(names: Iterable[str]) -> str:
     """The first of some names in backticks, and how many more there are."""
     names = list(names)
-    first = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    first = listed(names[:_SHOWN])
     return first if len(names) <= _SHOWN else f"{first} and {len(names) - _SHOWN:,} more"
 
 

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils.generic import find_labels
 
 from ..utils.types import Options
+from ..utils.words import listed
 from .cria import stock_type
 from .packing import Batch, goes_on
 
@@ -105,7 +106,7 @@ def check_targets(model: PreTrainedModel, batch: Batch, otherwise: str = "") -> 
     names = find_labels(type(model))
     if not names:
         raise ValueError(f"`{type(model).__name__}` has no task head, so there is no loss. Load it with one{otherwise}.")
-    missing = ", ".join(f"`{name}`" for name in names if name not in batch)
+    missing = listed(name for name in names if name not in batch)
     raise ValueError(
         f"A loss is needed, but the data has no {missing}, which `{type(model).__name__}` cannot do without. Add them to its "
         f"rows{otherwise}."

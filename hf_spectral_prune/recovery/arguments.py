@@ -12,7 +12,7 @@ from ..arguments import SpectralPruningArguments
 from ..utils.environment import accelerator
 from ..utils.option_types import fitted
 from ..utils.types import Json, Options
-from ..utils.words import did_you_mean
+from ..utils.words import did_you_mean, listed
 
 # Where the Trainer takes more than the type hints of `TrainingArguments` say.
 _WIDER_HINTS: dict[str, object] = {"resume_from_checkpoint": str | bool | None, "fsdp": Any, "accelerator_config": Any}
@@ -51,7 +51,7 @@ class RecoveryArguments:
 
     def __post_init__(self) -> None:
         if self.method not in (methods := ("full", "lora", "distill", "blocks")):
-            known = ", ".join(f"`{method}`" for method in methods)
+            known = listed(methods)
             raise ValueError(f"`method` of the recovery is `{self.method}`; choose from {known}.")
         if self.lora_r < 1:
             raise ValueError(f"`lora_r` is {self.lora_r}; it must be at least 1.")

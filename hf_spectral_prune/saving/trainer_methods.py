@@ -24,6 +24,7 @@ from ..recovery.judging import unprepared
 from ..utils.plain_options import PrunerOptions
 from ..utils.progress import RoundProgress, working
 from ..utils.types import Collator, Json, Metrics, Preprocess, ProcessingClass
+from ..utils.words import listed
 from .checkpoint import RunState
 from .folder import save_folder
 from .output import PruningOutput, StepCosts
@@ -101,7 +102,7 @@ class TrainerMethods:
         """Keeps the best of `metric_for_best_model` in the state, as Trainer does: early stopping goes by it."""
         name = self.args.metric_for_best_model
         if name is not None and f"eval_{name.removeprefix('eval_')}" not in metrics:
-            known = ", ".join(f"`{key}`" for key in metrics)
+            known = listed(metrics)
             raise ValueError(f"`metric_for_best_model` is `{name}`, but the evaluation gives {known}. Choose one of those.")
         Trainer._determine_best_metric(self, metrics, None)  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import _field
 from ..utils.types import Json
-from ..utils.words import did_you_mean, one_line
+from ..utils.words import did_you_mean, listed, one_line
 
 if TYPE_CHECKING:
     from ..criteria import Criterion
@@ -93,8 +93,8 @@ def check_list(
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"`{name}` has {value!r}; give entries like {example}.")
         if choices is not None and value not in choices:
-            listed = ", ".join(f"`{choice}`" for choice in choices)
-            raise ValueError(f"`{name}` has `{value}`; choose from {listed}.{did_you_mean(str(value), choices)}")
+            allowed = listed(choices)
+            raise ValueError(f"`{name}` has `{value}`; choose from {allowed}.{did_you_mean(str(value), choices)}")
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
         raise ValueError(

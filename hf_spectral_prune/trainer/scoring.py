@@ -21,6 +21,7 @@ from ..models.families import family_of
 from ..models.families.experts import check_no_experts
 from ..models.torch_model import check_unwrapped
 from ..utils.types import ProcessingClass
+from ..utils.words import listed
 
 
 class LoggingCallback(TrainerCallback):
@@ -109,7 +110,7 @@ class ScoreTrackingCallback(LoggingCallback):
         **options: Any,
     ) -> None:
         if args is not None and options:
-            names = ", ".join(f"`{name}`" for name in options)
+            names = listed(options)
             raise ValueError(f"Both `args` and {names} are given. Put all options into `args`, or give them without it.")
         if score_steps is not None and score_steps < 1:
             raise ValueError(f"`score_steps` is {score_steps}; it must be at least 1.")

@@ -39,6 +39,11 @@ def shortened(text: str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def listed(names: Iterable[object]) -> str:
+    """Names in backticks, with commas between them."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def named(names: Collection[str], most: int = 3) -> str:
     """Names in backticks, each in one line: the first few, and how many more there are."""
     shown = [f"`{' '.join(name.split())[:100]}`" for name in list(names)[:most]]

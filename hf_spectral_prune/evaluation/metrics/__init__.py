@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...utils.words import first_line
+from ...utils.words import first_line, listed
 
 if TYPE_CHECKING:
     import evaluate
@@ -38,7 +38,7 @@ def load_metric(
 
     shipped = name_or_path in SHIPPED and config_name is None
     if not shipped and not trust_remote_code:
-        known = ", ".join(f"`{name}`" for name in SHIPPED)
+        known = listed(SHIPPED)
         raise ValueError(
             f"The metric `{name_or_path}` is Python code that does not come with this package. Give one of {known}, or set "
             "`trust_remote_code` to run it."
@@ -47,7 +47,7 @@ def load_metric(
     try:
         return evaluate.load(path, config_name, **{"keep_in_memory": True} | options)
     except (FileNotFoundError, ConnectionError) as error:
-        known = ", ".join(f"`{name}`" for name in SHIPPED)
+        known = listed(SHIPPED)
         raise ValueError(
             f"There is no metric `{name_or_path}` here or on the Hub ({first_line(error)}). Shipped: {known}; give one "
             "of them, a Hub name, or the path of a module."

@@ -19,6 +19,7 @@ from ...models.families import UnitGroup, layers_of, unit_groups
 from ...models.loading import without_quantisation_marks
 from ...models.losses import Batch, check_gradients, check_targets, predicts_next_token
 from ...utils.types import ProcessingClass
+from ...utils.words import listed
 from ..protocol import study_protocol
 from .arguments import AblationArguments
 from .folder import FOLDER
@@ -126,7 +127,7 @@ def _checked_batches(model: PreTrainedModel, held_out: CalibrationData) -> list[
             raise ValueError(
                 f"`{type(model).__name__}` has no task head, so there is no loss to measure damage by. Load the model with one."
             )
-        missing = ", ".join(f"`{name}`" for name in names if any(name not in batch for batch in held_out.batches))
+        missing = listed(name for name in names if any(name not in batch for batch in held_out.batches))
         if missing:
             raise ValueError(
                 f"Damage is a change of the loss, but the held-out batches have no {missing}, which `{type(model).__name__}` "

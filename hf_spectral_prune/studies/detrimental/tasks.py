@@ -15,7 +15,7 @@ import torch
 from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ...utils.words import did_you_mean, in_a_line
+from ...utils.words import did_you_mean, in_a_line, listed
 
 # A row of a data set or file, and what a layout reads from it: prompt, choices, label.
 Row = Mapping[str, Any]
@@ -177,7 +177,7 @@ def layout_of(task: str) -> Layout:
         ValueError: there is none of that name.
     """
     if task not in LAYOUTS:
-        known = ", ".join(f"`{name}`" for name in LAYOUTS)
+        known = listed(LAYOUTS)
         raise ValueError(f"`task` is `{task}`, which is no known layout.{did_you_mean(task, LAYOUTS)} Known: {known}.")
     return LAYOUTS[task]
 
@@ -199,7 +199,7 @@ def _example(row: Row, layout: Layout, task: str, where: str) -> Example:
     if missing == [layout.label]:
         raise ValueError(f"{where} has no label (`{layout.label}`). Every example must be labelled.")
     if missing:
-        fields = ", ".join(f"`{column}`" for column in layout.fields)
+        fields = listed(layout.fields)
         raise ValueError(f"{where} has no `{missing[0]}`. A row of the `{task}` layout has {fields}.")
     try:
         prompt, choices, label = layout.read(row)
