@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .models import integrations
-from .utils.lazy import lazily
+from .utils.interrupts import answer_while_starting
+
+answer_while_starting()
+
+from .models import integrations  # noqa: E402 - after the above, because importing takes a while
+from .utils.lazy import lazily  # noqa: E402
 
 if TYPE_CHECKING:
     from .arguments import SpectralPruningArguments

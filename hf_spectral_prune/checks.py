@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from .models.distributed import works_together
 from .models.families import check_unshared, family_of, kinds_of, unit_groups
 from .models.folder_files import read_config
 from .models.losses import Batch, check_outputs_have_names, check_targets, has_targets, loss_of, moved_to
+from .models.modes import evaluating
 from .models.offload import is_offloaded
 from .planning.reduction_target import check_scope
 from .planning.settled import settle_allocation
@@ -36,6 +38,7 @@ from .surgery import check_compensation, check_mistral, fingerprint, has_batch_n
 from .surgery.settle import check_class
 from .utils.environment import emulates
 from .utils.files import SMALL_FILES, check_room, num_bytes
+from .utils.option_values import at_fixed_paths, json_option
 from .utils.plain_options import HubOptions
 from .utils.words import first_line, in_a_line
 
@@ -88,6 +91,10 @@ def check_arguments(args: object) -> SpectralPruningArguments:
         raise ValueError(f"`args` is a `{type(args).__name__}`. Pass `SpectralPruningArguments`.")
     if args.target_reductions:
         raise ValueError("A run has one target. Pass `target_reductions` to `prune_to_targets`.")
+    args = at_fixed_paths(args, "output_dir", "scores", "save_scores")  # a notebook may change its folder meanwhile
+    training = json_option("training_args", args.training_args)
+    if isinstance(training.get("output_dir"), str):
+        args = replace(args, training_args=training | {"output_dir": os.path.abspath(training["output_dir"])})
     return args
 
 
@@ -216,12 +223,8 @@ def check_loss(model: PreTrainedModel, figures: Mapping[str, float], data: Calib
 
 @torch.inference_mode()
 def _loss_of_dense(model: PreTrainedModel, batch: Batch) -> float:
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return float(loss_of(model, moved_to(model, batch)))
-    finally:
-        model.train(was_training)
 
 
 def check_recovery(

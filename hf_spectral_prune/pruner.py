@@ -43,7 +43,8 @@ from .evaluation.tasks import check_tasks, figures_if_asked
 from .models.distributed import is_first_process, join_processes, of_first_process
 from .models.families import network_of
 from .models.families.groups import is_vision
-from .models.loading import on_one_device, without_quantisation_marks
+from .models.loading import on_one_device, source_of, without_quantisation_marks
+from .models.modes import modes_kept
 from .models.torch_model import check_unwrapped
 from .planning import summarise
 from .planning.flops import layer_macs
@@ -140,7 +141,7 @@ class SpectralPruner(TrainerMethods):
         if not isinstance(loaded, PreTrainedModel):
             loaded = wrap_for(loaded, calibration_dataset, eval_dataset, self.args)
         self.model = model = on_one_device(without_quantisation_marks(loaded))
-        self.base_model = getattr(model.config, "_name_or_path", "") or None
+        self.base_model = source_of(model.config)
         self.criterion = check_model(model, self.args)
         self.data_collator = data_collator
         self.calibration = self._data(calibration_dataset, "calibration_dataset")
@@ -213,12 +214,9 @@ class SpectralPruner(TrainerMethods):
                 out of reach, an activation is not finite, ... (the message says what to change).
         """
         # What is made in inference mode could never be trained again.
-        with ExitStack() as place, torch.inference_mode(mode=False):
+        with ExitStack() as place, torch.inference_mode(mode=False), modes_kept(self.model):
             of_first_process(lambda: self._reserve(place))
-            training = {module: module.training for module in self.model.modules()}
             output = self._prune(resume_from_checkpoint)
-            for module, mode in training.items():  # part of a model may be in evaluation mode: a frozen batch norm
-                module.training = mode
             self._place = place.pop_all()  # until it is saved
         return output
 

@@ -151,6 +151,15 @@ def test_a_model_of_transformers_is_taken_whatever_its_class_is_called(family, t
     check_reloads(of_class(Renamed))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_a_narrower_type_has_rounded_is_made_anew(dtype, caplog):
+    dense, model = tiny_model(), tiny_model().to(dtype)
+    assert model.model.rotary_emb.inv_freq.dtype is dtype
+    check_reloads(model)
+    assert torch.equal(model.model.rotary_emb.inv_freq, dense.model.rotary_emb.inv_freq)
+    assert "had been rounded" in caplog.text and model.dtype is dtype
+
+
 @pytest.mark.parametrize(("family", "task"), each_once(ENCODER_TASKS))
 def test_an_encoder_of_transformers_is_taken(family, task):
     check_reloads(tiny_encoder(family, task=task))

@@ -24,6 +24,7 @@ from ..models.losses import (
     run_base,
     single_sequences,
 )
+from ..models.modes import evaluating
 from ..models.offload import resident
 from ..models.streams import Ascent
 from ..utils.progress import stage
@@ -121,10 +122,8 @@ def collect_moments(
     """
     moments = {}
     shared = _Pass()
-    was_training = model.training
-    model.eval()
     with ExitStack() as stack:
-        stack.callback(model.train, was_training)
+        stack.enter_context(evaluating(model))
         if len(layers := {group.layer for group in groups}) == 1 and ascent is not None:
             stack.enter_context(resident(model, *layers))  # read once for all batches
         for group in groups:
@@ -181,10 +180,8 @@ def stream_signals(
     `h_i(t) * dL/dh_i(t)` of the sequence's summed loss L.
     """
     shared = _Pass()
-    was_training = model.training
-    model.eval()
     with ExitStack() as stack:
-        stack.callback(model.train, was_training)
+        stack.enter_context(evaluating(model))
         for group in groups:
             for reader in readers(model, group, "after", spatial):
                 sink = _as_rows(reader, shared.real_to(sinks[group.key], reader))
@@ -231,13 +228,9 @@ def sequence_losses(
     Args:
         limit: number of sequences after which to stop.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         sequences = islice(single_sequences(batches), limit)
         for batch in stage("Differentiating", sequences, unit="sequences", show=progress):
             with torch.enable_grad():
                 loss = loss_of(model, moved_to(model, batch))
             yield loss, num_positions(batch)
-    finally:
-        model.train(was_training)

@@ -86,7 +86,7 @@ def _load_text(
         name: _part(data_args, model, tokenizer, seed, name, number, extras.get(name, 0)) for name, number in numbers.items()
     }
     # Reports are published: they name files without their folders, where that tells them apart.
-    short = {name: Path(name).name if Path(name).is_file() else name for name in parts}
+    short = {name: Path(name).name if Path(name).exists() else name for name in parts}
     parts = {short[name] if list(short.values()).count(short[name]) == 1 else name: part for name, part in parts.items()}
     others = {name: kept for name, (_, kept) in parts.items() if kept is not None}
     calibration = _joined(data_args, tokenizer, seed, {name: part for name, (part, _) in parts.items()})

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from .. import __version__
+from ..utils.interrupts import raise_from_now_on
 from ..utils.words import did_you_mean
 from .errors import told
 
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         with _terminated_in_order():
+            raise_from_now_on()
             _check_alone(words[0])
             importlib.import_module(f".{words[0]}", __package__).main(words[1:])
     except KeyboardInterrupt as stopped:

@@ -16,6 +16,7 @@ from ..calibration import GroupMoments
 from ..models.distributed import all_reduce
 from ..models.families import UnitGroup
 from ..models.losses import Batch, check_gradients, check_targets, frozen, loss_of, moved_to, num_positions, single_sequences
+from ..models.modes import evaluating
 from ..models.suffix import walk
 from ..utils.progress import stage
 from .base import Criterion, GroupData, Statistics, register
@@ -82,19 +83,14 @@ class IntegratedGradients(Criterion):
         # A row per group: the error of completeness, and the change that it is a share of. Then the number of positions.
         gaps = torch.zeros(len(groups), 2, dtype=torch.float64, device=model.device)
         count = torch.zeros((), dtype=torch.float64, device=model.device)
-        was_training = model.training
-        model.eval()
-        try:
-            with frozen(model):
-                sequences = list(islice(single_sequences(batches), self.num_sequences))
-                for batch in stage("Integrating gradients", sequences, show=progress):
-                    moved = moved_to(model, batch)
-                    for row, (group, integral, change) in enumerate(self._integrals(model, groups, moved)):
-                        sums[group.key] += integral.values.to(model.device)
-                        gaps[row] += torch.tensor([integral.error, abs(change)], dtype=torch.float64, device=model.device)
-                    count += num_positions(batch)
-        finally:
-            model.train(was_training)
+        with evaluating(model), frozen(model):
+            sequences = list(islice(single_sequences(batches), self.num_sequences))
+            for batch in stage("Integrating gradients", sequences, show=progress):
+                moved = moved_to(model, batch)
+                for row, (group, integral, change) in enumerate(self._integrals(model, groups, moved)):
+                    sums[group.key] += integral.values.to(model.device)
+                    gaps[row] += torch.tensor([integral.error, abs(change)], dtype=torch.float64, device=model.device)
+                count += num_positions(batch)
         all_reduce([*sums.values(), gaps, count])
         self._warn(groups, gaps)
         return {key: {"attribution": total / float(count.clamp(min=1))} for key, total in sums.items()}

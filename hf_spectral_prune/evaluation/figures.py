@@ -21,6 +21,7 @@ from transformers.utils.generic import find_labels
 from ..data.texts import Batch, CalibrationData
 from ..models.distributed import gathered, share
 from ..models.losses import loss_and_outputs, moved_to, num_targets, predicts_next_token, single_sequences, targets_of
+from ..models.modes import evaluating
 from ..models.packing import without_padding
 from ..utils.progress import stage
 from ..utils.types import Metrics, Preprocess
@@ -151,9 +152,7 @@ def _measured(
     length = len(data) if isinstance(data, Sized) else None
     found: dict[int, _Found] = {}
     names = find_labels(type(model))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for index, batch in stage(title, numbered, total=length, unit="batches", show=progress):
             of_batch = found[index] = _Found()
             for part in _parts(model, moved_to(model, batch), names):
@@ -167,8 +166,6 @@ def _measured(
                     logits, given = (values[0] if len(values) == 1 else values for values in (logits, given))
                     of_batch.predictions.append(nested_numpify(logits if preprocess is None else preprocess(logits, given)))
                     of_batch.labels.append(nested_numpify(given))
-    finally:
-        model.train(was_training)
     if spread:
         found = gathered(found)
     ordered = [found[index] for index in sorted(found)]
@@ -317,11 +314,9 @@ def _summary(speeds: list[tuple[float, float]]) -> dict[str, float]:
 @torch.inference_mode()
 def _time_once(model: PreTrainedModel, ids: Tensor, prefill_tokens: int) -> tuple[float, float]:
     """Seconds for the prefill and for all decoding steps of one run over ids (B, T)."""
-    was_training = model.training
-    model.eval()
     # As in `generate`: only the last position's logits are needed after the prefill.
     last = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
-    try:
+    with evaluating(model):
         start = _now(ids.device)
         cache = model(input_ids=ids[:, :prefill_tokens], use_cache=True, **last).past_key_values
         middle = _now(ids.device)
@@ -329,8 +324,6 @@ def _time_once(model: PreTrainedModel, ids: Tensor, prefill_tokens: int) -> tupl
             step = ids[:, position : position + 1]
             cache = model(input_ids=step, past_key_values=cache, use_cache=True).past_key_values
         return middle - start, _now(ids.device) - middle
-    finally:
-        model.train(was_training)
 
 
 def _now(device: torch.device) -> float:

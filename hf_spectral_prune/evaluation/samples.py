@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..data.texts import CalibrationData, unpadded_row
 from ..models.families import max_tokens
 from ..models.losses import Batch, moved_to, predicts_next_token, single_sequences
+from ..models.modes import evaluating
 from ..models.offload import is_offloaded
 from ..utils.types import ProcessingClass
 from ..utils.words import one_line
@@ -35,15 +36,10 @@ def model_samples(model: PreTrainedModel, data: CalibrationData, tokenizer: Proc
     if say is None or not hasattr(tokenizer, "decode"):
         return {}
     said = {}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for row in islice(single_sequences(data.batches), NUM_TEXTS):
-                prompt, answer = say(model, _inputs(row), tokenizer)  # type: ignore[arg-type]
-                said[prompt] = answer
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode():
+        for row in islice(single_sequences(data.batches), NUM_TEXTS):
+            prompt, answer = say(model, _inputs(row), tokenizer)  # type: ignore[arg-type]
+            said[prompt] = answer
     return said
 
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..arguments import LmEvalArguments, SpectralPruningArguments
 from ..models.losses import predicts_next_token
+from ..models.modes import modes_kept
 from ..utils.progress import working
 from ..utils.types import Json, ProcessingClass
 from ..utils.words import did_you_mean, in_a_line, listed, shortened
@@ -114,9 +115,8 @@ def task_figures(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    was_training = model.training
     try:
-        with working(title, show=progress), _quiet(progress), _alone(), _same_chance():
+        with modes_kept(model), working(title, show=progress), _quiet(progress), _alone(), _same_chance():
             found = lm_eval.simple_evaluate(
                 # A copy, because lm_eval gives the tokenizer a padding token.
                 model=HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
@@ -134,8 +134,6 @@ def task_figures(
             f"lm_eval cannot run {names}: {shortened(in_a_line(error).rstrip('.'), 400)}. Check the connection, since data "
             "sets are downloaded, or leave the task out of `lm_eval`."
         ) from error
-    finally:
-        model.train(was_training)
     return _read(found, options.lm_eval)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,12 @@ def model_name(run: ModelArguments) -> str:
 def _first_line(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     return text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}"
+
+
+def source_of(config: PreTrainedConfig) -> str | None:
+    """The folder (its absolute path) or the name on the Hub that a model was loaded from."""
+    name = getattr(config, "_name_or_path", "") or None
+    return os.path.abspath(name) if name is not None and os.path.isdir(name) else name
 
 
 def network_in(folder: Path) -> str | None:

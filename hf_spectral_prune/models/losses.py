@@ -70,8 +70,10 @@ def with_decoder_inputs(model: PreTrainedModel, inputs: Batch, labels: Tensor | 
         return inputs
     config = model.config
     targets = inputs["input_ids"] if labels is None or labels.dim() != 2 else labels
-    pad = config.pad_token_id or 0
-    start = next((value for value in (config.decoder_start_token_id, config.bos_token_id) if value is not None), pad)
+    # Not every config class has all of them: those of T5 have no bos token.
+    first, bos, pad = (getattr(config, f"{name}_token_id", None) for name in ("decoder_start", "bos", "pad"))
+    pad = pad or 0
+    start = next((value for value in (first, bos) if value is not None), pad)
     ids = torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], dim=1)
     return inputs | {"decoder_input_ids": ids.masked_fill(ids == -100, pad)}
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .modes import evaluating
+
 Batch = dict[str, Tensor]
 _BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
@@ -110,14 +112,10 @@ def check_documents_apart(model: PreTrainedModel, batches: Iterable[Batch]) -> N
     other = torch.cat([(ids[:, :start] + 1) % model.config.get_text_config().vocab_size, ids[:, start:]], dim=1)
     options = {"use_cache": False} if getattr(model.config, "use_cache", None) is not None else {}
     apart = "position_ids" in signature(model.base_model.forward).parameters
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         if apart:
             seen, again = (model.base_model(input_ids=each, position_ids=positions, **options)[0] for each in (ids, other))
             apart = bool(torch.allclose(seen[:, start:], again[:, start:], rtol=1e-3, atol=1e-3 * float(seen.abs().max())))
-    finally:
-        model.train(was_training)
     if not apart:
         raise ValueError(
             f"The data has packed rows, whose `position_ids` begin again, and `{type(model).__name__}` does not keep their "

@@ -110,8 +110,9 @@ def _check_reachable(
     blocked = any(choices[group.key] != limits.choices(group) for group in groups)
     remedy = '`layout="per_layer"` (the stock config holds back heads)' if blocked else "lower floors or more `units`"
     raise ValueError(
-        f"The target of {target:,} parameters is out of reach: with these `units` and the floors in force (`min_ffn_units`, "
-        f"`min_kv_groups`, `round_to`) at least {least:,} of {now:,} stay. Lower `target_reduction`, or use {remedy}."
+        f"The target of {target:,} is out of reach: with these `units` and the floors in force (`min_ffn_units`, "
+        f"`min_kv_groups`, `round_to`) at least {least:,} of {now:,} stay. Lower `target_reduction` (raise `target_bytes`), or "
+        f"use {remedy}."
     )
 
 

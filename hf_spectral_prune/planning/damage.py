@@ -18,6 +18,7 @@ from ..calibration.products import mean_products, unit_information
 from ..models.distributed import gathered, share
 from ..models.families import UnitGroup, layers_of
 from ..models.losses import Batch, loss_of, moved_to, num_targets
+from ..models.modes import evaluating
 from ..models.suffix import hidden_states, starting_at
 from ..surgery import masked, refitted
 from ..utils.progress import stage
@@ -61,12 +62,8 @@ class SuffixLoss:
 
     @torch.inference_mode()
     def _loss(self, batch: Batch) -> float:
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             return float(loss_of(self.model, batch))
-        finally:
-            self.model.train(was_training)
 
     def _mean(self, sums: Tensor) -> float:
         return float(sums.sum() / self.targets.sum())

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..models.cria.channels import MATRICES, weight_of
 from ..models.families import family_of, layers_of, module_of, network_of
 from ..models.losses import moved_to
+from ..models.modes import evaluating
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -44,13 +45,10 @@ def layer_macs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str,
                 lambda _module, args, path=path: note(path, 2 * args[0].numel() * args[0].shape[1])
             )
         )
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():  # weights that FSDP shards cannot be gathered in inference mode
+        with evaluating(model), torch.no_grad():  # weights that FSDP shards cannot be gathered in inference mode
             model(**moved_to(model, {name: value[:1] for name, value in batch.items() if name != "labels"}))
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     order = {name: index for index, name in enumerate(paths.values())}

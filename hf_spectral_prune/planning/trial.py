@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..models.families import family_of, layers_of
 from ..models.losses import Batch
+from ..models.modes import evaluating
 from ..models.offload import resident
 from ..models.streams import DenseSteps, Streams
 from ..surgery.sequential import cut_layer, groups_by_layer, held_out
@@ -57,11 +58,9 @@ def divergence(
         known: `room_for_steps`, the same for all trials of a model, so that its dense stream is worked out once.
     """
     layers = groups_by_layer(model)
-    was_training = model.training
-    model.eval()
     streams = Streams(model, batches, known)
     rows = held_out(batches, _JUDGING)
-    try:
+    with evaluating(model):
         for layer in range(len(layers_of(model))):
             with resident(model, layer), _copied(model, layer):
                 cut_layer(model, layers[layer], kept, streams, rows, (_RIDGE,))
@@ -71,8 +70,6 @@ def divergence(
             if judged.any():
                 added, positions = _sums(*streams.outputs(index, judged), streams.batches[index], judged)
                 total, count = total + added, count + positions
-    finally:
-        model.train(was_training)
     return total / count
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..models.losses import moved_to
+from ..models.modes import evaluating
 from ..utils.types import Options
 
 
@@ -50,13 +51,9 @@ def shared_parts(student: PreTrainedModel, teacher: PreTrainedModel, inputs: Opt
 
 @torch.no_grad()
 def _outputs(model: PreTrainedModel, inputs: Options) -> dict[str, Tensor]:
-    training = model.training
-    model.eval()  # so that no running statistics move
-    try:
-        with captured(model, (name for name, _ in model.named_modules() if name)) as found:
-            outputs = model(**moved_to(model, inputs))
-    finally:
-        model.train(training)
+    # In evaluation mode no running statistics move.
+    with evaluating(model), captured(model, (name for name, _ in model.named_modules() if name)) as found:
+        outputs = model(**moved_to(model, inputs))
     seen = {id(value) for value in outputs.values()}
     distinct = {}
     for name, value in reversed(found.items()):  # outer modules return last

@@ -17,6 +17,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..evaluation.figures import held_out_figures
+from ..models.modes import modes_kept
 from ..utils.progress import RecoveryProgress
 from ..utils.types import Options
 
@@ -129,14 +130,13 @@ def held_out_metrics(model: PreTrainedModel, training_args: TrainingArguments, p
 def left_as_it_was(model: PreTrainedModel) -> Iterator[None]:
     """Undoes what a Trainer and adapters leave on a model beside its weights."""
     use_cache = getattr(model.config, "use_cache", None)
-    training = model.training
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
-        yield
+        with modes_kept(model):
+            yield
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
-        model.train(training)
         if use_cache is not None:
             model.config.use_cache = use_cache
 

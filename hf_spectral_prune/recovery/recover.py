@@ -19,6 +19,7 @@ from ..data.rows import default_collator, hold_out, training_rows
 from ..models.distributed import is_sharded, of_first_process
 from ..models.families import family_of, layers_of
 from ..models.losses import predicts_next_token
+from ..models.modes import modes_kept
 from ..utils.types import Collator, Json, LossFunction, Metrics, Options, Preprocess, ProcessingClass
 from .arguments import RecoveryArguments, recovery_arguments
 from .blocks import stream_error, train_blocks
@@ -151,7 +152,7 @@ def recover(
         "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
         "eval_dataset": eval_rows,
     }
-    with left_as_it_was(model):
+    with left_as_it_was(model), modes_kept(*([] if dense is None else [dense])):
         metrics = _held_out(model, args, training_args, "before", options, dense)
         before = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
         options |= {"train_dataset": train_rows, "callbacks": None if callbacks is None else list(callbacks)}

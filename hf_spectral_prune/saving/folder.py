@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from ..publishing.card.write import readme_text, write_card
 from ..publishing.report.write import write_report
 from ..publishing.saved_folder import PLAN, REPORT, STATE, file_digests
 from ..utils.files import SMALL_FILES, check_room, num_bytes, room_told
+from ..utils.option_values import published
 from ..utils.types import Json, ProcessingClass
 from ..utils.words import in_a_line, one_line
 from .carried import carry_over
@@ -109,7 +111,9 @@ def save_folder(
         try:
             with room_told("The pruned model", folder.parent, needed):
                 _write_model(temporary, model, processing_class, source)
-                state.save_to_json(str(temporary / STATE))
+                shown = copy.copy(state)
+                shown.best_model_checkpoint = published(state.best_model_checkpoint)
+                shown.save_to_json(str(temporary / STATE))
                 if output is not None:
                     output.plan.save(temporary / PLAN)
                 checked = _self_check(temporary, model, folder) if self_check else None

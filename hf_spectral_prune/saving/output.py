@@ -27,6 +27,7 @@ from ..recovery.recover import RecoveryOutput
 from ..rounds import Run
 from ..surgery.plan import PruningPlan
 from ..utils.environment import library_versions, machine, peak_memory
+from ..utils.option_values import published
 from ..utils.types import Json
 
 
@@ -142,10 +143,10 @@ def pruning_report(
         metrics_before=before.metrics,
         metrics_after=after.metrics,
         recovery=None if recovered is None else recovered.report(),
-        calibration=None if calibration is None else calibration.protocol | {"digest": calibration.digest},
-        evaluation=None if evaluation is None else evaluation.protocol | {"digest": evaluation.digest},
+        calibration=None if calibration is None else published(calibration.protocol) | {"digest": calibration.digest},
+        evaluation=None if evaluation is None else published(evaluation.protocol) | {"digest": evaluation.digest},
         notes=list(run.plan.notes),
-        arguments=args.to_dict(),
+        arguments=published(args.to_dict()),
         size_on_disk_before=before.num_bytes,
         bounds=None if bounds is None else dict(bounds),
         macs=macs,

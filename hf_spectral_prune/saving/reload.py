@@ -17,6 +17,7 @@ from accelerate import init_empty_weights
 from accelerate.utils import send_to_device
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ..models.cria import auto_class_of
 from ..models.families import network_of
@@ -24,7 +25,10 @@ from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
 from ..models.loading_report import is_pooler, named
 from ..models.losses import with_decoder_inputs
+from ..models.modes import evaluating
 from ..utils.types import Json
+
+logger = logging.get_logger(__name__)
 
 _SELF_CHECK = Path(__file__).with_name("selfcheck.py")
 
@@ -51,7 +55,7 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     length = min(64, (getattr(model.config, "max_position_embeddings", None) or 128) // 2)
     task = auto_class_of(type(model))
     rows = (2, 2) if task == "AutoModelForMultipleChoice" else (2,)
-    if task == "AutoModelForSequenceClassification" and model.config.pad_token_id is None:
+    if task == "AutoModelForSequenceClassification" and getattr(model.config, "pad_token_id", None) is None:
         rows = (1,)
     input_ids = torch.randint(0, model.config.vocab_size, (*rows, length), generator=generator)
     # One pad token at most: sequence classifiers look for the last real one.
@@ -61,7 +65,7 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 def check_reloads(model: PreTrainedModel) -> None:
     """Tells before any work of a model that would not come back from its folder as it is: what a head of one's own, an added
-    parameter or a changed `forward` lead to.
+    parameter or a changed `forward` lead to. What `to(torch.bfloat16)` has rounded of it, it makes anew (see `_unround`).
 
     The class that will load the folder is given the same weights, without a copy of them, and compared on `probe_inputs`.
 
@@ -71,6 +75,7 @@ def check_reloads(model: PreTrainedModel) -> None:
     if network_of(model) is not model:  # a plain network is loaded by its own class
         return
     fresh = stand_in(model, model.config, dict(model.state_dict()))
+    _unround(model, fresh)
     inputs = send_to_device(probe_inputs(model), model.device)
     expected, found = (first_output(each, inputs) for each in (model, fresh))
     if not bool(expected.isfinite().all()):  # another check's business
@@ -81,6 +86,28 @@ def check_reloads(model: PreTrainedModel) -> None:
         raise ValueError(
             f"`{type(model).__name__}` computes something else than `{name}`, the class that loads the saved folder, with "
             f"the same weights. {_REMEDY}."
+        )
+
+
+def _unround(model: PreTrainedModel, fresh: PreTrainedModel) -> None:
+    """Makes buffers that are not saved anew where only their type was narrowed: a rotary embedding's frequencies, for one.
+
+    A model that is loaded in a narrow type has them in float32, and so will the saved folder.
+    """
+    exact, saved = dict(fresh.named_buffers()), model.state_dict().keys()
+    narrow = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name in exact and name not in saved and buffer.dtype != exact[name].dtype and not buffer.is_meta
+    }
+    rounded = [name for name, buffer in narrow.items() if torch.equal(exact[name].to(buffer), buffer)]
+    for name in rounded:
+        path, _, last = name.rpartition(".")
+        setattr(model.get_submodule(path), last, exact[name].to(model.device))
+    if rounded:
+        logger.warning(
+            f"{named(rounded)} of the model had been rounded with its weights (`to(torch.bfloat16)` does that, `from_pretrained` "
+            "does not): made anew in float32, as the saved folder has them."
         )
 
 
@@ -116,12 +143,8 @@ def stand_in(model: PreTrainedModel, config: PreTrainedConfig, state: dict[str, 
 @torch.inference_mode()
 def first_output(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """The first output of a model in evaluation mode, float32."""
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return model(**inputs)[0].float()
-    finally:
-        model.train(was_training)
 
 
 def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> Json:
@@ -136,11 +159,8 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> Json:
         RuntimeError: it does not load, or the outputs differ; names the first weights that differ.
     """
     inputs = probe_inputs(model)
-    training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         expected = model(**send_to_device(inputs, model.device))[0]
-    model.train(training)
     # In the folder, so that what a killed run leaves of it goes with the folder.
     with tempfile.TemporaryDirectory(prefix=".check-", dir=folder) as scratch:
         probe = Path(scratch) / "probe.safetensors"

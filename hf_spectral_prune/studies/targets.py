@@ -15,6 +15,7 @@ from ..pruner import SpectralPruner
 from ..publishing.pruning_report import PruningReport
 from ..saving.output import PruningOutput
 from ..utils.files import write_png, write_text
+from ..utils.option_values import at_fixed_paths
 from ..utils.plot_style import DPI, LIGHT, in_style, new_figure
 from ..utils.types import ProcessingClass
 from .showing import aligned
@@ -48,6 +49,8 @@ def prune_to_targets(
     """
     if not args.target_reductions or args.output_dir is None:
         raise ValueError("There is nothing to do. Set `target_reductions`, and `output_dir` for the results.")
+    args = at_fixed_paths(args, "output_dir")
+    assert args.output_dir is not None and args.target_reductions is not None
     targets = sorted(args.target_reductions)
     outputs: list[PruningOutput] = []
     before: SpectralPruner | None = None

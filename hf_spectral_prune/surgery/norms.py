@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..data.texts import CalibrationData
 from ..models.losses import Batch, moved_to, num_rows
+from ..models.modes import evaluating
 
 
 def has_batch_norms(model: nn.Module) -> bool:
@@ -27,22 +28,20 @@ def recalibrate_norms(model: PreTrainedModel, batches: Iterable[Batch]) -> None:
     """
     norms = _tracking(model)
     held = [(norm, norm.momentum) for norm in norms]
-    was_training = model.training
     usable = [batch for batch in batches if num_rows(batch) > 1]
     if not norms or not usable:
         return
-    model.eval()
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over the batches
-            norm.train()
-        for batch in usable:
-            model(**moved_to(model, {name: value for name, value in batch.items() if name != "labels"}))
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean over the batches
+                norm.train()
+            for batch in usable:
+                model(**moved_to(model, {name: value for name, value in batch.items() if name != "labels"}))
     finally:
         for norm, momentum in held:
             norm.momentum = momentum
-        model.train(was_training)
 
 
 def _tracking(model: nn.Module) -> list[_BatchNorm]:

@@ -16,6 +16,7 @@ from ..models.cria.channels import weight_of
 from ..models.distributed import share, works_together
 from ..models.families import UnitGroup, family_of, layers_of, module_of, unit_groups
 from ..models.losses import Batch, num_rows
+from ..models.modes import evaluating
 from ..models.offload import rewritten
 from ..models.streams import Place, Streams
 from ..utils.descent import descend
@@ -106,19 +107,15 @@ def cut_sequentially(
         {group key: the ridge}, infinite where the consumer stayed as it was.
     """
     layers = groups_by_layer(model)
-    was_training = model.training
-    model.eval()
     streams = Streams(model, share(batches))
     rows = share(held_out(batches))
     chosen: dict[str, float] = {}
-    try:
+    with evaluating(model):
         for layer in stage("Cutting and compensating", layers, unit="layers", show=progress):
             with rewritten(model, layer):
                 chosen |= cut_layer(model, layers[layer], kept, streams, rows, ridges)
                 if layer < len(layers_of(model)) - 1:
                     streams.pruned_step(layer)
-    finally:
-        model.train(was_training)
     return chosen
 
 

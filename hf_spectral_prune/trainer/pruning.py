@@ -152,6 +152,11 @@ class SpectralPruningCallback(ScoreTrackingCallback, ExportableState):
         self._train_dataloader = train_dataloader
         self._loading.close()
         self._check_ready(args, state, model)
+        if isinstance(_saved_states(state).get(type(self).__name__), list):
+            raise ValueError(
+                f"The Trainer has two callbacks of the class `{type(self).__name__}`, which would cut one model by two plans. "
+                "Take one away with `remove_callback`."
+            )
         self.check(args, model, processing_class)
         self._replacements.carry_over(optimizer)
         if not self._spread:  # what spreads over processes may give the optimizer parameters of its own

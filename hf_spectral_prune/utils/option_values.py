@@ -6,9 +6,12 @@ import functools
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from dataclasses import replace
+from typing import Any, TypeVar, get_type_hints
 
 from .types import Json
+
+Options = TypeVar("Options")
 
 
 @functools.cache
@@ -25,6 +28,21 @@ def masked(values: Json) -> Json:
         else (masked(value) if isinstance(value, dict) else value)
         for name, value in values.items()
     }
+
+
+def published(values: Any) -> Any:
+    """The same values for a report that is published: of absolute paths the last part. The folders above are nobody's concern."""
+    if isinstance(values, dict):
+        return {published(name): published(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [published(value) for value in values]
+    return os.path.basename(os.path.normpath(values)) if isinstance(values, str) and os.path.isabs(values) else values
+
+
+def at_fixed_paths(options: Options, *names: str) -> Options:
+    """A dataclass of options whose relative paths of these names start at the working directory as it is now."""
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return replace(options, **{name: os.path.abspath(os.path.expanduser(path)) for name, path in given.items()})  # type: ignore[type-var]
 
 
 _EXAMPLES = {

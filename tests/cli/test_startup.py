@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -53,6 +54,16 @@ def test_help_and_mistakes_are_answered_without_torch_or_transformers():
 def test_package_is_a_command():
     command = [sys.executable, "-m", "hf_spectral_prune", "--version"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"cria {__version__}\n"
+
+
+def test_ctrl_c_while_starting_is_one_line(tmp_path):
+    (tmp_path / "wrapt.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)")
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = ['cria', 'prune']\n"
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-c", f"{code}from hf_spectral_prune.cli import main; sys.exit(main())"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1), done.stderr
+    assert "Stopped by Ctrl-C" in done.stderr
 
 
 IMPORTS = """

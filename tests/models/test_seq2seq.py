@@ -18,7 +18,9 @@ from hf_spectral_prune.criteria import known_criteria
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import module_of, unit_groups
 from hf_spectral_prune.models.loading import load_model
+from hf_spectral_prune.models.losses import with_decoder_inputs
 from hf_spectral_prune.planning import choose_units
+from hf_spectral_prune.saving.reload import check_reloads
 from hf_spectral_prune.surgery import apply_plan, masked, settle_class
 
 ALIKE = {"mbart", "m2m_100", "mt5"}
@@ -135,6 +137,18 @@ def test_text_alone_calibrates_too(tokenizer):
     args = SpectralPruningArguments(target_reduction=0.3, round_to=4, min_ffn_units=4, disable_tqdm=True, max_seq_length=16)
     output = SpectralPruner(tiny_seq2seq("bart"), args, texts, processing_class=tokenizer).prune()
     assert num_parameters(output.model) == output.plan.parameters_after
+
+
+def test_configs_without_a_bos_token_are_read():
+    """As those of T5 are on the Hub."""
+    prefix, generating, sizes = SEQ2SEQ["t5"]
+    config = getattr(transformers, f"{prefix}Config")(vocab_size=64, eos_token_id=2, pad_token_id=0, **sizes)
+    assert not hasattr(config, "bos_token_id")
+    model = getattr(transformers, prefix + generating)(config).eval()
+    inputs = random_batch(2, 6)
+    given = with_decoder_inputs(model, inputs)["decoder_input_ids"]
+    assert torch.equal(given[:, 1:], inputs["input_ids"][:, :-1]) and given[:, 0].eq(0).all()
+    check_reloads(model)
 
 
 def test_rows_whose_answers_differ_in_length_are_padded():

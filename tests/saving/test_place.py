@@ -104,6 +104,24 @@ def test_a_place_is_kept_from_the_start_of_a_run_until_it_is_saved(tmp_path):
 # ---- what lies in the place
 
 
+def test_relative_folders_start_where_the_run_did(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    tiny_model().save_pretrained(tmp_path / "dense")
+    write(tmp_path / "dense" / "LICENSE")
+    monkeypatch.chdir(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained("dense")
+    options = {"save_strategy": "steps", "num_rounds": 1, "save_scores": "scores.json"}
+    pruner = make_pruner(Path("out"), during=lambda: os.chdir("elsewhere"), model=model, **options)
+    pruner.prune()
+    pruner.state.best_model_checkpoint = str(tmp_path / "out" / "checkpoint-1")
+    pruner.save_model()
+    assert names(tmp_path) == {"dense", "elsewhere", "out", "scores.json"} and not names(tmp_path / "elsewhere")
+    assert {"LICENSE", "model.safetensors"} <= names(tmp_path / "out")
+    # What is published tells of no folder of this machine.
+    for file in (tmp_path / "out").rglob("*"):
+        assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
+
+
 def test_what_came_into_the_folder_meanwhile_goes_along(tmp_path):
     out = tmp_path / "out"
     pruner = make_pruner(out, during=lambda: write(out / "notes.txt") and write(out / "runs" / "events"), save_strategy="steps")

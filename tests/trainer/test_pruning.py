@@ -311,6 +311,12 @@ def test_the_calibration_data_is_by_default_of_the_training_data(tmp_path):
     assert callback.plan.kept == pruner.plan().kept
 
 
+def test_two_callbacks_on_one_trainer_are_refused(batches, tmp_path):
+    callbacks = [SpectralPruningCallback(pruning_args(), batches) for _ in range(2)]
+    trainer = make_trainer(tiny_model(), tmp_path, callbacks)
+    refused(trainer.train, "two callbacks of the class `SpectralPruningCallback`", "`remove_callback`")
+
+
 def test_a_pruner_is_attached_to_a_trainer_in_a_line(tmp_path):
     trainer = make_trainer(tiny_model(), tmp_path)
     options = {"target_reduction": 0.3, "target_scope": "prunable", "units": "ffn", "round_to": 4, "min_ffn_units": 4}

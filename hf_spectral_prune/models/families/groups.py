@@ -150,7 +150,7 @@ def max_tokens(config: PreTrainedConfig) -> int | None:
     """Most tokens that a row of a model may have; None for a model without that limit."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is not None and family_of(config).positions_after_padding:
-        return positions - int(config.pad_token_id or 0) - 1
+        return positions - int(getattr(config, "pad_token_id", None) or 0) - 1
     return positions
 
 

@@ -18,6 +18,8 @@ from ...data.texts import CalibrationData
 from ...models.families import UnitGroup, layers_of, unit_groups
 from ...models.loading import without_quantisation_marks
 from ...models.losses import Batch, check_gradients, check_targets, predicts_next_token
+from ...models.modes import evaluating
+from ...utils.option_values import at_fixed_paths
 from ...utils.types import ProcessingClass
 from ...utils.words import listed
 from ..protocol import study_protocol
@@ -60,6 +62,8 @@ def ablate(
     if eval_dataset is None:
         raise ValueError("There is nothing to measure the damage on. Pass `eval_dataset`.")
     criteria = args.make_criteria()
+    args = at_fixed_paths(args, "output_dir")
+    assert args.output_dir is not None
     FOLDER.check(args.output_dir)
     without_quantisation_marks(model)
     groups = chosen_groups(model, args)
@@ -70,10 +74,9 @@ def ablate(
     batches = _checked_batches(model, held_out)
     protocol = study_protocol(model, calibration, held_out)
     FOLDER.open(args.output_dir, protocol, args.overwrite_output_dir)
-    was_training = model.training
-    try:
+    with evaluating(model):
         scored = score_criteria(
-            model.eval(),
+            model,
             criteria,
             args.units,
             groups,
@@ -85,8 +88,6 @@ def ablate(
         )
         samples = [(group, sample_units(group, args.units_per_layer, args.seed)) for group in groups]
         damage = list(measure_damage(model, samples, batches, args.output_dir, seed=args.seed, progress=not args.disable_tqdm))
-    finally:
-        model.train(was_training)
     options = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "overwrite_output_dir")}
     result = AblationResult(protocol, options, damage, scored)
     write_results(result, args.output_dir)

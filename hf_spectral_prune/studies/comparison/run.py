@@ -30,10 +30,12 @@ from ...evaluation.figures import held_out_figures, num_parameters
 from ...models.families import UnitGroup, unit_groups
 from ...models.loading import without_quantisation_marks
 from ...models.losses import Batch
+from ...models.modes import modes_kept
 from ...recovery.arguments import recovery_arguments
 from ...recovery.recover import lora_targets, recover
 from ...surgery import settle_class
 from ...surgery.plan import PruningPlan
+from ...utils.option_values import at_fixed_paths
 from ...utils.types import Collator, Json, ProcessingClass
 from ...utils.words import one_line
 from ..protocol import cell_key, study_protocol
@@ -119,6 +121,8 @@ def compare(
     if eval_dataset is None:
         raise ValueError("There is nothing to measure on. Pass `eval_dataset`.")
     cells = comparison_cells(args)
+    args = at_fixed_paths(args, "output_dir")
+    assert args.output_dir is not None
     FOLDER.check(args.output_dir)
     defaults = SpectralPruningArguments(seed=args.seeds[0])
     read = partial(read_labelled, processing_class=processing_class, model=model, args=defaults, data_collator=data_collator)
@@ -136,12 +140,9 @@ def compare(
     trains = any(recovery != "none" for recovery in args.recoveries)
     protocol = study_protocol(model, shared.calibration, shared.held_out, compute_metrics, train_dataset if trains else None)
     FOLDER.open(args.output_dir, protocol, args.overwrite_output_dir)
-    was_training = model.training
-    try:
+    with modes_kept(model):
         dense = _dense(shared, args.output_dir, cell_key(protocol, {"dense": True}))
         records = _run(shared, cells, protocol, args.output_dir, report)
-    finally:
-        model.train(was_training)
     labelled = [{"label": cell.label, **record} for cell, record in zip(cells, records, strict=True)]
     options = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "overwrite_output_dir")}
     comparison = Comparison(protocol, options, _main_metric(dense), dense, labelled)

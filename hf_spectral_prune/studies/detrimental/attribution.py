@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ...criteria.passes.interpolation import Integral, integrate, path_slopes, without_group
 from ...models.families import Signal, UnitGroup, unit_groups
 from ...models.losses import check_gradients, frozen
+from ...models.modes import evaluating
 from ...models.suffix import walk
 from ...utils.progress import stage
 
@@ -81,21 +82,16 @@ def attribute(
     check_gradients(model, otherwise="")
     groups = {group.layer: group for group in unit_groups(model, ["ffn"]) if group.layer in layers}
     rows = [context.to(model.device)[None] for context in contexts]
-    was_training = model.training
-    model.eval()
     found = {}
-    try:
-        with frozen(model), stage("Attributing", total=len(groups), unit="layers", show=progress) as bar:
-            with torch.no_grad():
-                whole = [float(confidence(model, ids)) for ids in rows]
-            runs = [partial(confidence, model, ids) for ids in rows]
-            for layer, given in walk(model, runs, last=max(groups)):
-                if layer in groups:
-                    limits = (steps, max_steps, tolerance)
-                    found[layer] = _layer(model, groups[layer], PATHS[weights], rows, given, whole, limits, batch_tokens)
-                    bar.update()
-    finally:
-        model.train(was_training)
+    with evaluating(model), frozen(model), stage("Attributing", total=len(groups), unit="layers", show=progress) as bar:
+        with torch.no_grad():
+            whole = [float(confidence(model, ids)) for ids in rows]
+        runs = [partial(confidence, model, ids) for ids in rows]
+        for layer, given in walk(model, runs, last=max(groups)):
+            if layer in groups:
+                limits = (steps, max_steps, tolerance)
+                found[layer] = _layer(model, groups[layer], PATHS[weights], rows, given, whole, limits, batch_tokens)
+                bar.update()
     return found
 
 

@@ -16,7 +16,7 @@ from ...data.texts import CalibrationData
 from ...evaluation.figures import num_parameters
 from ...models.families import family_of, max_tokens, module_of, unit_groups
 from ...models.families.llama import FAMILIES as LLAMA_FAMILIES
-from ...models.loading import without_quantisation_marks
+from ...models.loading import source_of, without_quantisation_marks
 from ...models.losses import check_gradients, predicts_next_token
 from ...planning import choose_units
 from ...saving.output import PruningOutput, StepCosts, circumstances
@@ -25,6 +25,7 @@ from ...saving.trainer_methods import TrainerMethods
 from ...surgery import apply_plan, fingerprint, settle_class
 from ...surgery.plan import PruningPlan
 from ...utils.environment import library_versions
+from ...utils.option_values import at_fixed_paths
 from ...utils.types import Json, Row
 from .arguments import DetrimentalArguments
 from .attribution import attribute
@@ -76,9 +77,9 @@ class DetrimentalNeuronPruner(TrainerMethods):
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
     ) -> None:
-        self.args = args or DetrimentalArguments()
+        self.args = at_fixed_paths(args or DetrimentalArguments(), "output_dir")
         self.model = without_quantisation_marks(model)
-        self.base_model = getattr(model.config, "_name_or_path", "") or None
+        self.base_model = source_of(model.config)
         self.processing_class = processing_class
         check_model(model)
         self.layers = _grid_layers(model, self.args)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from ...publishing.pruning_report import PruningReport
 from ...saving.output import Circumstances
 from ...surgery.plan import PruningPlan
+from ...utils.option_values import published
 from ...utils.types import Json
 from .arguments import DetrimentalArguments
 from .attribution import Attribution
@@ -137,8 +138,8 @@ def report(
         sizes={key: [size, len(plan.kept[key])] for key, size in plan.sizes.items()},
         metrics_before={} if before is None else {"before_accuracy": before.accuracy},
         metrics_after={} if after is None else {"after_accuracy": after.accuracy},
-        calibration=protocol.get("adaptation"),
-        evaluation=protocol.get("held_out"),
+        calibration=published(protocol.get("adaptation")),
+        evaluation=published(protocol.get("held_out")),
         detrimental={
             "layer": found.best.layer,
             "share": found.best.share,
@@ -160,7 +161,7 @@ def report(
         method=method_lines(found, held_out),
         sources=[SOURCE],
         notes=list(plan.notes),
-        arguments=args.to_dict(),
+        arguments=published(args.to_dict()),
         **circumstances,
     )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...models.modes import evaluating
 from ...utils.progress import stage
 from .tasks import Example
 
@@ -209,11 +210,7 @@ def evaluate(
     Raises:
         ValueError: see `outcome`.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         batches = stage("Evaluating choices", questions.batches, unit="batches", show=progress)
         parts = [log_probabilities(model, batch.to(model.device)) for batch in batches]
-    finally:
-        model.train(was_training)
     return outcome(questions, parts, normalisation)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...models.families import UnitGroup, unit_groups
+from ...models.modes import evaluating
 from ...models.suffix import starting_at, walk
 from ...surgery import masked
 from ...utils.progress import stage
@@ -84,9 +85,7 @@ def grid_search(
     grid = {layer: [num_removed(group, share, round_to) for share in shares] for layer, group in groups.items()}
     batches = [batch.to(model.device) for batch in questions.batches]
     runs = [partial(log_probabilities, model, batch) for batch in batches]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         whole = outcome(questions, [run() for run in runs], normalisation)
         points = [GridPoint(None, 0.0, 0, whole.accuracy, whole.label_log_probability)]
         with stage("Searching", total=len(grid) * len(shares), unit="cuts", show=progress) as bar:
@@ -101,8 +100,6 @@ def grid_search(
                     found = outcome(questions, parts, normalisation)
                     points.append(GridPoint(layer, share, removed, found.accuracy, found.label_log_probability))
                     bar.update()
-    finally:
-        model.train(was_training)
     return points
 
 

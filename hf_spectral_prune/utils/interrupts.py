@@ -1,0 +1,29 @@
+"""Ctrl-C in the first moments of the command, while modules are imported and no `try` of this package has begun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+def answer_while_starting() -> None:
+    """Where this process is the command itself, a Ctrl-C ends it in one line; nothing else imports the package under its name."""
+    started = os.path.basename((getattr(sys, "argv", None) or [""])[0])
+    if started in ("cria", "-m") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def raise_from_now_on() -> None:
+    """From here on a Ctrl-C is a `KeyboardInterrupt` again."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"cria: Stopped by Ctrl-C. Nothing was left half-written: start it again.\n")
+    os._exit(130)
