@@ -33,6 +33,7 @@ from .recovery.recover import check_blocks, lora_targets
 from .saving.folder import check_config, check_generation_options
 from .saving.place import check_output_dir
 from .saving.reload import check_reloads
+from .saving.scores_file import SharedScores
 from .saving.structure_proof import check_structure
 from .surgery import check_compensation, check_mistral, fingerprint, has_batch_norms
 from .surgery.settle import check_class
@@ -92,6 +93,8 @@ def check_arguments(args: object) -> SpectralPruningArguments:
     if args.target_reductions:
         raise ValueError("A run has one target. Pass `target_reductions` to `prune_to_targets`.")
     args = at_fixed_paths(args, "output_dir", "scores", "save_scores")  # a notebook may change its folder meanwhile
+    if args.save_scores is not None:
+        SharedScores.check_place(args.save_scores)
     training = json_option("training_args", args.training_args)
     if isinstance(training.get("output_dir"), str):
         args = replace(args, training_args=training | {"output_dir": os.path.abspath(training["output_dir"])})

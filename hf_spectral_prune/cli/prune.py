@@ -134,6 +134,8 @@ def _prune(args: SpectralPruningArguments, run: RunArguments, offload_folder: st
     if offload_folder is not None and (args.target_reductions or run.network_class is not None):
         what = "several targets" if args.target_reductions else "a plain network"
         raise ValueError(f"`offload_folder` is not for {what}, whose weights are all held in memory. Leave it out.")
+    if offload_folder is not None and Path(offload_folder).exists() and not Path(offload_folder).is_dir():
+        raise ValueError(f"`offload_folder` `{offload_folder}` is a file. Name a folder.")
     inputs = inputs_of(run)
     metric = metric_of(run)
     resume: str | Path | None = run.resume_from_checkpoint

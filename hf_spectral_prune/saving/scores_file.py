@@ -80,6 +80,24 @@ class SharedScores:
             ) from None
         return cls(found["scores"], found["damage"] or None, basis)
 
+    @classmethod
+    def check_place(cls, path: str | Path) -> None:
+        """Tells before the work of a file of scores that cannot be written, or would take the place of something else.
+
+        Raises:
+            ValueError: there is a folder, or a file that no run with `save_scores` wrote.
+        """
+        if Path(path).is_dir():
+            raise ValueError(f"`save_scores` `{path}` is a folder. Name a file in it, e.g. `{Path(path) / 'scores.npz'}`.")
+        if Path(path).exists():
+            try:
+                cls.load(path)
+            except (ValueError, OSError):
+                raise ValueError(
+                    f"`save_scores` `{path}` is there already and holds no scores of a run, so it is not replaced. Name "
+                    "another file."
+                ) from None
+
     def check(self, basis: Json, place: str) -> SharedScores:
         """These scores, if they are of this model, these data and options.
 

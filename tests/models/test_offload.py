@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.arguments import ModelArguments
+from hf_spectral_prune.cli import main
 from hf_spectral_prune.models.families import layers_of
 from hf_spectral_prune.models.loading import load_model
 from hf_spectral_prune.models.offload import is_offloaded, resident, rewritten
@@ -151,3 +152,13 @@ def test_layers_that_are_not_read_one_at_a_time_are_told_before_any_is(make, fam
     with pytest.raises(ValueError, match=f"`{family}`.*Leave `offload_folder` out"):
         load(tmp_path)
     assert not (tmp_path / "offload").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_before_any_work(tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path / "model")
+    (tmp_path / "file").write_text("kept")
+    capsys.readouterr()
+    words = ["prune", str(tmp_path / "model"), "--calibration", "self", "--output_dir", str(tmp_path / "out")]
+    assert main([*words, "--offload_folder", str(tmp_path / "file")]) == 2
+    assert "`offload_folder`" in (told := capsys.readouterr().err.strip()) and "\n" not in told
+    assert (tmp_path / "file").read_text() == "kept" and not (tmp_path / "out").exists()

@@ -147,3 +147,13 @@ def test_the_command_line_takes_several_fractions():
     words = ["m", "--target_reduction", "0.1", "0.2", "--units", "ffn"]
     assert _with_several_targets(words) == ["m", "--target_reductions", "0.1", "0.2", "--units", "ffn"]
     assert _with_several_targets(["--target_reduction", "0.1", "--seed", "1"]) == ["--target_reduction", "0.1", "--seed", "1"]
+
+
+def test_a_file_of_scores_takes_the_place_of_no_other_file(tmp_path, batches):
+    kept = tmp_path / "config.json"
+    kept.write_text("{}")
+    refused(lambda: SpectralPruner(tiny_model(), arguments(save_scores=str(kept)), batches), "`save_scores`", "not replaced")
+    refused(lambda: SpectralPruner(tiny_model(), arguments(save_scores=str(tmp_path)), batches), "`save_scores`", "is a folder")
+    assert kept.read_text() == "{}"
+    for _ in range(2):  # its own it may
+        SpectralPruner(tiny_model(), arguments(save_scores=str(tmp_path / "scores.npz"), target_reduction=0.2), batches).prune()
