@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,12 +15,15 @@ import hypothesis
 import pytest
 import torch
 import transformers
+from accelerate.utils import memory
 from forks import ForkServer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import hf_spectral_prune  # noqa: F401  (registers the Cria classes)
 from hf_spectral_prune.calibration import Moments
+from hf_spectral_prune.publishing.report.write import write_report
+from hf_spectral_prune.saving import folder as saving
 from hf_spectral_prune.saving import reload
 
 torch.set_num_threads(1)
@@ -133,10 +137,17 @@ def one_thread() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leaves what the libraries made at import to itself: accelerate collects garbage after every training, a third of a second
-    of walking through their objects each time."""
+    """Leaves what the libraries made at import to itself: walking through their objects takes a third of a second each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def garbage_is_collected_by_python_alone():
+    """accelerate collects it at the end of every training as well, which takes as long as the training of a tiny model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "gc", SimpleNamespace(collect=lambda: 0))
+        yield
 
 
 _BART_SIZES = {"d_model": 32, "max_position_embeddings": 128, "init_std": 0.15, "decoder_start_token_id": 2}
@@ -201,6 +212,22 @@ def self_checks_are_forked(forks):
     """Saved folders are reloaded in forked processes; `new_processes` is for tests of the process itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reload, "subprocess", forks)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def saved_folders_have_no_page():
+    """Drawing the report page and its plots is half of the work of saving a tiny model; `report_pages` is for tests of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "write_report", lambda folder: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def report_pages(saved_folders_have_no_page):
+    """Saved folders of the module have their page and plots, as users' have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "write_report", write_report)
         yield
 
 

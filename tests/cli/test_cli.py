@@ -35,6 +35,7 @@ def fails(capsys, words: list[str], *messages: str) -> None:
         assert message in lines[0]
 
 
+@pytest.mark.usefixtures("report_pages")
 def test_prune_writes_a_folder_that_loads(folder, capsys):
     assert main(["prune", *flags(folder)]) == 0
     assert "Held-out perplexity" in capsys.readouterr().out
@@ -44,6 +45,8 @@ def test_prune_writes_a_folder_that_loads(folder, capsys):
     assert report["self_check"]["plain"]["max_abs_diff"] == 0.0
     assert report["calibration"]["num_sequences"] == 8
     assert "held out" in report["evaluation"]["source"]
+    files = {path.name for path in (folder / "out").iterdir()}
+    assert files >= {"model.safetensors", "pruning_plan.json", "pruning_report.json", "report.html", "plots", "README.md"}
 
 
 def test_recipe_gives_the_values_and_flags_win(folder):

@@ -43,6 +43,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.usefixtures("report_pages")
 def test_command_line_prunes_a_folder_of_images_and_the_card_says_how_to_load_it(folder, capsys):
     assert main(["prune", *flags(folder)]) == 0
     printed = capsys.readouterr().out

@@ -93,6 +93,7 @@ def test_norms_may_be_those_of_the_producers_alone(batches):
         torch.testing.assert_close(found["producers"][group.key], expected.detach(), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.usefixtures("report_pages")
 @pytest.mark.parametrize("num_rounds", [1, 2])
 def test_report_card_and_page_have_the_bounds_of_the_plan(num_rounds, batches, tmp_path):
     model = tiny_model()

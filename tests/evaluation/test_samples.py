@@ -52,6 +52,7 @@ def test_only_texts_of_both_are_paired():
     assert paired({"a": "1", "b": "2"}, {"a": "3"}) == [{"text": "a", "before": "1", "after": "3"}]
 
 
+@pytest.mark.usefixtures("report_pages")
 def test_the_page_and_the_card_show_them_escaped(tokenizer, tmp_path):
     options = {"criterion": "magnitude", "compensation": "none", "self_check": False, "disable_tqdm": True, "round_to": 4}
     args = SpectralPruningArguments(output_dir=str(tmp_path / "out"), target_reduction=0.4, **options)

@@ -37,7 +37,7 @@ INPUTS = [(family, fault) for family, module in FAMILIES.items() for fault in mo
 LEAST = 600
 MOST_SECONDS, MOST_MEMORY = 60, 2**30
 # Of every family one input in so many is run by default, evenly spread; all are by `make test-slow`.
-ONE_IN = 8
+ONE_IN = 16
 # What a remedy begins with. An option or a recipe is mended by reading its name and its value.
 _VERBS = (
     "give|set|take|name|lower|raise|get|use|choose|correct|put|load|install|merge|resume|save|leave|prune|rename|fill|add|check"

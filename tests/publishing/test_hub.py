@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.publishing.saved_folder import file_digests
 
+pytestmark = pytest.mark.usefixtures("report_pages")
+
 TOKEN, READER, STRANGER = "hf_writes0123456789", "hf_reads0123456789", "hf_stranger0123456789"
 LOAD = """
 import torch, transformers

@@ -15,6 +15,8 @@ from products import only
 from hf_spectral_prune.cli import main
 from hf_spectral_prune.saving import checkpoint
 
+pytestmark = pytest.mark.usefixtures("report_pages")
+
 KILLS = 20
 # Whatever changes a folder, by the names of Python's audit events.
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree")
@@ -94,7 +96,7 @@ def whole(given, tmp_path_factory) -> tuple[dict[str, bytes], int]:
     return model_of(out), changes
 
 
-@pytest.mark.parametrize("point", only(range(0, KILLS, 4), range(KILLS)))
+@pytest.mark.parametrize("point", only(range(0, KILLS, 7), range(KILLS)))
 def test_a_run_that_was_killed_anywhere_ends_with_the_same_files(point, given, whole, tmp_path):
     files, changes = whole
     out = tmp_path / "the_result"

@@ -131,6 +131,7 @@ def test_what_came_into_the_folder_meanwhile_goes_along(tmp_path):
     assert not list(out.glob("checkpoint-*")) and names(tmp_path) == {"out"}
 
 
+@pytest.mark.usefixtures("report_pages")
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "plots"])
 def test_what_cannot_go_along_stays_and_the_model_is_kept_beside(name, tmp_path):
     out = tmp_path / "out"

@@ -18,6 +18,8 @@ from hf_spectral_prune.publishing.report.sections import _losses
 from hf_spectral_prune.publishing.report.write import write_report
 from hf_spectral_prune.studies.comparison.report import write_comparison_report
 
+pytestmark = pytest.mark.usefixtures("report_pages")
+
 SECTIONS = ["before-and-after", "widths", "scores", "spectrum", "rounds", "recovery", "cost", "settings"]
 HELD_OUT = [random_batch(4, 32, 9)]
 
@@ -124,7 +126,8 @@ def test_built_again_it_is_the_same_under_any_name(whole, tmp_path, capsys):
 
 @pytest.mark.parametrize("layers", [1, 40])
 def test_a_model_of_any_depth(layers, tmp_path):
-    page = read(pruned(tmp_path / "out", tiny_model(num_hidden_layers=layers), measured=False))
+    quick = {"compensation": "none", "allocation": "proportional"}
+    page = read(pruned(tmp_path / "out", tiny_model(num_hidden_layers=layers), measured=False, **quick))
     assert f"Bars of {layers} layers" in page.images[0]["aria-label"]
     assert f"Scores of the ffn neurons of {layers} layers" in page.images[1]["aria-label"]
 
@@ -141,8 +144,8 @@ def test_what_was_not_measured_is_said(tmp_path):
     [
         ("pruning_scores.json", None, ["scores", "spectrum"]),
         ("pruning_report.json", {"recovery": None}, ["recovery"]),
-        ("pruning_report.json", {"timings": {}}, ["cost"]),
-        ("pruner_state.json", {"log_history": []}, ["rounds"]),
+        pytest.param("pruning_report.json", {"timings": {}}, ["cost"], marks=pytest.mark.slow),
+        pytest.param("pruner_state.json", {"log_history": []}, ["rounds"], marks=pytest.mark.slow),
     ],
 )
 def test_a_section_without_data_is_left_out(file, entries, sections, folder):

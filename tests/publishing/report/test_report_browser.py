@@ -12,7 +12,7 @@ from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.studies.comparison import ComparisonArguments, compare
 from hf_spectral_prune.studies.comparison.report import write_comparison_report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("report_pages")]
 
 TINY = {"target_scope": "prunable", "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True}
 BATCHES = [random_batch(4, 32, seed) for seed in range(3)]
