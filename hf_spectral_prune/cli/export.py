@@ -32,7 +32,7 @@ class ONNXArguments:
 
 
 def _gguf(argv: Sequence[str]) -> None:
-    """Exports a Llama-type model folder to one GGUF file for llama.cpp, including the tokenizer; layers may differ in width."""
+    """Exports a model folder to one GGUF file for llama.cpp, including the tokenizer, if llama.cpp has its family."""
     folder, words = take_folder("export gguf", argv)
     (options,) = parse([GGUFArguments], "export gguf FOLDER", _gguf.__doc__ or "", words)
     file = _module("gguf").export_gguf(folder, options.output_file, options.outtype)
