@@ -16,7 +16,7 @@ from .criteria.fisher import INFORMATION
 from .data.texts import CalibrationData
 from .evaluation.figures import num_parameters
 from .models.distributed import of_first_process
-from .models.families import UnitGroup, family_of, unit_groups
+from .models.families import UnitGroup, family_of, text_config, unit_groups
 from .models.families.structure import structure_note
 from .models.losses import Batch, num_targets, single_sequences
 from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
@@ -106,18 +106,18 @@ def start(
 
 
 def _limits(model: PreTrainedModel, args: SpectralPruningArguments, target: Target) -> Limits:
-    config = model.config
+    config = text_config(model.config)
     round_to = args.round_to
     if round_to is None:
         round_to = alignment_for(target.groups, target.now - target.goal, uniform=args.layout == "uniform")
-    if family_of(config).traced:
+    if family_of(model.config).traced:
         return Limits(round_to, _min_units(args))
     free = args.layout == "per_layer" or args.stock_class == "mistral"
     heads = next((group for group in unit_groups(model, args.units) if group.kind == "heads"), None)
     if free or heads is None or config.is_heterogeneous:
         return Limits(round_to, _min_units(args), equal_heads=args.uniform_heads)
     per_group = config.num_attention_heads // heads.size
-    return Limits(round_to, _min_units(args), lambda count: stock_accepts_heads(config, count * per_group))
+    return Limits(round_to, _min_units(args), lambda count: stock_accepts_heads(model.config, count * per_group))
 
 
 def _min_units(args: SpectralPruningArguments) -> dict[str, int]:

@@ -304,6 +304,62 @@ TINY_SIZES = {
 }
 
 
+_SIZES = {name: value for name, value in TINY_SIZES.items() if not name.endswith("token_id")} | {"num_key_value_heads": 4}
+_EYES = _SIZES | {"image_size": 16, "patch_size": 4, "num_channels": 3, "num_attention_heads": 4}
+_QWEN_EYES = {"depth": 2, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2, "hidden_size": 32}
+_QWEN_TEXT = _SIZES | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]}}
+# Models that see images beside a text model: stock class prefix, config of their vision tower, of their text model, and the rest.
+SEEING = {
+    "llava": ("Llava", _EYES | {"model_type": "clip_vision_model"}, _SIZES | {"model_type": "llama"}, {}),
+    "gemma3": (
+        "Gemma3",
+        _EYES | {"model_type": "siglip_vision_model"},
+        _SIZES | {"head_dim": 4, "sliding_window": 8, "sliding_window_pattern": 2},
+        {"mm_tokens_per_image": 4, "boi_token_index": 7, "eoi_token_index": 8},
+    ),
+    "qwen2_vl": ("Qwen2VL", _QWEN_EYES | {"embed_dim": 32, "mlp_ratio": 2}, _QWEN_TEXT, {}),
+    "qwen2_5_vl": (
+        "Qwen2_5_VL",
+        _QWEN_EYES | {"out_hidden_size": 32, "intermediate_size": 24, "fullatt_block_indexes": [1], "window_size": 16},
+        _QWEN_TEXT,
+        {},
+    ),
+}
+# The token that stands for a piece of an image, and for a video.
+_IMAGE, _VIDEO = 5, 6
+
+
+def tiny_seeing(name: str) -> PreTrainedModel:
+    """A random model that sees images and writes, with weights large enough that every unit matters."""
+    prefix, eyes, text, more = SEEING[name]
+    tokens = {"image_token_id": _IMAGE, "image_token_index": _IMAGE, "video_token_id": _VIDEO}
+    tokens |= {"vision_start_token_id": 7, "vision_end_token_id": 8}
+    tokens = {field: value for field, value in tokens.items() if hasattr(getattr(transformers, f"{prefix}Config"), field)}
+    config = getattr(transformers, f"{prefix}Config")(vision_config=eyes, text_config=text, **tokens | more)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.15)
+    return model
+
+
+def image_text_batch(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Two texts of 20 tokens with an image of noise in each."""
+    name = model.config.model_type
+    ids, pieces = random_batch(2, 20)["input_ids"].clamp(min=10), 16 if name == "llava" else 4
+    ids[:, 0], ids[:, 1 : 1 + pieces], ids[:, 1 + pieces] = 7, _IMAGE, 8
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    generator = torch.Generator().manual_seed(0)
+    if name.startswith("qwen"):  # 16 patches an image, twice over in time; four of them make a piece
+        patches = torch.randn(32, 3 * 2 * 4 * 4, generator=generator)
+        grid = torch.tensor([[1, 4, 4]] * 2)
+        return batch | {"pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": (ids == _IMAGE).int()}
+    kinds = {"token_type_ids": (ids == _IMAGE).long()} if name == "gemma3" else {}
+    return batch | kinds | {"pixel_values": torch.randn(2, 3, 16, 16, generator=generator)}
+
+
 def tiny_encoder(family: str = "bert", *, task: str = "ForSequenceClassification", **fields) -> PreTrainedModel:
     """A random encoder with weights large enough that every unit matters: 3 layers, 24 neurons, 8 heads of size 4."""
     prefix, special = ENCODERS[family]

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..models.cria import auto_class_of
-from ..models.families import network_of
+from ..models.families import network_of, text_config
 from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
 from ..models.loading_report import is_pooler, named
@@ -52,12 +52,13 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         return {"pixel_values": torch.cat([image, -image])}
     generator = torch.Generator().manual_seed(0)
     # Not to the last position: RoBERTa's numbering begins behind its pad token.
-    length = min(64, (getattr(model.config, "max_position_embeddings", None) or 128) // 2)
+    config = text_config(model.config)
+    length = min(64, (getattr(config, "max_position_embeddings", None) or 128) // 2)
     task = auto_class_of(type(model))
     rows = (2, 2) if task == "AutoModelForMultipleChoice" else (2,)
     if task == "AutoModelForSequenceClassification" and getattr(model.config, "pad_token_id", None) is None:
         rows = (1,)
-    input_ids = torch.randint(0, model.config.vocab_size, (*rows, length), generator=generator)
+    input_ids = torch.randint(0, config.vocab_size, (*rows, length), generator=generator)
     # One pad token at most: sequence classifiers look for the last real one.
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     return with_decoder_inputs(model, inputs) if model.config.is_encoder_decoder else inputs

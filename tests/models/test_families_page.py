@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from conftest import ENCODERS, FAMILIES, FFN_ONLY, MOE, SEQ2SEQ
+from conftest import ENCODERS, FAMILIES, FFN_ONLY, MOE, SEEING, SEQ2SEQ
 from gguf import MODEL_ARCH_NAMES
 
 from hf_spectral_prune.models import families
 from hf_spectral_prune.models.families import Family
+from hf_spectral_prune.models.families.inside import HOLDERS
 from hf_spectral_prune.publishing.export import gguf_families
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -54,7 +55,8 @@ def in_gguf(family: Family) -> str:
 
 
 def table() -> str:
-    return HEAD + "".join(dict.fromkeys(row(family) for family in families.FAMILIES))
+    holders = [f"| `{name}` (its text model) | those of its text model | as its text model | none | no |\n" for name in HOLDERS]
+    return HEAD + "".join(dict.fromkeys([*(row(family) for family in families.FAMILIES), *holders]))
 
 
 def written(page: str) -> re.Match[str]:
@@ -69,8 +71,9 @@ def test_the_page_has_the_table_that_the_families_give():
 
 def test_every_family_of_text_is_in_the_tables_of_the_tests():
     tested = {name.split("-")[0].replace("_text", "") for name in (*FAMILIES, *FFN_ONLY, *MOE, *SEQ2SEQ, *ENCODERS)}
-    text = [family for family in families.FAMILIES if not family.traced and family.name != "vit"]
+    text = [family for family in families.FAMILIES if not (family.traced or family.inside) and family.name != "vit"]
     assert {family.name.split("-")[0].replace("_text", "") for family in text} == tested
+    assert {*HOLDERS, *(family.name for family in families.FAMILIES if family.inside)} == {*SEEING}
 
 
 if __name__ == "__main__":

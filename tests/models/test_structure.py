@@ -63,12 +63,12 @@ REFUSED = {
 # What else is refused, and the nearest way that is named.
 NEAREST = {
     "led": "a decoder alone (e.g. `llama`, `qwen3`)",
-    "llava": "pass `model.get_decoder()` to `SpectralPruner`",
     "mamba": "Take a decoder that is known",
     "mamba2": "a config field for the width of the FFN",
+    "mistral3": "pass `model.get_decoder()` to `SpectralPruner`",
     "mpt": "a config field for the width of the FFN",
     "phimoe": "It has experts, whose FFN needs a table: `mixtral`",
-    "qwen2_5_vl": "It holds a text model beside others (`qwen2_5_vl_text`)",
+    "qwen3_vl": "It holds a text model beside others (`qwen3_vl_text`)",
     "siglip_vision_model": "Of models that see images, `vit` and `resnet`",
     "swin": "Of models that see images, `vit` and `resnet`",
     "wav2vec2": "No model of speech is known",

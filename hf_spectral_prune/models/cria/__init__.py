@@ -26,6 +26,11 @@ AUTO_CLASSES = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    # These read images beside text, and end as encoder-decoders do.
+    "LlavaForConditionalGeneration": "AutoModelForImageTextToText",
+    "Gemma3ForConditionalGeneration": "AutoModelForImageTextToText",
+    "Qwen2VLForConditionalGeneration": "AutoModelForImageTextToText",
+    "Qwen2_5_VLForConditionalGeneration": "AutoModelForImageTextToText",
     "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
     "MTModel": "AutoModelForSeq2SeqLM",
     "EncoderModel": "AutoModelForTextEncoding",

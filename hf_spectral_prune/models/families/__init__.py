@@ -22,6 +22,8 @@ from .groups import (
     take,
     unit_groups,
 )
+from .inside import FAMILIES as _INSIDE_FAMILIES
+from .inside import text_config
 from .llama import FAMILIES as _LLAMA_FAMILIES
 from .seq2seq import FAMILIES as _SEQ2SEQ_FAMILIES
 from .vit import FAMILIES as _VIT_FAMILIES
@@ -31,6 +33,7 @@ FAMILIES: tuple[Family, ...] = (
     *_DECODER_FAMILIES,
     *_FFN_FAMILIES,
     *_EXPERT_FAMILIES,
+    *_INSIDE_FAMILIES,
     *_ENCODER_FAMILIES,
     *_SEQ2SEQ_FAMILIES,
     *_VIT_FAMILIES,
@@ -59,5 +62,6 @@ __all__ = [
     "row_of",
     "stack_of",
     "take",
+    "text_config",
     "unit_groups",
 ]

@@ -168,6 +168,7 @@ class Family:
         when: (config field, value) pairs of the models that this table describes, where a type has several.
         tuple_layers: a layer gives a tuple, whose first entry is the hidden states.
         by_structure: there is no table for the type; this one was read off the modules (`structure.py`).
+        inside: the layers are those of a text model inside of a larger one, and their sizes are in the text part of its config.
         traced: the units are channels, found by tracing the module graph (`tracing.py`) instead of by a table.
     """
 
@@ -183,6 +184,7 @@ class Family:
     when: tuple[tuple[str, object], ...] = ()
     tuple_layers: bool = False
     by_structure: bool = False
+    inside: bool = False
     traced: bool = False
     decoder: str = ""
 

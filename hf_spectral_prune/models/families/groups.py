@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from ..cria.channels import MATRICES, VECTORS, widths_of
 from .base import Family, Slice, UnitGroup, UnitKind, network_of
 from .experts import split_experts
+from .inside import HOLDERS, family_inside, text_config
 from .refusal import SPEECH, refusal
 from .structure import family_by_structure
 
@@ -40,6 +41,8 @@ def family_of(config: PreTrainedConfig) -> Family:
             return family
     text = config.get_text_config()
     if text is not config and text.model_type in known:
+        if config.model_type in HOLDERS:
+            return family_inside(config, family_of(text))
         raise ValueError(
             f"Model type `{config.model_type}` holds more than a text model, and only that one (`{text.model_type}`) can be "
             "pruned: pass `model.get_decoder()` to `SpectralPruner` with a uniform layout, which cuts it in place, and save the "
@@ -148,7 +151,7 @@ def _block_index(rows: int, size: int, num_blocks: int) -> torch.Tensor:
 
 def max_tokens(config: PreTrainedConfig) -> int | None:
     """Most tokens that a row of a model may have; None for a model without that limit."""
-    positions: int | None = getattr(config, "max_position_embeddings", None)
+    positions: int | None = getattr(text_config(config), "max_position_embeddings", None)
     if positions is not None and family_of(config).positions_after_padding:
         return positions - int(getattr(config, "pad_token_id", None) or 0) - 1
     return positions
@@ -159,7 +162,8 @@ def layer_field(config: PreTrainedConfig, layer: int, name: str) -> Any:
 
     None where a stock config has no such field, as BLOOM's has none for the width of the FFN.
     """
-    source = config.per_layer_config[layer] if config.is_heterogeneous else config
+    sizes = text_config(config)
+    source = sizes.per_layer_config[layer] if sizes.is_heterogeneous else sizes
     return getattr(source, name) if family_of(config).stock_ffn is None else getattr(source, name, None)
 
 

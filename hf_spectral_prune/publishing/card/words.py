@@ -19,6 +19,10 @@ from . import tables as card_tables
 from .markdown import code, string
 
 _PIPELINES = {
+    "LlavaForConditionalGeneration": "image-text-to-text",
+    "Gemma3ForConditionalGeneration": "image-text-to-text",
+    "Qwen2VLForConditionalGeneration": "image-text-to-text",
+    "Qwen2_5_VLForConditionalGeneration": "image-text-to-text",
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
     "ForSequenceClassification": "text-classification",
@@ -342,6 +346,8 @@ def usage_code(saved: SavedFolder) -> str:
 
 
 def _processor(saved: SavedFolder) -> list[str]:
+    if pipeline_tag(saved) == "image-text-to-text" and (saved.path / "preprocessor_config.json").is_file():
+        return ["AutoProcessor"]
     if (saved.path / "tokenizer_config.json").is_file():
         return ["AutoTokenizer"]
     return ["AutoImageProcessor"] if (saved.path / "preprocessor_config.json").is_file() else []
