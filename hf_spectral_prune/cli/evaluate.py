@@ -67,8 +67,9 @@ def _held_out(inputs: Inputs, run: RunArguments, model: PreTrainedModel, process
         _, held_out = inputs.load_data(run, model, processing, _SEED)
     if held_out is None:
         raise ValueError(
-            "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file` "
-            "(images: `--eval_image_dir`; a plain network: `--eval_tensors_file`)."
+            "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file`, "
+            "and `--label_column` for a model that needs labels (images: `--eval_image_dir`; a plain network: "
+            "`--eval_tensors_file`)."
         )
     return held_out
 

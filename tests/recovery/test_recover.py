@@ -368,6 +368,7 @@ def test_a_frozen_model_is_told_before_the_cut(batches):
         (Dataset.from_dict({"input_ids": []}), "has no rows"),
         (Dataset.from_dict({"input_ids": [[5, 6, 7]]}), "one row, and none can be held out"),
         (Dataset.from_dict({"input_ids": [[5, 6, 10**6]] * 4}), "beyond the model's embedding"),
+        (Dataset.from_dict({"input_ids": [[5, 6] * 2000] * 4}), "has 4000 tokens, and the model takes at most"),
         ((row for row in ({"input_ids": [5, 6, 7]},)), "is a generator"),
         ([random_batch(4), random_batch(4)], "nested `input_ids`"),
     ],
