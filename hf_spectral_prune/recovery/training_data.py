@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -67,14 +67,15 @@ def checked_rows(
     first = _first_of(rows)
     options = replace(args, num_calibration_samples=max(1, len(first)))
     most = max_tokens(model.config)
+    for row in first:  # the collator of calibration data would cut them off; the training does not
+        length = len(row["input_ids"]) if isinstance(row, Mapping) and "input_ids" in row else 0
+        if most is not None and length > most:
+            raise ValueError(
+                f"A row of `train_dataset` has {length} tokens, and the model takes at most {most}. Cut the rows at that length."
+            )
     for batch in read_data(first, processing_class, model, options, "train_dataset", data_collator):
         if needs_targets:
             check_targets(model, batch)
-        if most is not None and "input_ids" in batch and batch["input_ids"].shape[-1] > most:
-            raise ValueError(
-                f"A row of `train_dataset` has {batch['input_ids'].shape[-1]} tokens, and the model takes at most {most}. Cut "
-                "the rows at that length."
-            )
     if data_collator is None and predicts_next_token(model):
         tokenizer = processing_class if isinstance(processing_class, PreTrainedTokenizerBase) else None
         causal_collator(tokenizer)(list(first))  # as the training will: batches are no rows
