@@ -82,7 +82,10 @@ def _read_shape(folder: Path, config: PreTrainedConfig) -> tuple[str, Shape]:
         raise ValueError(_not_to_gguf(config, architecture))
     row = FAMILIES[family]
     if not architecture.endswith(row.classes):
-        raise ValueError(f"`{folder}` holds a `{architecture}`; of this family `...{row.classes}` goes to GGUF only.")
+        raise ValueError(
+            f"`{folder}` holds a `{architecture}`; of this family `...{row.classes}` goes to GGUF only. Take a folder of that, "
+            "or try `cria export onnx`."
+        )
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in row.activations:
         raise ValueError(
