@@ -48,9 +48,10 @@ def divergence(
 ) -> float:
     """KL divergence of what the dense model says from what it would say if cut to the units `kept` and repaired.
 
-    In nats, the mean over the positions (or classes of a row) of rows that the repair was not fitted on. Of the outputs rather
-    than of the text's own tokens: see arXiv:2503.09657, where a search by text loss lowered perplexity and accuracy alike. One
-    layer is copied at a time; the model is as before afterwards.
+    In nats, the mean over the positions (or classes of a row) of every fourth row. By these rows a layer's correction is taken or
+    left; the correction itself is of all rows, as in the cut that follows. Of the outputs rather than of the text's own tokens:
+    see arXiv:2503.09657, where a search by text loss lowered perplexity and accuracy alike. One layer is copied at a time; the
+    model is as before afterwards.
 
     Args:
         kept: {group key: indices}; groups without an entry stay whole.
