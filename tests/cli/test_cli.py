@@ -93,7 +93,7 @@ def test_a_split_of_its_own_is_measured_on(folder):
     more = {"calibration_file": None, "dataset_name": folder / "data", "eval_split": "test", "num_eval_samples": 4}
     assert main(["prune", *flags(folder, **more)]) == 0
     protocol = json.loads((folder / "out" / "pruning_report.json").read_text())["evaluation"]
-    assert protocol["source"] == f"{folder / 'data'}:test"
+    assert protocol["source"] == "data:test"
     assert protocol["num_sequences"] == 4
 
 
@@ -359,12 +359,13 @@ def test_unknown_family_is_told(folder, capsys, tokenizer):
     fails(capsys, ["prune", *flags(folder, model_name_or_path=folder / "mamba")], "`mamba`", "known family")
 
 
-def test_model_whose_text_part_alone_could_be_pruned_is_told(folder, capsys):
-    from transformers import Gemma3Config
+def test_model_whose_text_part_alone_could_be_pruned_is_told(folder, tokenizer, capsys):
+    from transformers import PaliGemmaConfig
 
-    Gemma3Config().save_pretrained(folder / "gemma3")
-    save_file({"weight": torch.zeros(1)}, folder / "gemma3" / "model.safetensors")
-    fails(capsys, ["prune", *flags(folder, model_name_or_path=folder / "gemma3")], "`gemma3`", "`gemma3_text`", "in place")
+    PaliGemmaConfig().save_pretrained(folder / "whole")
+    tokenizer.save_pretrained(folder / "whole")
+    save_file({"weight": torch.zeros(1)}, folder / "whole" / "model.safetensors")
+    fails(capsys, ["prune", *flags(folder, model_name_or_path=folder / "whole")], "`paligemma`", "`gemma`", "get_decoder()")
 
 
 @pytest.mark.parametrize("layout", only(["per_layer"], ["uniform", "per_layer"]))
