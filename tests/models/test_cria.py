@@ -59,10 +59,11 @@ assert not [name for name in sys.modules if name.startswith("hf_spectral_prune.m
 
 
 @pytest.mark.parametrize("first", only(["transformers"], ["hf_spectral_prune", "transformers"]))
-def test_class_is_loaded_when_it_is_first_needed(first):
+def test_class_is_loaded_when_it_is_first_needed(first, forks):
     imports = ["import hf_spectral_prune", "from transformers import AutoModelForCausalLM"]
     code = IN_A_FRESH_PROCESS.format(imports="; ".join(imports if first == "hf_spectral_prune" else reversed(imports)))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = subprocess.run if first == "hf_spectral_prune" else forks.run  # which has imported transformers
+    done = run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -77,7 +78,7 @@ def test_what_stands_for_a_config_class_acts_like_it(monkeypatch):
     assert pickle.loads(pickle.dumps(CONFIG_MAPPING))["cria_llama"] is real
 
 
-def test_unpickled_model_is_known_and_ships_its_code(tmp_path):
+def test_unpickled_model_is_known_and_ships_its_code(forks, tmp_path):
     config = tiny_model().config.to_dict() | {"per_layer_config": {1: {"intermediate_size": 8}}}
     del config["model_type"]
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model("cria_llama", **config))
@@ -88,5 +89,6 @@ from pathlib import Path
 model = pickle.loads(Path({str(tmp_path / "model.pkl")!r}).read_bytes())
 model.save_pretrained({str(tmp_path / "out")!r})
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = forks.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert {"cria_llama.py", "narrowing.py"} <= {path.name for path in (tmp_path / "out").iterdir()}

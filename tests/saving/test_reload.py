@@ -107,9 +107,9 @@ def run_fresh(folder: Path, scratch: Path, mode: str, run=subprocess.run) -> tup
     ],
 )
 def test_fresh_process_gives_the_same_logits_bit_for_bit(family, layout, mode, batches, forks, tmp_path):
-    """Llama in an interpreter that starts anew; the other families in one that has imported torch already."""
+    """One folder a layout in an interpreter that starts anew; the others in one that has imported torch already."""
     pruner = pruned(tmp_path, family, batches, layout=layout, self_check=False)
-    run = subprocess.run if family.startswith("llama") else forks.run
+    run = subprocess.run if (family, mode) in (("llama", "plain"), ("llama", "remote")) else forks.run
     name, result = run_fresh(tmp_path / "out", tmp_path, mode, run)
     assert name == type(pruner.model).__name__
     assert torch.equal(result["logits"], logits(pruner.model, random_batch()))
@@ -126,7 +126,7 @@ def test_a_trainer_saves_a_folder_that_stands_alone(family, batches, forks, tmp_
     assert torch.equal(result["logits"], logits(pruner.model, random_batch()))
 
 
-def test_bias_repaired_mistral_needs_and_gets_a_cria_class(new_processes, batches, tmp_path):
+def test_bias_repaired_mistral_needs_and_gets_a_cria_class(batches, tmp_path):
     pruner = pruned(tmp_path, "mistral", batches, layout="per_layer", compensation="bias")
     assert pruner.model.config.consumer_bias == ["mlp.down_proj", "self_attn.o_proj"]
     report = json.loads((tmp_path / "out" / "pruning_report.json").read_text())
