@@ -18,6 +18,7 @@ import gzip
 import json
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,51 @@ def run_cell(
     }
 
 
+def run_missing(
+    output: Path,
+    splits: Any,
+    seeds: Sequence[int],
+    axes: dict[str, Sequence[Any]],
+    protocol: dict[str, Any],
+    run: Callable[..., dict[str, Any]],
+) -> dict[str, Any]:
+    """Runs the cells that the output file lacks, and writes it after each one.
+
+    Args:
+        splits: training and test data.
+        axes: {name: values} of a cell beside its seed.
+        protocol: what is told beside model, training, calibration and measure.
+        run: figures of a cell; gets the seed's dense network and calibration data, then the cell's values and seed by name.
+    """
+    results: dict[str, Any] = {"dense": {}, "cells": []}
+    if output.is_file():
+        results = json.loads(output.read_text())
+    results["protocol"] = {
+        "model": "784-300-100-10, ReLU; one network a seed",
+        "training": TRAINING,
+        "calibration": f"{NUM_CALIBRATION} training images",
+        **protocol,
+        "measured": "accuracy in per cent on the 10,000 test images (binomial standard error about 0.13 points at 98 %)",
+    }
+    results["machine"], results["versions"] = machine(), library_versions()
+    done = [{name: cell[name] for name in (*axes, "seed")} for cell in results["cells"]]
+    cells = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    for seed in seeds:
+        todo = [cell | {"seed": seed} for cell in cells if cell | {"seed": seed} not in done]
+        if not todo:
+            continue
+        dense = trained(splits[0], seed)
+        results["dense"][str(seed)] = round(accuracy(dense, splits[1]), 2)
+        print(f"seed {seed}: dense {results['dense'][str(seed)]} %", flush=True)
+        calibration = build_images(splits[0], num_samples=NUM_CALIBRATION, batch_size=128, seed=seed, name="MNIST train")
+        for cell in todo:
+            results["cells"].append(cell | run(dense, calibration, **cell))
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_text(output, json.dumps(results, indent=1) + "\n")
+            print(results["cells"][-1], flush=True)
+    return results
+
+
 def print_table(results: dict[str, Any]) -> None:
     """Mean and standard deviation over the seeds, in per cent."""
     dense = list(results["dense"].values())
@@ -186,35 +232,17 @@ def main() -> None:
     if options.export is not None:
         export(options.export, trained(splits[0], options.seeds[0]), splits)
         return
-    results: dict[str, Any] = {"dense": {}, "cells": []}
-    if options.output.is_file():
-        results = json.loads(options.output.read_text())
-    results["protocol"] = {
-        "model": "784-300-100-10, ReLU; one network a seed",
-        "training": TRAINING,
-        "calibration": f"{NUM_CALIBRATION} training images",
+    protocol = {
         "recovery": f"{options.recovery_steps} steps of {TRAINING['batch_size']} images, Adam, learning rate "
         f"{options.recovery_rate} falling linearly to 0",
-        "measured": "accuracy in per cent on the 10,000 test images (binomial standard error about 0.13 points at 98 %)",
         "published_ndp": {"at weight sparsity": PUBLISHED_NDP},
     }
-    results["machine"], results["versions"] = machine(), library_versions()
-    done = {(cell["criterion"], cell["sparsity"], cell["seed"]) for cell in results["cells"]}
-    for seed in options.seeds:
-        todo = [(s, c) for s, c in product(SPARSITIES, CRITERIA) if (c, s, seed) not in done]
-        if not todo:
-            continue
-        dense = trained(splits[0], seed)
-        results["dense"][str(seed)] = round(accuracy(dense, splits[1]), 2)
-        print(f"seed {seed}: dense {results['dense'][str(seed)]} %", flush=True)
-        calibration = build_images(splits[0], num_samples=NUM_CALIBRATION, batch_size=128, seed=seed, name="MNIST train")
-        for sparsity, criterion in todo:
-            cell = run_cell(dense, calibration, splits, criterion, sparsity, seed, options)
-            results["cells"].append({"criterion": criterion, "sparsity": sparsity, "seed": seed, **cell})
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            write_text(options.output, json.dumps(results, indent=1) + "\n")
-            print(criterion, sparsity, seed, cell, flush=True)
-    print_table(results)
+    axes = {"sparsity": SPARSITIES, "criterion": CRITERIA}
+
+    def run(dense: MLP, calibration: CalibrationData, criterion: str, sparsity: float, seed: int) -> dict[str, Any]:
+        return run_cell(dense, calibration, splits, criterion, sparsity, seed, options)
+
+    print_table(run_missing(options.output, splits, options.seeds, axes, protocol, run))
 
 
 if __name__ == "__main__":

@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from mnist_mlp import NUM_CALIBRATION, PUBLISHED_NDP, TRAINING, accuracy, read_split, train, trained
+from mnist_mlp import PUBLISHED_NDP, TRAINING, accuracy, read_split, run_missing, train
 from torch import nn
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.data.images import build_images
 from hf_spectral_prune.data.texts import CalibrationData
 from hf_spectral_prune.evaluation.figures import num_parameters
-from hf_spectral_prune.utils.environment import library_versions, machine
-from hf_spectral_prune.utils.files import write_text
 
 SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 METHODS: dict[str, dict[str, Any]] = {
@@ -83,32 +78,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     splits = read_split(options.mnist, "train"), read_split(options.mnist, "t10k")
-    results: dict[str, Any] = {"dense": {}, "cells": []}
-    if options.output.is_file():
-        results = json.loads(options.output.read_text())
-    results["protocol"] = {
-        "model": "784-300-100-10, ReLU; one network a seed",
-        "training": TRAINING,
-        "calibration": f"{NUM_CALIBRATION} training images",
+    protocol = {
         "pruning": "share of all parameters; neurons of both hidden layers ranked together, one round",
         "recovery": f"{options.recovery_steps} steps of {TRAINING['batch_size']}, Adam, rate 1e-3 falling linearly to 0",
-        "measured": "accuracy in per cent on the 10,000 test images (binomial standard error about 0.13 points at 98 %)",
     }
-    results["machine"], results["versions"] = machine(), library_versions()
-    done = {(cell["method"], cell["share"], cell["seed"]) for cell in results["cells"]}
-    for seed in options.seeds:
-        todo = [(share, method) for share, method in product(SHARES, METHODS) if (method, share, seed) not in done]
-        if not todo:
-            continue
-        dense = trained(splits[0], seed)
-        results["dense"][str(seed)] = round(accuracy(dense, splits[1]), 2)
-        calibration = build_images(splits[0], num_samples=NUM_CALIBRATION, batch_size=128, seed=seed, name="MNIST train")
-        for share, method in todo:
-            cell = run_cell(dense, calibration, splits, method, share, seed, options.recovery_steps)
-            results["cells"].append({"method": method, "share": share, "seed": seed, **cell})
-            write_text(options.output, json.dumps(results, indent=1) + "\n")
-            print(results["cells"][-1], flush=True)
-    print(table(results))
+
+    def run(dense: nn.Module, calibration: CalibrationData, method: str, share: float, seed: int) -> dict[str, Any]:
+        return run_cell(dense, calibration, splits, method, share, seed, options.recovery_steps)
+
+    axes = {"share": SHARES, "method": tuple(METHODS)}
+    print(table(run_missing(options.output, splits, options.seeds, axes, protocol, run)))
 
 
 if __name__ == "__main__":
