@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import uuid
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, set_module_tensor_to_device
+from filelock import SoftFileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -27,6 +29,8 @@ from transformers import PreTrainedModel
 from .families import layers_of
 
 _FOLDER = "_folder_of_cut_layers"
+# Seconds to wait for another run's lock; a moment is enough to take over that of a process that has died.
+_PATIENCE = 0.5
 
 
 def is_offloaded(model: nn.Module) -> bool:
@@ -137,13 +141,29 @@ def _loader(hook: AlignDevicesHook) -> OffloadedWeightsLoader:
 
 
 def _folder(model: PreTrainedModel, loader: OffloadedWeightsLoader) -> Path:
-    """Where cut layers of a model are written, inside of its `offload_folder` if it has one; it goes with the model."""
+    """Where cut layers of a model are written, inside of its `offload_folder` if it has one; it goes with the model.
+
+    A lock beside it says whose it is: what a killed process left there goes.
+    """
     if _FOLDER not in vars(model):
-        folder = tempfile.mkdtemp(prefix="cut-layers-", dir=loader.save_folder)
-        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-        vars(model)[_FOLDER] = Path(folder)
+        place = Path(loader.save_folder or tempfile.gettempdir())
+        for left in place.glob("cut-layers-*/"):
+            lock = SoftFileLock(f"{left}.lock")
+            with suppress(Timeout, OSError), lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 10):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = place / f"cut-layers-{uuid.uuid4().hex[:8]}"
+        lock = SoftFileLock(f"{folder}.lock", thread_local=False)
+        lock.acquire()
+        folder.mkdir(mode=0o700)
+        weakref.finalize(model, _discard, folder, lock)
+        vars(model)[_FOLDER] = folder
     found: Path = vars(model)[_FOLDER]
     return found
+
+
+def _discard(folder: Path, lock: SoftFileLock) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
 
 
 __all__ = ["is_offloaded", "layers_on_disk", "resident", "rewritten"]

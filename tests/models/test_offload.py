@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,10 +89,26 @@ def test_what_is_changed_is_read_from_then_on_and_goes_with_the_model(tmp_path):
         assert not layer.get_parameter(name).any()
     assert layer.get_parameter(name).is_meta
     assert load(tmp_path).get_submodule("model.layers.1.mlp.down_proj")(torch.ones(1, 24)).any()
-    assert len(list((tmp_path / "offload").iterdir())) == 1
+    assert len(list((tmp_path / "offload").glob("cut-layers-*/"))) == 1
     del model, layer
     gc.collect()
     assert not list((tmp_path / "offload").iterdir())
+
+
+def test_what_a_killed_run_left_goes_and_what_another_writes_stays(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "dense")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name, process in (("killed", dead.pid), ("running", os.getpid())):
+        (tmp_path / "offload" / f"cut-layers-{name}").mkdir(parents=True)
+        (tmp_path / "offload" / f"cut-layers-{name}" / "0.safetensors").write_bytes(b"0")
+        (tmp_path / "offload" / f"cut-layers-{name}.lock").write_text(f"{process}\n{socket.gethostname()}\n")
+    model = load(tmp_path)
+    with rewritten(model, 1):
+        pass
+    del model
+    gc.collect()
+    assert {path.name for path in (tmp_path / "offload").iterdir()} == {"cut-layers-running", "cut-layers-running.lock"}
 
 
 @pytest.mark.parametrize(
