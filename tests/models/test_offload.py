@@ -128,14 +128,16 @@ def test_what_needs_all_weights_is_refused_before_work(options, told, tmp_path, 
     refused(lambda: SpectralPruner(model, SpectralPruningArguments(**OPTIONS | options), batches), told, "lie on the disk")
 
 
+GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 WIDE = {"hidden_size": 1024, "intermediate_size": 512, "num_hidden_layers": 40, "head_dim": 64}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_a_model_twice_the_memory_is_pruned_as_in_memory(tmp_path, tokenizer, forks):
+def test_a_model_twice_the_memory_is_pruned_as_in_memory(tmp_path, tokenizer):
     """The limit is on private memory, in which weights that are mapped from their files do not count; that it is kept shows where
-    it is too small for a single layer."""
+    it is too small for a single layer. glibc is told to give back what is freed: the gaps of its heap took 60 to 270 MiB by
+    chance."""
     model = tiny_model(**WIDE)
     size = sum(value.nbytes for value in model.parameters())
     headroom = size // 2 // 2**20
@@ -151,8 +153,9 @@ def test_a_model_twice_the_memory_is_pruned_as_in_memory(tmp_path, tokenizer, fo
         command = [sys.executable, str(Path(__file__).parents[1] / "larger_than_memory.py"), str(room), "prune", *words]
         log = tmp_path / f"{name}.log"
         with log.open("w") as output:
-            code = forks.start([*command, "--output_dir", str(tmp_path / name)], stdout=output, stderr=output).wait()
-        return code, log.read_text()
+            command += ["--output_dir", str(tmp_path / name)]
+            done = subprocess.run(command, stdout=output, stderr=output, check=False, env=os.environ | GIVING_BACK)
+        return done.returncode, log.read_text()
 
     del model
     assert prune("killed", 16, offload_folder=tmp_path / "killed_offload")[0] == KILLED
