@@ -48,7 +48,7 @@ from hf_spectral_prune.data.texts import CalibrationData, build_calibration
 from hf_spectral_prune.evaluation.figures import num_parameters, task_metrics
 from hf_spectral_prune.recovery.recover import RecoveryArguments, recover
 from hf_spectral_prune.surgery import settle_class
-from hf_spectral_prune.utils.environment import library_versions, machine
+from hf_spectral_prune.utils.environment import emulates, library_versions, machine
 
 CRITERIA = ("spectral", "energy", "magnitude", "random")
 MAX_LENGTH = 64
@@ -67,7 +67,7 @@ NUM_CALIBRATION, NUM_ALLOCATION = 1024, 256
 RECOVERY = RecoveryArguments(method="distill", distill_alpha=1.0, distill_hidden_weight=100.0)
 LEARNING_RATE = 1e-4
 # Without instructions for it, a CPU takes ten times as long in bfloat16.
-BF16 = torch.accelerator.is_available() or any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+BF16 = torch.accelerator.is_available() or not emulates(torch.bfloat16)
 
 
 def read_rows(file: Path, tokenizer: Any) -> list[dict[str, Any]]:

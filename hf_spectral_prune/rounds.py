@@ -16,7 +16,7 @@ from .criteria.fisher import INFORMATION
 from .data.texts import CalibrationData
 from .evaluation.figures import num_parameters
 from .models.distributed import of_first_process
-from .models.families import UnitGroup, family_of, text_config, unit_groups
+from .models.families import UnitGroup, family_of, unit_groups
 from .models.families.structure import structure_note
 from .models.losses import Batch, num_targets, single_sequences
 from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
@@ -106,7 +106,7 @@ def start(
 
 
 def _limits(model: PreTrainedModel, args: SpectralPruningArguments, target: Target) -> Limits:
-    config = text_config(model.config)
+    config = model.config.get_text_config()
     round_to = args.round_to
     if round_to is None:
         round_to = alignment_for(target.groups, target.now - target.goal, uniform=args.layout == "uniform")

@@ -14,7 +14,10 @@ from conftest import encoder_batch, random_batch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune import PruningPlan, SpectralPruner, SpectralPruningArguments
+from hf_spectral_prune.evaluation.figures import num_parameters
+from hf_spectral_prune.models.families import unit_groups
+from hf_spectral_prune.planning import choose_units
 
 CORPUS = [
     "The 3 quick brown foxes jumped over 12,345 lazy dogs; weren't they quick? HELLO Hello hello, I'LL say.",
@@ -154,3 +157,16 @@ class LlamaCpp:
             assert told["id"] == ids[at]
             total += told["logprob"]
         return total / (len(ids) - 1)
+
+
+# Kept of each kind of unit by `random_plan`.
+CUT = {"ffn": 16, "shared_ffn": 8, "decoder_ffn": 8, "heads": 2}
+
+
+def random_plan(model: PreTrainedModel, seed: int = 0, sizes: dict[str, int] | None = None) -> PruningPlan:
+    """Units drawn at random, of each kind as many as `sizes` says (`CUT`)."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = unit_groups(model)
+    scores = {group.key: torch.rand(group.size, generator=generator) for group in groups}
+    kept = {group.key: (sizes or CUT)[group.kind] for group in groups}
+    return choose_units(groups, scores, kept, num_parameters(model), model_type=model.config.model_type)

@@ -26,11 +26,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..utils.files import LOCK_PATIENCE
 from .families import layers_of
 
 _FOLDER = "_folder_of_cut_layers"
-# Seconds to wait for another run's lock; a moment is enough to take over that of a process that has died.
-_PATIENCE = 0.5
 
 
 def is_offloaded(model: nn.Module) -> bool:
@@ -149,7 +148,7 @@ def _folder(model: PreTrainedModel, loader: OffloadedWeightsLoader) -> Path:
         place = Path(loader.save_folder or tempfile.gettempdir())
         for left in place.glob("cut-layers-*/"):
             lock = SoftFileLock(f"{left}.lock")
-            with suppress(Timeout, OSError), lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 10):
+            with suppress(Timeout, OSError), lock.acquire(timeout=LOCK_PATIENCE, poll_interval=LOCK_PATIENCE / 10):
                 shutil.rmtree(left, ignore_errors=True)
         folder = place / f"cut-layers-{uuid.uuid4().hex[:8]}"
         lock = SoftFileLock(f"{folder}.lock", thread_local=False)

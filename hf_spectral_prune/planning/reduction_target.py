@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ..arguments import SpectralPruningArguments
 from ..data.texts import CalibrationData
 from ..evaluation.figures import num_non_embedding_parameters, num_parameters
-from ..models.families import UnitGroup, consumers, family_of, network_of, text_config, unit_groups
+from ..models.families import UnitGroup, consumers, family_of, network_of, unit_groups
 from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
 from ..models.losses import Batch, predicts_next_token
@@ -138,7 +138,7 @@ def _bytes_target(model: PreTrainedModel, args: SpectralPruningArguments, groups
 
 
 def _head_size(model: PreTrainedModel) -> int:
-    config = text_config(model.config)
+    config = model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(size)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..models.families import family_of, layers_of, text_config
+from ..models.families import family_of, layers_of
 from ..models.losses import Batch
 from ..models.modes import evaluating
 from ..models.offload import resident
@@ -30,7 +30,7 @@ def room_for_steps(model: PreTrainedModel, batches: Sequence[Batch]) -> DenseSte
     positions = sum(_num_positions(model, batch) for batch in batches)
     # It is kept behind both consumers of a layer, and so is what they give where a norm follows.
     kept = 4 if any(row.stream_norm is not None for row in family_of(model.config).kinds) else 2
-    values = kept * positions * text_config(model.config).hidden_size * len(layers_of(model))
+    values = kept * positions * model.config.get_text_config().hidden_size * len(layers_of(model))
     return {} if values * model.dtype.itemsize <= _MOST_KEPT else None
 
 

@@ -15,10 +15,9 @@ from filelock import SoftFileLock, Timeout
 from ..publishing.card.write import read_card, readme_text
 from ..publishing.contents import is_model_file
 from ..publishing.saved_folder import README
+from ..utils.files import LOCK_PATIENCE
 from . import checkpoint
 
-# Seconds to wait for another run's lock; a moment is enough to take over that of a process that has died.
-_PATIENCE = 0.5
 _LOGS = "runs"  # where loggers write by default
 
 
@@ -96,7 +95,7 @@ def reserved(folder: str | Path) -> Iterator[None]:
     lock = SoftFileLock(place.with_name(f".{place.name}.lock"), is_singleton=True, thread_local=False)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 10)
+        lock.acquire(timeout=LOCK_PATIENCE, poll_interval=LOCK_PATIENCE / 10)
     except Timeout:
         raise ValueError(
             f"`output_dir` `{folder}` is being written by another run ({_holder(Path(lock.lock_file))}). Name another folder, or "

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..models.cria import auto_class_of
-from ..models.families import network_of, text_config
+from ..models.families import network_of
 from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
 from ..models.loading_report import is_pooler, named
@@ -52,7 +52,7 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         return {"pixel_values": torch.cat([image, -image])}
     generator = torch.Generator().manual_seed(0)
     # Not to the last position: RoBERTa's numbering begins behind its pad token.
-    config = text_config(model.config)
+    config = model.config.get_text_config()
     length = min(64, (getattr(config, "max_position_embeddings", None) or 128) // 2)
     task = auto_class_of(type(model))
     rows = (2, 2) if task == "AutoModelForMultipleChoice" else (2,)

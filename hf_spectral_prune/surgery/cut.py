@@ -20,7 +20,6 @@ from ..models.families import (
     layers_of,
     network_of,
     stack_of,
-    text_config,
     unit_groups,
 )
 from ..models.losses import Batch
@@ -173,7 +172,7 @@ def apply_plan(
     for group in unit_groups(model):
         if group.kind == "heads" and sizes[group.layer, group.kind][1] < group.size:
             # Stated, because a config without it derives the head size from the number of heads.
-            text_config(model.config).head_dim = num_signal_channels(model, group, "before") // group.size
+            model.config.get_text_config().head_dim = num_signal_channels(model, group, "before") // group.size
     if compensation == "sequential":
         cut_sequentially(model, kept, batches, progress=progress)
     else:
@@ -219,7 +218,7 @@ def _cut_channels(model: PreTrainedModel, plan: PruningPlan) -> None:
 
 def write_layer_fields(config: PreTrainedConfig, fields: dict[int, dict[str, int]]) -> None:
     """Writes every layer's sizes: globally at the widest, and `per_layer_config` for the layers that differ."""
-    config = text_config(config)
+    config = config.get_text_config()
     config.per_layer_config = None
     for name in {name for values in fields.values() for name in values}:
         setattr(config, name, max(values[name] for values in fields.values() if name in values))

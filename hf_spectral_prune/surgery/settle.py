@@ -15,13 +15,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.cria import auto_map, config_class, load, task_classes
 from ..models.cria.narrowing import add_bias
-from ..models.families import Family, family_of, layers_of, module_of, text_config
+from ..models.families import Family, family_of, layers_of, module_of
 from ..models.families.experts import join_experts
 
 
 def stock_accepts_heads(config: PreTrainedConfig, num_attention_heads: int) -> bool:
     """Whether the family's stock config loads with this many attention heads in every layer."""
-    rule, config = family_of(config).stock_heads, text_config(config)
+    rule, config = family_of(config).stock_heads, config.get_text_config()
     if rule == "divides_hidden":
         return config.hidden_size % num_attention_heads == 0
     if rule == "fixed":
@@ -34,7 +34,7 @@ def needs_cria(model: PreTrainedModel) -> bool:
     """Whether the stock class cannot hold the model: layers differ, extra biases, or a head count it refuses."""
     if family_of(model.config).traced:
         return bool(getattr(model.config, "cria_channels", None))
-    config = text_config(model.config)
+    config = model.config.get_text_config()
     if config.is_heterogeneous or getattr(config, "consumer_bias", None):
         return True
     return not stock_accepts_heads(model.config, config.num_attention_heads) or not _stock_accepts_ffn(model.config)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _HEAD = 512  # bytes that tell what a file is
 # Bytes that a folder takes besides its weights: configs, tokenizer, plan, report with its plots.
 SMALL_FILES = 2**20
+# Seconds to wait for another run's lock; a moment is enough to take over that of a process that has died.
+LOCK_PATIENCE = 0.5
 
 
 def plain(value: object) -> Any:

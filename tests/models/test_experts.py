@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import MOE, logits, random_batch, refused, tiny_model
+from crias import random_plan
 from products import but, only, pairwise
 from transformers import Trainer, TrainingArguments
 
@@ -20,21 +21,11 @@ from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import family_of, module_of, unit_groups
 from hf_spectral_prune.models.families.experts import SingleExperts, join_experts
 from hf_spectral_prune.models.loading import load_model
-from hf_spectral_prune.planning import choose_units
 from hf_spectral_prune.surgery import apply_plan, masked, settle_class
 
 BATCHES = [random_batch(4, 32, seed, padding="right") for seed in range(2)]
 TASKS = ["Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
 HEADS = [(name, task) for name in MOE for task in TASKS if hasattr(transformers, MOE[name][0] + task)]
-CUT = {"ffn": 16, "shared_ffn": 8, "heads": 2}
-
-
-def random_plan(model, seed: int = 0, sizes=None):
-    generator = torch.Generator().manual_seed(seed)
-    groups = unit_groups(model)
-    scores = {group.key: torch.rand(group.size, generator=generator) for group in groups}
-    sizes = {group.key: (sizes or CUT)[group.kind] for group in groups}
-    return choose_units(groups, scores, sizes, num_parameters(model), model_type=model.config.model_type)
 
 
 def kept(plan):

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from conftest import SEEING, image_text_batch, logits, random_batch, refused, tiny_seeing
+from crias import random_plan
 from products import only
 from transformers import AutoModelForImageTextToText
 
@@ -15,20 +16,10 @@ from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.arguments import ModelArguments
 from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.evaluation.figures import num_parameters
-from hf_spectral_prune.models.families import unit_groups
 from hf_spectral_prune.models.loading import load_model
-from hf_spectral_prune.planning import choose_units
 from hf_spectral_prune.surgery import apply_plan, masked, settle_class
 
 BATCHES = [random_batch(4, 32, seed, padding="right") for seed in range(2)]
-
-
-def random_plan(model):
-    generator = torch.Generator().manual_seed(0)
-    groups = unit_groups(model)
-    scores = {group.key: torch.rand(group.size, generator=generator) for group in groups}
-    sizes = {group.key: 16 if group.kind == "ffn" else 2 for group in groups}
-    return choose_units(groups, scores, sizes, num_parameters(model), model_type=model.config.model_type)
 
 
 def pruner(model, **fields) -> SpectralPruner:

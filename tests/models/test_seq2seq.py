@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import SEQ2SEQ, random_batch, refused, tiny_seq2seq
+from crias import random_plan
 from products import but
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
@@ -19,7 +20,6 @@ from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import module_of, unit_groups
 from hf_spectral_prune.models.loading import load_model
 from hf_spectral_prune.models.losses import with_decoder_inputs
-from hf_spectral_prune.planning import choose_units
 from hf_spectral_prune.saving.reload import check_reloads
 from hf_spectral_prune.surgery import apply_plan, masked, settle_class
 
@@ -49,14 +49,6 @@ def run(model, batch):
     with torch.inference_mode():
         found = model(**batch)
     return found["logits"] if "logits" in found else found[0]
-
-
-def random_plan(model):
-    generator = torch.Generator().manual_seed(0)
-    groups = unit_groups(model)
-    scores = {group.key: torch.rand(group.size, generator=generator) for group in groups}
-    kept = {group.key: 16 if group.kind == "ffn" else 8 for group in groups}
-    return choose_units(groups, scores, kept, num_parameters(model), model_type=model.config.model_type)
 
 
 def pruner(model, batches, **fields) -> SpectralPruner:

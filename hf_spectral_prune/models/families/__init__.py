@@ -23,7 +23,6 @@ from .groups import (
     unit_groups,
 )
 from .inside import FAMILIES as _INSIDE_FAMILIES
-from .inside import text_config
 from .llama import FAMILIES as _LLAMA_FAMILIES
 from .seq2seq import FAMILIES as _SEQ2SEQ_FAMILIES
 from .vit import FAMILIES as _VIT_FAMILIES
@@ -62,6 +61,5 @@ __all__ = [
     "row_of",
     "stack_of",
     "take",
-    "text_config",
     "unit_groups",
 ]

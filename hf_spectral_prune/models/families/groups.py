@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from ..cria.channels import MATRICES, VECTORS, widths_of
 from .base import Family, Slice, UnitGroup, UnitKind, network_of
 from .experts import split_experts
-from .inside import HOLDERS, family_inside, text_config
+from .inside import HOLDERS, family_inside
 from .refusal import SPEECH, refusal
 from .structure import family_by_structure
 
@@ -151,7 +151,7 @@ def _block_index(rows: int, size: int, num_blocks: int) -> torch.Tensor:
 
 def max_tokens(config: PreTrainedConfig) -> int | None:
     """Most tokens that a row of a model may have; None for a model without that limit."""
-    positions: int | None = getattr(text_config(config), "max_position_embeddings", None)
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and family_of(config).positions_after_padding:
         return positions - int(getattr(config, "pad_token_id", None) or 0) - 1
     return positions
@@ -162,7 +162,7 @@ def layer_field(config: PreTrainedConfig, layer: int, name: str) -> Any:
 
     None where a stock config has no such field, as BLOOM's has none for the width of the FFN.
     """
-    sizes = text_config(config)
+    sizes = config.get_text_config()
     source = sizes.per_layer_config[layer] if sizes.is_heterogeneous else sizes
     return getattr(source, name) if family_of(config).stock_ffn is None else getattr(source, name, None)
 

@@ -33,9 +33,3 @@ def family_inside(config: PreTrainedConfig, text: Family) -> Family:
     name = config.model_type
     layers = f"{HOLDERS[name]}.{text.layers}"
     return replace(text, name=name, model_types=(name,), layers=layers, cria=None, also="", inside=True)
-
-
-def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config that has the sizes of the text model: a part of that of a model that sees images too, else the config itself."""
-    found: PreTrainedConfig = config.get_text_config()
-    return found
