@@ -48,10 +48,9 @@ def divergence(
 ) -> float:
     """KL divergence of what the dense model says from what it would say if cut to the units `kept` and repaired.
 
-    In nats, the mean over the positions (or classes of a row) of every fourth row. By these rows a layer's correction is taken or
-    left; the correction itself is of all rows, as in the cut that follows. Of the outputs rather than of the text's own tokens:
-    see arXiv:2503.09657, where a search by text loss lowered perplexity and accuracy alike. One layer is copied at a time; the
-    model is as before afterwards.
+    In nats, the mean over the positions (or classes of a row) of every fourth row. No correction is fitted on these rows; they
+    only say whether a layer's is taken or left. Of the outputs rather than of the text's own tokens: see arXiv:2503.09657, where
+    a search by text loss lowered perplexity and accuracy alike. One layer is copied at a time; the model is as before afterwards.
 
     Args:
         kept: {group key: indices}; groups without an entry stay whole.
@@ -64,7 +63,7 @@ def divergence(
     with evaluating(model):
         for layer in range(len(layers_of(model))):
             with resident(model, layer), _copied(model, layer):
-                cut_layer(model, layers[layer], kept, streams, rows, (_RIDGE,))
+                cut_layer(model, layers[layer], kept, streams, rows, (_RIDGE,), refit_on_all=False)
                 streams.pruned_step(layer)
         total = count = 0.0
         for index, judged in enumerate(rows):

@@ -135,12 +135,14 @@ def cut_layer(
     streams: Streams,
     rows: Sequence[Tensor],
     ridges: Sequence[float] = RIDGES,
+    refit_on_all: bool = True,
 ) -> dict[str, float]:
     """Takes the dense stream through one layer, then cuts and refits it; the step of `cut_sequentially`, whose words hold here.
 
     Args:
         groups: of that layer.
         rows: see `held_out`.
+        refit_on_all: whether the correction is of the rows kept back too, once they have chosen the ridge.
 
     Returns:
         {group key: the ridge}.
@@ -150,7 +152,7 @@ def cut_layer(
     for group in groups:
         cut_group(model, group, kept.get(group.key, torch.arange(group.size)))
         fits = _collect(model, group, streams, goals.pop(group.key), rows)
-        chosen[group.key] = _refit(model, group, *fits, ridges)
+        chosen[group.key] = _refit(model, group, *fits, ridges, refit_on_all)
     return chosen
 
 
@@ -240,8 +242,10 @@ def _check(fit: Fit, group: UnitGroup) -> None:
         )
 
 
-def _refit(model: PreTrainedModel, group: UnitGroup, fitted: Fit, back: Fit, ridges: Sequence[float]) -> float:
-    """Chooses the ridge on the rows kept back, and corrects the consumer by all rows; infinite where it stays as it is."""
+def _refit(
+    model: PreTrainedModel, group: UnitGroup, fitted: Fit, back: Fit, ridges: Sequence[float], refit_on_all: bool
+) -> float:
+    """Chooses the ridge on the rows kept back, and corrects the consumer; infinite where it stays as it is."""
     consumer = _consumer(model, group)
     has_bias = consumer.bias is not None
     chosen = float("inf")
@@ -252,7 +256,8 @@ def _refit(model: PreTrainedModel, group: UnitGroup, fitted: Fit, back: Fit, rid
         best = descend(len(ridges), len(ridges) // 2, lost)
         if lost(best) < 0:
             chosen = ridges[best]
-        fitted = fitted.merge(back)
+        if refit_on_all:
+            fitted = fitted.merge(back)
     else:
         chosen = ridges[len(ridges) // 2]
     if chosen == float("inf"):

@@ -52,12 +52,29 @@ def test_a_trial_is_the_divergence_of_the_cut_and_repaired_model(family):
     cut = copy.deepcopy(model)
     streams, judged = Streams(cut, batches), held_out(batches, 4)  # the last row of each of the two batches
     for layer, groups in groups_by_layer(cut).items():
-        cut_layer(cut, groups, kept, streams, judged, (0.1,))
+        cut_layer(cut, groups, kept, streams, judged, (0.1,), refit_on_all=False)
         if layer < len(layers_of(cut)) - 1:
             streams.pruned_step(layer)
     dense, pruned = (torch.cat([said(one, batch) for batch in batches]).double() for one in (model, cut))
     expected = float((dense.exp() * (dense - pruned)).sum(dim=-1).mean())
     assert found == pytest.approx(expected, rel=1e-3) and found > 0
+
+
+def test_the_rows_that_judge_a_trial_are_not_fitted_on():
+    model, kept = make("llama").eval(), {group.key: torch.arange(0, group.size, 2) for group in unit_groups(make("llama"))}
+    batches, others = rows("llama"), [random_batch(4, 16, seed, "right") for seed in (8, 9)]
+    mixed = [
+        {name: torch.cat([value[:-1], other[name][-1:]]) for name, value in batch.items()}
+        for batch, other in zip(batches, others, strict=True)
+    ]
+
+    def fitted(batches, refit_on_all: bool) -> torch.Tensor:
+        cut, judged = copy.deepcopy(model), held_out(batches, 4)
+        cut_layer(cut, groups_by_layer(cut)[0], kept, Streams(cut, batches), judged, (0.1,), refit_on_all)
+        return layers_of(cut)[0].mlp.down_proj.weight
+
+    assert not torch.equal(fitted(batches, True), fitted(mixed, True))
+    torch.testing.assert_close(fitted(batches, False), fitted(mixed, False))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bert", "vit"])
