@@ -62,15 +62,15 @@ def test_a_trial_is_the_divergence_of_the_cut_and_repaired_model(family):
 
 def test_the_rows_that_judge_a_trial_are_not_fitted_on():
     model, kept = make("llama").eval(), {group.key: torch.arange(0, group.size, 2) for group in unit_groups(make("llama"))}
-    batches, others = rows("llama"), [random_batch(4, 16, seed, "right") for seed in (8, 9)]
+    batches, others = ([random_batch(16, 16, seed, "right") for seed in seeds] for seeds in ((0, 1), (8, 9)))
     mixed = [
-        {name: torch.cat([value[:-1], other[name][-1:]]) for name, value in batch.items()}
-        for batch, other in zip(batches, others, strict=True)
+        {name: torch.where(judged[:, None], other[name], value) for name, value in batch.items()}
+        for batch, other, judged in zip(batches, others, held_out(batches, 4), strict=True)
     ]
 
     def fitted(batches, refit_on_all: bool) -> torch.Tensor:
         cut, judged = copy.deepcopy(model), held_out(batches, 4)
-        cut_layer(cut, groups_by_layer(cut)[0], kept, Streams(cut, batches), judged, (0.1,), refit_on_all)
+        cut_layer(cut, groups_by_layer(cut)[0], kept, Streams(cut, batches), judged, (1.0,), refit_on_all)
         return layers_of(cut)[0].mlp.down_proj.weight
 
     assert not torch.equal(fitted(batches, True), fitted(mixed, True))
