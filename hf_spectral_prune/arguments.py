@@ -305,6 +305,16 @@ class SpectralPruningArguments(PlainValues, LmEvalArguments):
             self.units = units.replace(",", " ").split()
         if self.units is not None and (not self.units or len(set(self.units)) != len(self.units)):
             raise ValueError(f"`units` is {self.units}; give each kind once, e.g. `ffn heads`.")
+        self._check_layout()
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            # As TrainingArguments does, which knows no perplexity.
+            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "perplexity"))
+        check_hub_options(self)
+        if self.save_strategy != "no" and self.output_dir is None:
+            raise ValueError('`save_strategy="steps"` needs a folder for its checkpoints. Set `output_dir`.')
+
+    def _check_layout(self) -> None:
+        """Options that go with one layout or allocation alone."""
         if self.stock_class == "mistral" and self.layout == "per_layer":
             raise ValueError('`stock_class="mistral"` is for uniform results. Use `layout="uniform"` or leave it out.')
         if self.uniform_heads and self.layout != "per_layer":
@@ -318,12 +328,6 @@ class SpectralPruningArguments(PlainValues, LmEvalArguments):
             raise ValueError(
                 '`allocation="proportional"` gives all layers one width. Use `layout="uniform"` or another allocation.'
             )
-        if self.metric_for_best_model is not None and self.greater_is_better is None:
-            # As TrainingArguments does, which knows no perplexity.
-            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "perplexity"))
-        check_hub_options(self)
-        if self.save_strategy != "no" and self.output_dir is None:
-            raise ValueError('`save_strategy="steps"` needs a folder for its checkpoints. Set `output_dir`.')
 
     @classmethod
     def from_preset(cls, name: str, **options: Any) -> Self:

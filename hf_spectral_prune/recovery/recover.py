@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from accelerate.utils import parse_flag_from_env
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
@@ -128,13 +128,8 @@ def recover(
     check_trainable(model, args.method)
     processing_class = tokenizer_for(model, processing_class, train_dataset, eval_dataset)
     notes: list[str] = []
-    targets = lora_targets(model, args.lora_target_modules) if args.method == "lora" else []
-    dense: PreTrainedModel | None = None
-    if args.method in TAUGHT_RECOVERIES:
-        dense = load_teacher(teacher)
-        check_teacher(model, dense)
-    if args.method == "blocks":
-        check_blocks(model, training_args.world_size)
+    adapter = (peft_config or lora_targets(model, args.lora_target_modules)) if args.method == "lora" else None
+    dense = _teacher(model, args, training_args, teacher)
     training_args = copy.copy(training_args)
     training_args.resume_from_checkpoint = checkpoint_to_resume(training_args)
     length = length_of_rows(model)
@@ -155,30 +150,66 @@ def recover(
     with left_as_it_was(model), modes_kept(*([] if dense is None else [dense])):
         metrics = _held_out(model, args, training_args, "before", options, dense)
         before = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
-        options |= {"train_dataset": train_rows, "callbacks": None if callbacks is None else list(callbacks)}
-        if args.method == "lora":
-            history, adapters = _train_lora(model, args, training_args, peft_config or targets, options)
-        else:
-            with trained_in_float32(model) as widened:
-                history, adapters = _train_whole(model, args, training_args, dense, options), None
-            if widened:
-                notes.append("The float16 weights were trained in float32, whose range Adam needs, and rounded back afterwards.")
+        training = options | {"train_dataset": train_rows, "callbacks": None if callbacks is None else list(callbacks)}
+        history, adapters, told = _train(model, args, training_args, adapter, dense, training)
         metrics |= {name: value for entry in history for name, value in entry.items() if name.startswith("train_")}
-        options = {name: value for name, value in options.items() if name not in ("train_dataset", "callbacks")}
         metrics |= _held_out(model, args, training_args, "after", options, dense)
-        name = _STREAM_LOSS if f"before_{_STREAM_LOSS}" in metrics else judged_by(training_args)
-        kept: Literal["recovered", "unrecovered"] = "recovered"
-        # One process decides: a user's figures may differ between processes, and with them the models that are kept.
-        if not of_first_process(lambda: no_worse(metrics[f"before_{name}"], metrics[f"after_{name}"], training_args, name)):
-            model.load_state_dict(before)
-            kept = "unrecovered"
-            notes.append(
-                f"Recovery made the held-out `{name}` worse ({metrics[f'before_{name}']:.4g} to {metrics[f'after_{name}']:.4g}), "
-                "so the model was put back as it was before."
-            )
+        kept, worse = _keep_if_no_worse(model, before, metrics, training_args)
+    notes += told + worse
     for note in notes:
         logger.warning(note)
     return RecoveryOutput(model, kept, metrics, notes, history, adapters)
+
+
+def _teacher(
+    model: PreTrainedModel,
+    args: RecoveryArguments,
+    training_args: TrainingArguments,
+    teacher: PreTrainedModel | str | Path | None,
+) -> PreTrainedModel | None:
+    """The dense model, for a recovery that is taught by it."""
+    dense = None
+    if args.method in TAUGHT_RECOVERIES:
+        dense = load_teacher(teacher)
+        check_teacher(model, dense)
+    if args.method == "blocks":
+        check_blocks(model, training_args.world_size)
+    return dense
+
+
+def _train(
+    model: PreTrainedModel,
+    args: RecoveryArguments,
+    training_args: TrainingArguments,
+    adapter: PeftConfig | list[str] | None,
+    teacher: PreTrainedModel | None,
+    options: Options,
+) -> tuple[list[dict[str, float]], Path | None, list[str]]:
+    """Trains in place: the log, the folder of the adapters if they are kept, and notes.
+
+    Args:
+        adapter: for "lora": the user's adapter, or the layers that get one.
+    """
+    if adapter is not None:
+        return *_train_lora(model, args, training_args, adapter, options), []
+    with trained_in_float32(model) as widened:
+        history = _train_whole(model, args, training_args, teacher, options)
+    note = "The float16 weights were trained in float32, whose range Adam needs, and rounded back afterwards."
+    return history, None, [note] if widened else []
+
+
+def _keep_if_no_worse(
+    model: PreTrainedModel, before: dict[str, Tensor], metrics: dict[str, float], training_args: TrainingArguments
+) -> tuple[Literal["recovered", "unrecovered"], list[str]]:
+    """Which model is kept, and notes; where the recovered one is worse, the weights `before` are put back."""
+    name = _STREAM_LOSS if f"before_{_STREAM_LOSS}" in metrics else judged_by(training_args)
+    was, now = metrics[f"before_{name}"], metrics[f"after_{name}"]
+    # One process decides: a user's figures may differ between processes, and with them the models that are kept.
+    if of_first_process(lambda: no_worse(was, now, training_args, name)):
+        return "recovered", []
+    model.load_state_dict(before)
+    worse = f"Recovery made the held-out `{name}` worse ({was:.4g} to {now:.4g}), so the model was put back as it was before."
+    return "unrecovered", [worse]
 
 
 def check_blocks(model: PreTrainedModel, processes: int = 1) -> None:
