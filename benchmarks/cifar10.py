@@ -2,12 +2,8 @@
 
     python benchmarks/cifar10.py --weights FOLDER --cifar10 FOLDER [--output results.json]
 
-The weights are state dicts of the CIFAR ResNets (`resnet20-12fca82f.th`, ...), whose shortcuts take every second position and
-fill up with zero channels (option A of arXiv:1512.03385). The zeros tie the channels of a stage to places in the next, so only
-the channels inside the blocks are cut, by every criterion. The data folder holds lossless images, `lossless_batch_*.png`: the
-first 4,000 for training and 1,000 for test, an image per row, their labels in `labels_official_order.npz`; and all 10,000 test
-images as JPEG, `cifar10_jpeg_test.npz` (`jpeg`, `offsets`, `labels`), which cost every network points but tell networks apart
-with a third of the noise.
+Weights and images are those that `cifar.py` reads. The 10,000 test images as JPEG cost every network points but tell networks
+apart with a third of the noise.
 
 Every cell starts from the same trained network. Beside the criteria of this package stands the group Taylor criterion of
 torch-pruning (arXiv:2301.12900) with that library's own pruner, on the same channels and images, down to the same MACs. All
@@ -19,183 +15,48 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import json
 import math
 import statistics
 import time
-from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch_pruning
-from PIL import Image
+from cifar import (
+    BATCH_SIZE,
+    NUM_CALIBRATION,
+    Block,
+    Data,
+    accuracy,
+    augmented,
+    calibration_images,
+    macs_of,
+    normalise,
+    read_lossless,
+    read_lossy,
+    recover,
+    trained,
+)
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.data.images import build_images
 from hf_spectral_prune.data.texts import CalibrationData
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.torch_model import wrap
-from hf_spectral_prune.planning.flops import layer_macs
 from hf_spectral_prune.surgery import recalibrate_norms
 from hf_spectral_prune.utils.environment import library_versions, machine
 
-WEIGHTS = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
 OURS = ("spectral", "ndi", "magnitude", "random")
 # For the rival, "global" and "uniform" are the library's global ranking and one ratio for all layers.
 ALLOCATIONS = {"loss_curves": "per_layer", "scores": "per_layer", "proportional": "uniform"}
 REDUCTIONS = (0.25, 0.5, 0.7)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NUM_CALIBRATION = 1024
 # Which positions of a channel's map the spectral criterion reads: half of ResNet-20's FLOPs, before recovery.
 SPATIAL = ({"spatial": "pooled"}, {"spatial": "sampled"}, {"spatial": "sampled", "num_positions": 64}, {"spatial": "all"})
-BATCH_SIZE = 128
-
-
-# ---- the networks
-
-
-class Shortcut(nn.Module):
-    """Option A: every second position, and zero channels on both sides."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.padding = (outputs - inputs) // 2
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / 2, W / 2)."""
-        return F.pad(maps[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
-
-
-class Block(nn.Module):
-    """Two convolutions and a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        same = inputs == outputs
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=1 if same else 2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Identity() if same else Shortcut(inputs, outputs)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H', W')."""
-        hidden = F.relu(self.bn1(self.conv1(maps)))
-        return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(maps))
-
-
-class CifarResNet(nn.Module):
-    """A residual network for images of 32 x 32 with stages of 16, 32 and 64 channels."""
-
-    def __init__(self, depth: int = 20) -> None:
-        super().__init__()
-        blocks, inputs = (depth - 2) // 6, 16
-        self.conv1 = nn.Conv2d(3, inputs, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inputs)
-        for stage, width in enumerate((16, 32, 64), start=1):
-            layers = [Block(inputs if index == 0 else width, width) for index in range(blocks)]
-            self.add_module(f"layer{stage}", nn.Sequential(*layers))
-            inputs = width
-        self.linear = nn.Linear(inputs, 10)
-
-    def block_outputs(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, 32, 32) -> (B, channels, H, W) of every block."""
-        maps, found = F.relu(self.bn1(self.conv1(images))), []
-        for block in (*self.layer1, *self.layer2, *self.layer3):
-            maps = block(maps)
-            found.append(maps)
-        return found
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, 32, 32) -> logits (B, 10)."""
-        return self.linear(self.block_outputs(images)[-1].mean(dim=(2, 3)))
-
-
-def trained(folder: Path, depth: int) -> CifarResNet:
-    """The trained network, in evaluation mode."""
-    saved = torch.load(folder / WEIGHTS[depth], map_location="cpu", weights_only=True)["state_dict"]
-    network = CifarResNet(depth)
-    network.load_state_dict({name.removeprefix("module."): value for name, value in saved.items()})
-    return network.to(memory_format=torch.channels_last).eval()
-
-
-# ---- the data
-
-
-@dataclass
-class Data:
-    """Images as bytes (N, 3, 32, 32) with their labels (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-    def normalised(self, index: slice | Tensor = slice(None)) -> Tensor:
-        """Some of the images as the networks take them."""
-        return normalise(self.images[index])
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Bytes (B, 3, 32, 32) -> floats in the networks' scale."""
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
-    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def read_lossless(folder: Path, names: list[str], labels: str) -> Data:
-    """Images of 1024 x 1000 pixels, one CIFAR image per row, with the first labels of that name."""
-    rows = np.concatenate([np.asarray(Image.open(folder / f"lossless_batch_{name}.png").convert("RGB")) for name in names])
-    images = torch.from_numpy(rows.reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2).contiguous()
-    known = np.load(folder / "labels_official_order.npz")[labels]
-    return Data(images, torch.from_numpy(known[: len(images)]).long())
-
-
-def read_lossy(file: Path) -> Data:
-    """Images kept as JPEG files, one behind the other from the given offsets on."""
-    held = np.load(file)
-    offsets, files = held["offsets"], held["jpeg"].tobytes()
-    rows = [np.asarray(Image.open(io.BytesIO(files[start:end])).convert("RGB")) for start, end in pairwise(offsets)]
-    images = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
-    return Data(images, torch.from_numpy(held["labels"]).long())
-
-
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Moves every image by up to 4 pixels and mirrors half of them; bytes (B, 3, 32, 32)."""
-    count = len(images)
-    padded = F.pad(images, (4, 4, 4, 4))
-    down, right = torch.randint(9, (2, count, 1), generator=generator)
-    steps = torch.arange(32)
-    flip = torch.rand(count, 1, generator=generator) < 0.5
-    columns = torch.where(flip, right + 31 - steps, right + steps)
-    rows = down + steps
-    batch = torch.arange(count).reshape(-1, 1, 1)
-    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def calibration_images(data: Data, number: int, seed: int) -> CalibrationData:
-    """Images drawn by the seed, moved and mirrored like those that the networks were trained on.
-
-    Batch norms that are recalibrated on plain images cost the dense ResNet-20 three points.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randperm(len(data.labels), generator=generator)[:number]
-    images = normalise(augmented(data.images[index], generator))
-    return build_images((images, data.labels[index]), num_samples=number, batch_size=BATCH_SIZE, seed=seed, name="CIFAR-10 train")
-
-
-@torch.inference_mode()
-def accuracy(network: nn.Module, data: Data) -> float:
-    """Per cent of right answers."""
-    right = sum(
-        int((network(data.normalised(part)).argmax(1) == data.labels[part]).sum())
-        for part in torch.arange(len(data.labels)).split(500)
-    )
-    return round(100 * right / len(data.labels), 2)
 
 
 def export(folder: Path, data: Data, test: Data) -> None:
@@ -264,45 +125,6 @@ def prune_group_taylor(network: nn.Module, cell: dict[str, Any], calibration: Ca
     return narrow
 
 
-def macs_of(network: nn.Module) -> int:
-    """MACs of one image."""
-    example = torch.zeros(1, 3, 32, 32)
-    return sum(layer_macs(wrap(network, example), {"pixel_values": example}).values())
-
-
-# ---- recovery
-
-
-def recover(network: CifarResNet, teacher: CifarResNet, data: Data, options: Any, seed: int) -> None:
-    """Teaches the cut network the outputs of the dense one's blocks, and recalibrates the batch norms on all images.
-
-    The cuts are inside the blocks, so that every block still has an output to compare. A few hundred steps on 4,000 images
-    that the dense network knows by heart go further with it than with its logits. The classifier stays as it is.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(network.parameters(), options.recovery_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.recovery_rate, total_steps=options.recovery_steps, pct_start=0.1, cycle_momentum=False
-    )
-    network.train()
-    for _ in range(options.recovery_steps):
-        index = torch.randint(len(data.labels), (BATCH_SIZE,), generator=generator)
-        images = normalise(augmented(data.images[index], generator))
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                wanted = teacher.block_outputs(images)
-            found = network.block_outputs(images)
-        pairs = [(one.float(), two.float()) for one, two in zip(found, wanted, strict=True)]
-        errors = [(one - two).square().sum() / two.square().sum() for one, two in pairs]
-        optimizer.zero_grad()
-        torch.stack(errors).mean().backward()
-        optimizer.step()
-        schedule.step()
-    network.eval()
-    images = calibration_images(data, len(data.labels), seed)
-    recalibrate_norms(wrap(network, images.batches[0]["pixel_values"][:1]), images.batches)
-
-
 # ---- the cells
 
 
@@ -320,7 +142,7 @@ def run_cell(
     figures: dict[str, Any] = {"macs": macs_of(network), "parameters": num_parameters(network)}
     figures["before"] = accuracy(network, tests["lossless"])
     if cell.get("criterion_args") is None:
-        recover(network, dense, data, options, cell["seed"])
+        recover(network, dense, data, options.recovery_steps, options.recovery_rate, cell["seed"])
         figures |= {"after": accuracy(network, tests["lossless"]), "after_lossy": accuracy(network, tests["lossy"])}
     figures["widths"] = [block.conv1.out_channels for block in network.modules() if isinstance(block, Block)]
     seconds = {"prune": pruned_at - began, "all": time.process_time() - began}
@@ -372,7 +194,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--cifar10", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cifar10.json")
-    parser.add_argument("--depths", type=int, nargs="+", default=[20, 56], choices=list(WEIGHTS))
+    parser.add_argument("--depths", type=int, nargs="+", default=[20, 56], choices=(20, 56))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--reductions", type=float, nargs="+", default=list(REDUCTIONS), choices=REDUCTIONS)
     parser.add_argument("--criteria", nargs="+", default=[*OURS, "group_taylor"], choices=[*OURS, "group_taylor"])

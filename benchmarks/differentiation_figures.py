@@ -18,6 +18,7 @@ import re
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -73,17 +74,30 @@ def make_network(seed: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def train(network: nn.Sequential, data: Split, seed: int, weight: float, callbacks: list[Any]) -> None:
-    """One run of the Trainer; what it writes goes to a folder that is thrown away."""
-    model: TorchModelForImageClassification = wrap(network, data[0][:1])
+def train(
+    network: nn.Sequential,
+    data: Split,
+    seed: int,
+    weight: float,
+    callbacks: list[Any],
+    training: dict[str, Any] = TRAINING,
+    prepare: Callable[[Tensor], Tensor] = torch.clone,
+) -> None:
+    """One run of the Trainer; what it writes goes to a folder that is thrown away.
+
+    Args:
+        weight: of the regulariser.
+        prepare: makes the network's inputs of a batch of the images.
+    """
+    model: TorchModelForImageClassification = wrap(network, prepare(data[0][:1]))
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"output_dir": folder, "save_strategy": "no", "logging_strategy": "no", "report_to": "none"}
-        arguments = TrainingArguments(**TRAINING, **options, seed=seed, use_cpu=True, disable_tqdm=True)
+        arguments = TrainingArguments(**training, **options, seed=seed, use_cpu=True, disable_tqdm=True)
         trainer = DiverseTrainer(
             model=model,
             args=arguments,
             train_dataset=list(range(len(data[0]))),  # a batch is taken from the tensors at once
-            data_collator=lambda rows: {"pixel_values": data[0][rows], "labels": data[1][rows]},
+            data_collator=lambda rows: {"pixel_values": prepare(data[0][rows]), "labels": data[1][rows]},
             callbacks=callbacks,
             ndi_weight=weight,
             ndi_units=["channels"],

@@ -37,7 +37,7 @@ from hf_spectral_prune.utils.files import write_text
 
 CRITERIA = ("spectral", "ndi", "magnitude", "random")
 SPARSITIES = (0.5, 0.7, 0.9)
-PUBLISHED_NDP = {"0.5": 98.55, "0.7": 98.46, "0.9": 97.45}
+PUBLISHED_NDP = {"0.5": 98.55, "0.7": 98.46, "0.9": 97.45, "0.95": 96.68, "0.98": 94.59}
 HIDDEN = (300, 100)
 TRAINING = {"epochs": 12, "learning_rate": 1e-3, "batch_size": 128}
 NUM_CALIBRATION = 1024

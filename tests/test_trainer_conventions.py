@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import random_batch, refused, tiny_encoder, tiny_model
 from datasets import Dataset
+from huggingface_hub import CommitInfo
 from networks import Residual
 from peft import IA3Config, LoraConfig
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
@@ -186,6 +187,17 @@ def test_the_card_takes_trainers_keywords(tmp_path):
     assert all(words in text for words in ("license: mit", "- mine", "- cria", "base_model: org/base"))
     refused(lambda: pruner.push_to_hub(blocking=False), "`blocking=False`")
     refused(lambda: pruner.push_to_hub(revision="dev"), "`revision` is `dev`")
+
+
+def test_a_push_gives_the_commit_as_trainer_does(tmp_path, monkeypatch):
+    commit = CommitInfo("https://huggingface.co/me/cria/commit/1", "mine", "", "1")
+    pushed = []
+    monkeypatch.setattr("hf_spectral_prune.publishing.hub.push_folder", lambda *given: pushed.append(given) or commit)
+    pruner = make_pruner(args=arguments(output_dir=str(tmp_path / "out"), hub_model_id="me/cria", self_check=False))
+    pruner.train()
+    assert pruner.push_to_hub("mine", private=True, tags=["tagged"]) is commit  # saved first, and its card takes the tags
+    assert pushed == [(tmp_path / "out", "me/cria", None, True, "mine", False)]
+    assert "- tagged" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_is_printed_fits_on_a_screen():
