@@ -1,7 +1,7 @@
 """vLLM serves Cria folders on the CPU: its OpenAI endpoint gives transformers' own greedy tokens.
 
-vLLM lives in an environment of its own, `.vllm` (`make .vllm/.installed`), without this package: what it loads of a per-layer model
-is what the folder brings along.
+vLLM lives in an environment of its own, `.vllm` (`make .vllm/.installed`), without this package: what it loads of a per-layer
+model is what the folder brings along.
 """
 
 from __future__ import annotations
