@@ -28,7 +28,7 @@ from .planning.settled import settle_allocation
 from .publishing import hub
 from .recovery.arguments import recovery_arguments
 from .recovery.distillation import check_teacher
-from .recovery.judging import check_trainable
+from .recovery.judging import check_judge, check_trainable
 from .recovery.recover import check_blocks, lora_targets
 from .saving.folder import check_config, check_generation_options
 from .saving.place import check_output_dir
@@ -270,6 +270,17 @@ def check_recovery(
         )
     if taught:
         check_teacher_fits(model, teacher)
+
+
+def check_judged(args: SpectralPruningArguments, before: dict[str, float]) -> None:
+    """Tells of held-out figures without the one that the recovery is judged by, before the first cut.
+
+    Args:
+        before: figures `before_*` of the dense model, if any were taken.
+    """
+    if before and args.recovery not in ("none", "blocks"):  # `blocks` judges by the residual stream where there are no labels
+        metric = recovery_arguments(args)[1]["metric_for_best_model"] or "loss"
+        check_judge(metric.removeprefix("eval_"), before, "before")
 
 
 def check_teacher_fits(model: PreTrainedModel, teacher: Any) -> None:

@@ -25,6 +25,7 @@ from .arguments import SpectralPruningArguments
 from .checks import (
     check_arguments,
     check_data,
+    check_judged,
     check_loss,
     check_model,
     check_offloaded,
@@ -243,6 +244,7 @@ class SpectralPruner(TrainerMethods):
         set_seed(args.seed)
         self.dense = self.known.dense or self._measure_dense()
         check_stop_metric(args, self.dense.metrics)
+        check_judged(args, self.dense.metrics)
         check_loss(self.model, self.dense.metrics, self.calibration)
         run = self._start()
         self.state.options = options

@@ -116,8 +116,9 @@ class DataArguments:
         "have several labels: a column of lists, or columns of 0 and 1 joined by commas.",
     )
     text_pair_column: str | None = _field(None, "Column with the second text, for models that classify pairs.")
-    metric: str = _field(
-        "accuracy", "Metric of labelled texts: accuracy or f1; with `trust_remote_code` also the Hub name or path of a metric."
+    metric: str | None = _field(
+        None,
+        "Metric of labelled texts: accuracy (without it) or f1; with `trust_remote_code` also the Hub name or path of a metric.",
     )
 
     def __post_init__(self) -> None:
@@ -143,6 +144,9 @@ class DataArguments:
         tables = self.calibration_file or self.dataset_name or self.eval_file or self.image_dir
         if self.label_column is not None and not tables:
             raise ValueError("`label_column` needs a table of texts. Set `calibration_file` or `dataset_name`.")
+        for name in ("metric", "text_pair_column"):
+            if getattr(self, name) is not None and self.label_column is None:
+                raise ValueError(f"`{name}` is for labelled texts. Set `label_column` too, or leave it out.")
 
     def _check_eval_split(self) -> None:
         if not self.dataset_name:

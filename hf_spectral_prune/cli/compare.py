@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     inputs = text_inputs_of(run)
     metric = metric_of(run)
     if metric is not None:
-        metric.__qualname__ = run.metric  # by this the comparison tells it from other metrics when it continues
+        metric.__qualname__ = run.metric or "accuracy"  # by this the comparison tells it from other metrics when it continues
     tokenizer = inputs.load_processing(run)
     model = inputs.load_model(run)
     seed = args.seeds[0]

@@ -125,18 +125,19 @@ def metric_of(run: RunArguments) -> Metrics | None:
     """
     if run.label_column is None:
         return None
-    module = load_metric(run.metric, trust_remote_code=run.trust_remote_code)
+    name = run.metric or "accuracy"
+    module = load_metric(name, trust_remote_code=run.trust_remote_code)
 
     def compute(found: EvalPrediction) -> dict[str, float]:
         logits: Any = found.predictions  # (N, num_labels), or (N, 1) for a regression
         references: Any = found.label_ids
-        if references.ndim == 2 and run.metric in ("accuracy", "f1"):  # several labels per row
+        if references.ndim == 2 and name in ("accuracy", "f1"):  # several labels per row
             return multi_label_figures(logits, references)
-        if logits.shape[-1] == 1 and run.metric in ("accuracy", "f1"):  # those of classes would round the values
+        if logits.shape[-1] == 1 and name in ("accuracy", "f1"):  # those of classes would round the values
             return regression_figures(logits[:, 0], references)
         if logits.shape[-1] == 1:
             return module.compute(predictions=logits[:, 0], references=references)
-        average = {"average": "macro"} if run.metric == "f1" and logits.shape[-1] > 2 else {}
+        average = {"average": "macro"} if name == "f1" and logits.shape[-1] > 2 else {}
         return module.compute(predictions=logits.argmax(-1), references=references, **average)
 
     return compute

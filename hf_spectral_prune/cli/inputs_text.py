@@ -31,13 +31,21 @@ def check_named_files(data_args: DataArguments) -> None:
     """Checks the files of text that options name, before a model is loaded.
 
     Raises:
-        FileNotFoundError, ValueError: one is missing, or is no file of text; names the option. Or see `mixture_of`.
+        FileNotFoundError, ValueError: one is missing, is no file of text, or would not be read; names the option. Or see
+            `mixture_of`.
     """
     for setting in ("calibration_file", "eval_file", "recovery_file"):
         check_text_file(getattr(data_args, setting), setting)
-    for source in mixture_of(data_args.calibration):
+    sources = mixture_of(data_args.calibration)
+    for source in sources:
         if Path(source).is_file():
             check_text_file(source, "calibration")
+    option = "calibration_file" if data_args.calibration_file else "dataset_name"
+    if (named := getattr(data_args, option)) and "dataset" not in sources and data_args.eval_split is None:
+        raise ValueError(
+            f"`calibration` is `{data_args.calibration}`, so `{option}` `{named}` would not be read. Leave one "
+            "of them out, or give both a share of the rows, as in `--calibration dataset:0.5,self:0.5`."
+        )
 
 
 def check_source(data_args: DataArguments) -> dict[str, float]:

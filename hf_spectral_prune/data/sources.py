@@ -141,6 +141,8 @@ def _read_table(path: Path, streaming: bool) -> Dataset | IterableDataset:
     try:
         # Quotation marks in tab-separated text are text.
         options: Options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+        if suffix == ".csv" and (separator := _other_separator(path)):
+            options = {"sep": separator}
         if READERS[suffix] == "csv":
             options |= {"na_values": _missing_values(path, options), "keep_default_na": False}
         return load_dataset(READERS[suffix], data_files=str(path), split="train", streaming=streaming, **options)
@@ -154,6 +156,13 @@ def _read_table(path: Path, streaming: bool) -> Dataset | IterableDataset:
         raise ValueError(
             f"`{path}` cannot be read as {suffix[1:]}: {shortened(reason).rstrip('.')}. Correct the file, or get it again."
         ) from None
+
+
+def _other_separator(path: Path) -> str | None:
+    """What stands between the columns of a .csv file in place of commas, as spreadsheets write it in many countries."""
+    names = list(pandas.read_csv(path, nrows=0).columns)
+    found = [separator for separator in (";", "\t", "|") if separator in names[0]] if len(names) == 1 else []
+    return found[0] if len(found) == 1 else None
 
 
 def _missing_values(path: Path, options: Options) -> dict[str, list[str]]:

@@ -76,6 +76,9 @@ def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArgument
     training = _fitted_options("training_args", args.training_args, TrainingArguments)
     method: Any = args.recovery if args.recovery != "none" else "full"
     recovery = RecoveryArguments(method=method, **options)
+    watched = training.get("metric_for_best_model")
+    if watched is not None:  # of the pruning run's own metric `greater_is_better` may say otherwise
+        training.setdefault("greater_is_better", not watched.endswith(("loss", "perplexity")))
     defaults = {
         "output_dir": f"{args.output_dir or 'cria'}-recovery",
         "save_strategy": "no",

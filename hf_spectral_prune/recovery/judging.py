@@ -116,14 +116,22 @@ def held_out_metrics(model: PreTrainedModel, training_args: TrainingArguments, p
     quiet.push_to_hub = False
     with unprepared(model):
         metrics = MeasuredTrainer(model=model, args=quiet, **options).evaluate(metric_key_prefix=prefix)
-    name = judged_by(training_args)
-    if f"{prefix}_{name}" not in metrics:
-        known = ", ".join(f"`{key.removeprefix(prefix + '_')}`" for key in metrics)
+    check_judge(judged_by(training_args), metrics, prefix)
+    return metrics
+
+
+def check_judge(name: str, figures: dict[str, float], prefix: str) -> None:
+    """Checks that the held-out figures `<prefix>_*` have the one that a recovery is judged by.
+
+    Raises:
+        ValueError: they lack it; names those they have.
+    """
+    if f"{prefix}_{name}" not in figures:
+        known = ", ".join(f"`{key.removeprefix(prefix + '_')}`" for key in figures)
         raise ValueError(
             f"The held-out data gives no `{name}` to judge the recovery by, only {known}. Give rows with labels, or set "
             "`metric_for_best_model` to a name that `compute_metrics` returns."
         )
-    return metrics
 
 
 @contextmanager

@@ -132,6 +132,8 @@ def recover(
     dense = _teacher(model, args, training_args, teacher)
     training_args = copy.copy(training_args)
     training_args.resume_from_checkpoint = checkpoint_to_resume(training_args)
+    if judged_by(training_args).endswith("perplexity"):  # `TrainingArguments` take all but a loss for better when greater
+        training_args.greater_is_better = False
     length = length_of_rows(model)
     train_rows = training_rows(train_dataset, processing_class, length)
     if eval_dataset is None:

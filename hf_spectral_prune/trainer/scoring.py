@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any, Self
 
 from accelerate.state import AcceleratorState
@@ -21,7 +23,7 @@ from ..models.families import family_of
 from ..models.families.experts import check_no_experts
 from ..models.torch_model import check_unwrapped
 from ..utils.types import ProcessingClass
-from ..utils.words import listed
+from ..utils.words import did_you_mean, listed
 
 
 class LoggingCallback(TrainerCallback):
@@ -73,6 +75,14 @@ class LoggingCallback(TrainerCallback):
         control.should_log = due  # logging takes back the Trainer's own wish to log this step
 
 
+def _check_names(options: Iterable[str]) -> None:
+    known = [entry.name for entry in fields(SpectralPruningArguments)]
+    for name in options:
+        if name not in known:
+            near = did_you_mean(name, known, otherwise=" `SpectralPruningArguments` has them all.")
+            raise TypeError(f"`{name}` is no option of a pruning run.{near}")
+
+
 class ScoreTrackingCallback(LoggingCallback):
     """Scores the units every `score_steps` steps and logs the mean and the least score of every group; prunes nothing.
 
@@ -90,6 +100,7 @@ class ScoreTrackingCallback(LoggingCallback):
         scores: {group key: (n_units,)} of the last scoring.
 
     Raises:
+        TypeError: an option that is none.
         ValueError: at construction: `score_steps` below 1, or an option that cannot work. At the Trainer's construction or
             before the first step: an unknown family, weights sharded in a way that cannot be gathered.
 
@@ -112,6 +123,7 @@ class ScoreTrackingCallback(LoggingCallback):
         if args is not None and options:
             names = listed(options)
             raise ValueError(f"Both `args` and {names} are given. Put all options into `args`, or give them without it.")
+        _check_names(options)
         if score_steps is not None and score_steps < 1:
             raise ValueError(f"`score_steps` is {score_steps}; it must be at least 1.")
         self.args = check_arguments(SpectralPruningArguments(**options) if options else args)

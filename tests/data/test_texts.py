@@ -106,7 +106,7 @@ def test_table_files_give_their_only_string_column(tmp_path: Path, name: str) ->
     assert loaded.column_names == ["sentence"] and loaded["sentence"][:] == ["first", "second\nline"]
 
 
-@pytest.mark.parametrize(("name", "separator"), [("t.csv", ","), ("t.tsv", "\t"), ("t.csv.gz", ",")])
+@pytest.mark.parametrize(("name", "separator"), [("t.csv", ","), ("t.tsv", "\t"), ("t.csv.gz", ";"), ("t.csv", "\t")])
 def test_words_for_missing_values_stay_text_and_are_gaps_among_numbers(tmp_path: Path, name: str, separator: str) -> None:
     texts, numbers = ["NA", "null", "", "None", "plain"], ["NA", "1.5", "", "nan", "2"]
     lines = [separator.join(fields) for fields in [("text", "number"), *zip(texts, numbers, strict=True)]]

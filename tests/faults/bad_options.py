@@ -343,6 +343,10 @@ def _data_folder(stage: Stage) -> Any:
     return folder
 
 
+def _text(stage: Stage) -> Any:
+    return stage.sources / "text.txt"
+
+
 def _contradictions() -> Iterator[Fault]:
     yield flag("layout", "per_layer", "stock_class", stock_class="mistral")
     yield flag("layout", "per_layer", "allocation", allocation="proportional")
@@ -354,6 +358,14 @@ def _contradictions() -> Iterator[Fault]:
     yield flag("calibration_file", None, "calibrat")
     yield flag("label_column", "label", "label_column")
     yield flag("label_column", "label", "label_column", calibration_file=None)
+    for name in ("metric", "text_pair_column"):
+        yield flag(name, "accuracy", name, "label_column")
+    yield flag("metric", "f1", "metric", "label_column", command="evaluate")
+    yield flag("calibration", "self", "calibration_file")
+    yield flag("calibration", "python_docs", "dataset_name", calibration_file=None, dataset_name="x/y")
+    yield flag("training_args", '{"max_steps": 1}', "training_args", "`recovery` is `none`")
+    yield flag("recovery_args", '{"lora_r": 8}', "recovery_args", "`recovery` is `none`")
+    yield flag("recovery_file", _text, "recovery_file", "`recovery` is `none`")
     yield flag("tensors_file", "x.npz", "tensors_file")
     yield flag("recovery", "distill", "num_recovery_samples", num_recovery_samples=0)
     yield flag("compensation", "bias", "bias", stock_class="mistral")

@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.data.rows import causal_collator
+from hf_spectral_prune.recovery.arguments import recovery_arguments
 from hf_spectral_prune.recovery.distillation import hidden_loss, logits_loss
 from hf_spectral_prune.recovery.recover import RecoveryArguments, recover
 
@@ -48,6 +49,35 @@ def pruned(batches, **fields):
         compensation="none",
     )
     return SpectralPruner(model, args, batches).prune().model, dense
+
+
+def test_a_higher_perplexity_is_worse_whoever_names_it(batches, tmp_path):
+    model, _ = pruned(batches)
+    harmful = training_args(tmp_path, metric_for_best_model="eval_perplexity", learning_rate=10.0, max_steps=2)
+    output = recover(model, training_args=harmful, train_dataset=patterned_rows(16), eval_dataset=patterned_rows(8))
+    assert output.metrics["after_perplexity"] > output.metrics["before_perplexity"] and output.kept == "unrecovered"
+
+
+@pytest.mark.parametrize(
+    ("own", "training", "greater"),
+    [
+        ("accuracy", {}, True),
+        ("accuracy", {"metric_for_best_model": "loss"}, False),
+        (None, {"metric_for_best_model": "eval_perplexity"}, False),
+        (None, {"metric_for_best_model": "f1"}, True),
+        (None, {"metric_for_best_model": "wer", "greater_is_better": False}, False),
+    ],
+)
+def test_which_way_is_better_goes_with_the_metric_that_is_named(own, training, greater):
+    args = SpectralPruningArguments(recovery="full", metric_for_best_model=own, training_args=training)
+    assert recovery_arguments(args)[1]["greater_is_better"] is greater
+
+
+def test_a_metric_that_the_held_out_data_does_not_give_is_told_before_the_first_cut(batches, tmp_path):
+    args = SpectralPruningArguments(recovery="full", metric_for_best_model="eval_acuracy", disable_tqdm=True, criterion="energy")
+    pruner = SpectralPruner(tiny_model(), args, batches, batches, train_dataset=patterned_rows(16))
+    refused(pruner.prune, "no `acuracy`", "`perplexity`")
+    assert pruner.output is None and pruner.model.config.intermediate_size == tiny_model().config.intermediate_size
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "distill"])

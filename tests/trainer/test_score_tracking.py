@@ -42,4 +42,6 @@ def test_the_scores_are_those_of_a_pruner(batches, tmp_path):
 def test_what_cannot_be_scored_is_told_before_any_step(batches, tmp_path):
     mamba = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1))
     refused(lambda: ScoreTrackingCallback(pruning_args(), batches, score_steps=0), "score_steps", "at least 1")
+    with pytest.raises(TypeError, match=r"`target_reducton`.*Did you mean `target_reduction`"):
+        SpectralPruner.attach(make_trainer(tiny_model(), tmp_path), target_reducton=0.3)
     refused(lambda: make_trainer(mamba, tmp_path, [ScoreTrackingCallback(pruning_args(), batches)]), "`mamba`", "family")
