@@ -2,11 +2,11 @@
 
     python benchmarks/detrimental_options.py --copa FILE --sst2 FILE --mmlu FILE [--output results.json]
 
-The files are those of `detrimental_smollm2.py`, and the protocol is too: 300 held-out examples in none of the draws, zero-shot,
-plain prompts; MMLU keeps questions with prompts of at most 320 characters, as BoolQ does there. One option at a time differs
-from the published method's 10 balanced examples, `gate_proj` and attribution on all of them. The grid is every eighth layer
-from layer 1 with 5, 20 and 50 % of the neurons; 10 midpoints, at most 20. Finished cells are kept in the output file, so that
-a killed run continues.
+The files are those of `detrimental_smollm2.py`, and the protocol is too, with 200 held-out examples in none of the draws:
+zero-shot, plain prompts; MMLU keeps questions with prompts of at most 320 characters, as BoolQ does there. One option at a time
+differs from the published method's 10 balanced examples, `gate_proj` and attribution on all of them. The grid is every twelfth
+layer from layer 1 with 5, 20 and 50 % of the neurons; 10 midpoints. Finished cells are kept in the output file, so that a
+killed run continues.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detrimental_smollm2 import MAX_CHARACTERS, NUM_HELD_OUT, held_out_figures, without_random_neurons
+from detrimental_smollm2 import MAX_CHARACTERS, held_out_figures, without_random_neurons
 from smollm2_wikitext import find_model
 from transformers import PreTrainedModel
 
@@ -45,7 +45,8 @@ MANY: dict[str, dict[str, Any]] = {"50 examples": {"examples": 50}, "100 example
 # Attribution on long prompts takes most of the time.
 OPTIONS = {"copa": FEW | MANY, "sst2": FEW, "mmlu": {"base": {}}}
 DRAWS = (0, 1, 2)
-GRID: dict[str, Any] = {"layers": [1, 9, 17, 25], "shares": [0.05, 0.2, 0.5], "num_steps": 10, "max_steps": 20}
+GRID: dict[str, Any] = {"layers": [1, 13, 25], "shares": [0.05, 0.2, 0.5], "num_steps": 10, "max_steps": 10}
+NUM_HELD_OUT = 200
 
 
 def split(examples: Sequence[Example], options: dict[str, dict[str, Any]]) -> tuple[dict[tuple[str, int], Any], list[Example]]:
