@@ -86,6 +86,7 @@ MOE = {
     "qwen2_moe": ("Qwen2Moe", _EXPERTS | {"shared_expert_intermediate_size": 16}),
     "qwen3_moe": ("Qwen3Moe", _EXPERTS | {"mlp_only_layers": [1]}),
     "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}),
 }
 # Families whose table is another's under other names: beside the pairwise products, the fast tests leave them out.
 ALIKE = {"starcoder2", "nemotron", "cohere2", "glm", "stablelm", "falcon-alibi", "bloom", "gpt2-open", "gpt_neox"}

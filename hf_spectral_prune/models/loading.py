@@ -15,6 +15,7 @@ from accelerate.utils.modeling import get_state_dict_offloaded_model
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
+from transformers.utils.quantization_config import Mxfp4Config
 
 from ..arguments import ModelArguments
 from ..utils.environment import accelerator
@@ -26,7 +27,7 @@ from .folder_files import check_files, read_config
 from .loading_report import check_loaded, quiet_conversion, quiet_report
 from .losses import check_outputs_have_names
 from .offload import is_offloaded, layers_on_disk
-from .stored import auto_class, check_not_quantised, check_whole_model
+from .stored import auto_class, check_not_quantised, check_whole_model, is_mxfp4
 
 logger = logging.get_logger(__name__)
 
@@ -51,7 +52,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_model(run: ModelArguments, offload_folder: str | None = None) -> PreTrainedModel:
-    """The model with the task head its checkpoint has, dense (GGUF files are de-quantised), and with no weight made up.
+    """The model with the task head its checkpoint has, dense (GGUF files and MXFP4 are de-quantised), and with no weight made up.
 
     Args:
         offload_folder: where given, the weights of the layers stay on the disk (see `offload`), and what is written goes there.
@@ -70,6 +71,8 @@ def load_model(run: ModelArguments, offload_folder: str | None = None) -> PreTra
     # Weights that are missing or do not fit would be made up at random with no more than a warning.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     auto = _auto_class(run, name)
+    if run.gguf_file is None and is_mxfp4(read_config(name, run.trust_remote_code)):
+        options["quantization_config"] = Mxfp4Config(dequantize=True)
     if offload_folder is not None:
         options |= {"device_map": _disk_map(run, name, auto), "offload_folder": offload_folder}
     try:
@@ -204,11 +207,15 @@ def network_in(folder: Path) -> str | None:
 
 
 def without_quantisation_marks(model: PreTrainedModel) -> PreTrainedModel:
-    """Takes the marks of a de-quantised GGUF load off a model, so that it can be saved.
+    """Takes the marks of a de-quantised load (GGUF, MXFP4) off a model, so that it is saved as what it is.
 
     Raises:
         ValueError: the weights are really quantised, so they cannot be cut.
     """
+    kept = getattr(model, "_weight_conversions", None)
+    if kept:  # by which transformers would name plain weights as the packed ones that they were read from
+        plain = [step for step in kept if not any("_blocks" in str(name) for name in step.source_patterns)]
+        model._weight_conversions = plain  # type: ignore[assignment]
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
         return model

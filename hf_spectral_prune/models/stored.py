@@ -51,8 +51,14 @@ def check_whole_model(name: str) -> None:
     )
 
 
+def is_mxfp4(config: PreTrainedConfig) -> bool:
+    """Whether the weights are packed as gpt-oss is published, which transformers unpacks whole when asked to."""
+    marks = getattr(config, "quantization_config", None)
+    return config.model_type == "gpt_oss" and isinstance(marks, dict) and _method(marks) == "mxfp4"
+
+
 def check_not_quantised(config: PreTrainedConfig, name: str) -> None:
-    """Checks that a config, or a file beside it, does not speak of quantised weights.
+    """Checks that a config, or a file beside it, does not speak of quantised weights, but for those that are unpacked.
 
     Raises:
         ValueError: it does; names the method.
@@ -60,7 +66,7 @@ def check_not_quantised(config: PreTrainedConfig, name: str) -> None:
     for part in (config, config.get_text_config()):
         for field in ("quantization_config", "compression_config"):
             marks = getattr(part, field, None)
-            if marks:
+            if marks and not is_mxfp4(part):
                 raise ValueError(_quantised(name, _method(marks), f"`{field}` in `config.json`"))
     for file in _QUANTISATION_FILES:
         if (Path(name) / file).is_file():

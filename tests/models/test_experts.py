@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ import transformers
 from conftest import MOE, logits, random_batch, refused, tiny_model
 from crias import random_plan
 from products import but, only, pairwise
+from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
@@ -49,8 +51,10 @@ def pruner(model, batches=BATCHES, **fields) -> SpectralPruner:
 def test_splitting_experts_changes_neither_outputs_nor_names_and_is_undone(name):
     model = tiny_model(name)
     expected, state = logits(model, random_batch()), {key: value.clone() for key, value in model.state_dict().items()}
+    places = {key: value.data_ptr() for key, value in model.named_parameters()}
     unit_groups(model)
     assert is_split(model)
+    assert {key: value.data_ptr() for key, value in model.state_dict().items()} == places, "no copy of a weight"
     assert (logits(model, random_batch()) - expected).abs().max() <= 1e-5
     assert {key: value.shape for key, value in model.state_dict().items()} == {key: value.shape for key, value in state.items()}
     other = tiny_model(name)
@@ -80,6 +84,25 @@ def test_removed_model_equals_masked_model_in_the_stock_class(name, task, tmp_pa
     assert torch.equal(logits(type(cut).from_pretrained(tmp_path), random_batch()), logits(cut, random_batch()))
 
 
+def test_published_weights_of_gpt_oss_are_unpacked_cut_and_saved_plain(tmp_path):
+    model = tiny_model("gpt_oss", intermediate_size=32)
+    model.save_pretrained(tmp_path / "packed")
+    weights, generator = dict(model.state_dict()), torch.Generator().manual_seed(0)
+    for name in [name for name in weights if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, _, outputs = weights.pop(name).shape  # 32 inputs in a block, two in a byte
+        weights[f"{name}_blocks"] = torch.randint(0, 256, (experts, outputs, 1, 16), dtype=torch.uint8, generator=generator)
+        weights[f"{name}_scales"] = torch.full((experts, outputs, 1), 125, dtype=torch.uint8)
+    save_file(weights, tmp_path / "packed" / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    first = pruner(load(tmp_path / "packed"), output_dir=str(tmp_path / "out"), units=["ffn"])
+    output = first.prune()
+    first.save_model()  # reloads in a fresh process
+    assert output.model.config.intermediate_size < 32 and getattr(output.model.config, "quantization_config", None) is None
+    assert torch.equal(logits(load(tmp_path / "out"), random_batch()), logits(output.model, random_batch()))
+
+
 @pytest.mark.parametrize(("name", "cache"), pairwise(list(MOE), [None, "static"]))
 def test_generation_with_a_cache_equals_greedy_choice_without(name, cache):
     model = tiny_model(name)
@@ -103,7 +126,7 @@ def test_run_is_saved_reloaded_and_pruned_again(name, tmp_path):
     assert num_parameters(output.model) == output.plan.parameters_after < dense
     assert not is_split(output.model) and output.report.metrics_after == {}
     widths = {len(units) for key, units in output.plan.kept.items() if ".experts." in key}
-    assert widths == {output.model.get_submodule("model.layers.0.mlp.experts").down_proj.shape[-1]}
+    assert widths == {getattr(output.model.config, family_of(output.model.config).kind("ffn").size_field)}
     assert len({units for key, units in output.plan.kept.items() if ".experts." in key}) > 1, "each expert for itself"
     again = pruner(load(tmp_path / "out"), target_reduction=0.4).prune()
     assert num_parameters(again.model) == again.plan.parameters_after < output.plan.parameters_after
@@ -160,7 +183,7 @@ def test_moments_of_an_expert_are_of_the_real_tokens_that_reach_it(signals):
         assert moments[group.key].after.count == len(tokens) > 0
         if signals == "loss":
             continue
-        gate, up = module_of(model, 0, f"mlp.experts.{number}.gate_up_proj")(states[tokens]).chunk(2, dim=-1)
+        gate, up = (module_of(model, 0, f"mlp.experts.{number}.{name}")(states[tokens]) for name in ("gate_proj", "up_proj"))
         hidden = torch.nn.functional.silu(gate) * up * weights[tokens, place, None]
         torch.testing.assert_close(moments[group.key].after.sum, hidden.double().sum(0), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(moments[group.key].before.sum, gate.double().sum(0), rtol=1e-5, atol=1e-5)

@@ -70,6 +70,7 @@ def loaded(tmp_path_factory):
 
 # Each with what we take for granted about it.
 PRIVATE = {
+    "_apply_gate": lambda model, folder: callable(tiny_model("gpt_oss").model.layers[0].mlp.experts._apply_gate),
     "_attn_implementation": lambda model, folder: model.config._attn_implementation in ("sdpa", "eager"),
     "_name_or_path": lambda model, folder: model.config._name_or_path == str(folder),
     "_commit_hash": lambda model, folder: "_commit_hash" in inspect.getsource(PreTrainedConfig),
@@ -82,6 +83,7 @@ PRIVATE = {
     "_hf_hook": lambda model, folder: (
         AutoModelForCausalLM.from_pretrained(folder, device_map={"model": "cpu", "lm_head": "disk"}).lm_head._hf_hook.offload
     ),
+    "_weight_conversions": lambda model, folder: model._weight_conversions == [],
     "_model_mapping": lambda model, folder: (
         isinstance(AutoModelForCausalLM, type)
         and issubclass(AutoModelForCausalLM, _BaseAutoModelClass)
