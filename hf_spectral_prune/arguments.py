@@ -122,6 +122,11 @@ class SpectralPruningArguments(PlainValues, LmEvalArguments):
         "`target_reduction`.",
     )
     target_context: int = _field(0, "Number of positions at which `target_bytes` counts the key/value cache; 0 counts none.")
+    target_tokens_per_second: float | None = _field(
+        None,
+        "Speed at which the model is to decode one sequence on this machine, instead of `target_reduction`: copies are cut and "
+        "timed to find the least reduction that reaches it.",
+    )
     scores: str | None = _field(
         None,
         "File that a run with `save_scores` wrote: its scores and allocation are used. Model, data and options must be its own.",
@@ -346,8 +351,11 @@ class SpectralPruningArguments(PlainValues, LmEvalArguments):
             raise ValueError("`push_to_hub` is for one result. Push each folder of `target_reductions` with `cria push`.")
         if self.target_bytes is not None:
             self._check_finite("target_bytes", None)
-            if targets:
-                raise ValueError("Both `target_bytes` and `target_reductions` are set. Give one of them.")
+        if self.target_tokens_per_second is not None:
+            self._check_finite("target_tokens_per_second", None)
+        given = [name for name in ("target_bytes", "target_tokens_per_second", "target_reductions") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"Both `{given[0]}` and `{given[1]}` are set. Give one of them.")
         self._check_range("target_context", 0)
         if self.target_context and self.target_bytes is None:
             raise ValueError("`target_context` is the length of the cache that `target_bytes` counts. Set that too.")

@@ -50,6 +50,7 @@ from .models.torch_model import check_unwrapped
 from .planning import summarise
 from .planning.flops import layer_macs
 from .planning.reduction_target import example_image
+from .planning.speed_target import with_timed_target
 from .planning.stopping import check_stop_metric, stop_note
 from .recovery.arguments import recovery_arguments
 from .recovery.forwarding import ForwardingCallback
@@ -348,7 +349,9 @@ class SpectralPruner(TrainerMethods):
         self.found = found
 
     def _start(self) -> Run:
+        self.args, notes = with_timed_target(self.model, self.args)
         run = rounds.start(self.model, self.args, calibration=self.calibration)
+        run.notes += notes
         if (within := self.known.within) is not None:
             run.most = {key: len(kept) for key, kept in within.kept.items()}
         run.notes += norm_notes(self.model, self.calibration)

@@ -67,7 +67,7 @@ GROUPS = {
     ),
     "What to remove": (
         *("preset", "target_reduction", "target_scope", "units", "layout", "uniform_heads", "criterion", "criterion_args"),
-        *("target_reductions", "target_bytes", "target_context", "scores", "save_scores"),
+        *("target_reductions", "target_bytes", "target_context", "target_tokens_per_second", "scores", "save_scores"),
         *("allocation", "rank_by", "num_allocation_samples", "num_rounds", "reallocate", "recalibrate_every", "round_to"),
         *("min_ffn_units", "min_kv_groups", "min_channels", "stock_class", "stop_metric", "stop_drop", "greater_is_better"),
         *("max_moment_gib", "seed"),

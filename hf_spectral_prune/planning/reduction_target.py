@@ -14,6 +14,7 @@ from ..models.families import UnitGroup, consumers, family_of, network_of, unit_
 from ..models.families.groups import is_vision
 from ..models.families.tracing import example_input
 from ..models.losses import Batch, predicts_next_token
+from ..models.offload import is_offloaded
 from ..utils.types import Json
 from . import Budget, Count, Sizes, budget_of, macs_per_unit
 from .allocate import parameters_after
@@ -59,8 +60,12 @@ def check_scope(model: PreTrainedModel, args: SpectralPruningArguments) -> None:
     """Checks that the model has what `target_scope` counts.
 
     Raises:
-        ValueError: "flops" for a model that reads no images, or "non_embedding" for one that has no tokens.
+        ValueError: "flops" for a model that reads no images, "non_embedding" for one that has no tokens, or a speed of decoding
+            for one that does not decode.
     """
+    if args.target_tokens_per_second is not None and (not predicts_next_token(model) or is_offloaded(model)):
+        what = "whose layers are on the disk cannot be timed" if is_offloaded(model) else "writes no text token by token"
+        raise ValueError(f"`target_tokens_per_second` is a speed of decoding, and a {type(model).__name__} {what}. Leave it out.")
     if args.target_scope == "flops" and not is_vision(model):
         raise ValueError(
             f'`target_scope="flops"` is for models that read images, and the FLOPs of a {type(model).__name__} depend on the '
@@ -172,6 +177,8 @@ def target_words(model: PreTrainedModel, args: SpectralPruningArguments, calibra
     kinds = " and ".join(_KINDS[kind] for kind in dict.fromkeys(group.kind for group in target.groups))
     removed = target.now - target.goal
     share = f"{100 * args.target_reduction:.4g} %"
+    if args.target_tokens_per_second is not None:
+        return f"Removing as much of {kinds} as decoding {args.target_tokens_per_second:,.1f} tokens/s here takes."
     if target.unit == "bytes":
         return f"Removing {removed:,} of {target.base:,} bytes, from {kinds}: {target.goal:,} may stay."
     if target.unit == "units":

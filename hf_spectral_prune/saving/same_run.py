@@ -23,6 +23,7 @@ _DECIDING = (
     "target_reduction",
     "target_bytes",
     "target_context",
+    "target_tokens_per_second",
     "target_scope",
     "units",
     "layout",

@@ -24,7 +24,8 @@ from .output import ModelFigures
 _FORMAT = 1
 # Options that decide what is cut, but neither the scores nor what cutting costs.
 _OF_THE_TARGET = (
-    *("target_reduction", "target_bytes", "target_context", "round_to", "min_ffn_units", "min_kv_groups", "min_channels"),
+    *("target_reduction", "target_bytes", "target_context", "target_tokens_per_second"),
+    *("round_to", "min_ffn_units", "min_kv_groups", "min_channels"),
     "stock_class",
 )
 
