@@ -98,8 +98,8 @@ class Streams:
         self._known = known
         self._dense: list[Tensor | None] = [None] * len(batches)
         self._pruned: list[Tensor | None] = [None] * len(batches)
-        # Both streams, and what is read behind the two consumers of a layer.
-        self._stored = _Store(batches, streams=4)
+        # Both streams, and what is read before and behind the two groups of a layer.
+        self._stored = _Store(batches, streams=6)
         self._replay = Replay(len(batches))
 
     def real(self, index: int, value: Tensor) -> Tensor:
@@ -150,6 +150,13 @@ class Streams:
             with self._replay.replayed(index, but=consumer), self._replay.noting(block, consumer, index):
                 found = self._through(self._pruned, index, layer, places, last)[1]
             yield found
+
+    def pruned_inputs(self, layer: int, module: nn.Module) -> Iterator[Tensor]:
+        """What a module of a layer reads as the pruned stream runs up to it, (rows, T, n), batch by batch."""
+        for index in range(len(self.batches)):
+            with self._replay.replayed(index):
+                found = self._through(self._pruned, index, layer, {"x": Place(module, "input")}, "x")[1]
+            yield found["x"]
 
     @torch.no_grad()
     def outputs(self, index: int, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -49,8 +49,9 @@ def divergence(
     """KL divergence of what the dense model says from what it would say if cut to the units `kept` and repaired.
 
     In nats, the mean over the positions (or classes of a row) of every fourth row. No correction is fitted on these rows; they
-    only say whether a layer's is taken or left. Of the outputs rather than of the text's own tokens: see arXiv:2503.09657, where
-    a search by text loss lowered perplexity and accuracy alike. One layer is copied at a time; the model is as before afterwards.
+    only say whether a layer's is taken or left. Producers stay as they are. Of the outputs rather than of the text's own
+    tokens: see arXiv:2503.09657, where a search by text loss lowered perplexity and accuracy alike. One layer is copied at a
+    time; the model is as before afterwards.
 
     Args:
         kept: {group key: indices}; groups without an entry stay whole.
@@ -63,7 +64,7 @@ def divergence(
     with evaluating(model):
         for layer in range(len(layers_of(model))):
             with resident(model, layer), _copied(model, layer):
-                cut_layer(model, layers[layer], kept, streams, rows, (_RIDGE,), refit_on_all=False)
+                cut_layer(model, layers[layer], kept, streams, rows, (_RIDGE,), draft=True)
                 streams.pruned_step(layer)
         total = count = 0.0
         for index, judged in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Sequential compensation: refits consumers block by block, fed by the layers cut before, aimed at the dense residual stream."""
+"""Sequential compensation: refits layers block by block, fed by the layers cut before, aimed at the dense residual stream."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from .narrow import cut_group
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 # The last of every so many rows is kept back, to choose the ridge on.
 _HELD_OUT = 8
+# The same for the producers, whose few inputs are well known: from 1e-4 to 1e-1 it makes no difference.
+_PRODUCERS_RIDGE = 1e-2
 # Share of a norm's mean square weight below which a channel counts as one that the norm shuts off.
 _LEAST_GAIN = 0.01
 
@@ -49,8 +51,11 @@ class Fit:
     def of_nothing(cls, consumer: nn.Linear) -> Fit:
         """Sums of no data."""
         outputs, channels = weight_of(consumer).shape
-        channels += consumer.bias is not None
-        device = consumer.weight.device
+        return cls.zeros(outputs, channels + (consumer.bias is not None), consumer.weight.device)
+
+    @classmethod
+    def zeros(cls, outputs: int, channels: int, device: torch.device) -> Fit:
+        """Sums of no data, by their sizes."""
         return cls(Moments.zeros(channels, device), torch.zeros(outputs, channels, dtype=torch.float64, device=device))
 
     def update(self, x: Tensor, error: Tensor) -> None:
@@ -87,15 +92,17 @@ def cut_sequentially(
     ridges: Sequence[float] = RIDGES,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Cuts groups to the units `kept`, layer by layer, and refits every consumer, also those that lose nothing.
+    """Cuts groups to the units `kept`, layer by layer, and refits all producers and consumers, also those that lose nothing.
 
-    Two streams of the rows go up the layers, see `Streams`; in a layer, attention comes before the FFN. A consumer that reads x
+    Two streams of the rows go up the layers, see `Streams`; in a layer, attention comes before the FFN. Producers that read p
+    in the pruned stream, and read d in the dense one, are refitted to give on p what they gave on d: `W + W E[(d - p) p^T]
+    (E[p p^T] + lam I)^-1`, and their biases with them. A consumer that reads x
     in the pruned stream gets the columns `W_K + E[e x^T] (E[x x^T] + lam I)^-1`, where e is what its output lacks there of
     meeting the dense residual stream behind it: what was removed here, and what the layers before have left wrong. Its bias, if
     it has one, is refitted with them. The ridge is chosen for each consumer by the error on rows kept back, one of
     eight; where no correction helps there, it stays as it is. The correction itself is then of all rows.
 
-    Memory: the moments of one consumer, twice, and at most four streams (rows, T, hidden size). Over several processes each runs
+    Memory: the moments of one consumer, twice, and at most six streams (rows, T, hidden size). Over several processes each runs
     its share of the batches, which all of them give alike, and the moments are summed.
 
     Args:
@@ -135,24 +142,26 @@ def cut_layer(
     streams: Streams,
     rows: Sequence[Tensor],
     ridges: Sequence[float] = RIDGES,
-    refit_on_all: bool = True,
+    draft: bool = False,
 ) -> dict[str, float]:
     """Takes the dense stream through one layer, then cuts and refits it; the step of `cut_sequentially`, whose words hold here.
 
     Args:
         groups: of that layer.
         rows: see `held_out`.
-        refit_on_all: whether the correction is of the rows kept back too, once they have chosen the ridge.
+        draft: for trials: the producers stay as they are, and no correction is fitted on the rows kept back.
 
     Returns:
         {group key: the ridge}.
     """
-    goals = _goals(model, groups, streams)
+    goals = _goals(model, groups, streams, with_inputs=not draft)
     chosen = {}
     for group in groups:
+        if not draft:
+            _refit_producers(model, group, streams, goals[group.key].inputs, rows)
         cut_group(model, group, kept.get(group.key, torch.arange(group.size)))
         fits = _collect(model, group, streams, goals.pop(group.key), rows)
-        chosen[group.key] = _refit(model, group, *fits, ridges, refit_on_all)
+        chosen[group.key] = _refit(model, group, *fits, ridges, draft)
     return chosen
 
 
@@ -181,25 +190,86 @@ def _behind(model: PreTrainedModel, group: UnitGroup) -> Place:
 
 @dataclass
 class _Goals:
-    """What a consumer is to meet, batch by batch.
+    """What a group is to meet, batch by batch.
 
     Attributes:
+        inputs: what its producers read in the dense model, (rows, T, n); empty for a draft.
         streams: the dense residual stream behind it, (rows, T, out).
         scales: the root mean square of its output in the dense model, (rows, T, 1), where a norm stands behind it.
     """
 
+    inputs: list[Tensor]
     streams: list[Tensor]
     scales: list[Tensor] | None
 
 
-def _goals(model: PreTrainedModel, groups: Sequence[UnitGroup], streams: Streams) -> dict[str, _Goals]:
+def _goals(model: PreTrainedModel, groups: Sequence[UnitGroup], streams: Streams, with_inputs: bool) -> dict[str, _Goals]:
     """{group key: its goals} of one layer, through which the dense stream is taken."""
     normed = [group for group in groups if _gain(model, group)[1]]
     places = {group.key: _behind(model, group) for group in groups}
-    outputs = {f"{group.key}/output": Place(_consumer(model, group), "output") for group in normed}
-    found = streams.dense_step(groups[0].layer, places | outputs)
+    places |= {f"{group.key}/output": Place(_consumer(model, group), "output") for group in normed}
+    if with_inputs:
+        places |= {f"{group.key}/input": Place(_producers(model, group)[0], "input") for group in groups}
+    found = streams.dense_step(groups[0].layer, places)
     scales = {group.key: [_rms(value) for value in found.pop(f"{group.key}/output")] for group in normed}
-    return {group.key: _Goals(found[group.key], scales.get(group.key)) for group in groups}
+    inputs = {group.key: found.pop(f"{group.key}/input", []) for group in groups}
+    return {group.key: _Goals(inputs[group.key], found[group.key], scales.get(group.key)) for group in groups}
+
+
+def _producers(model: PreTrainedModel, group: UnitGroup) -> list[nn.Linear]:
+    return [module_of(model, group.layer, producer.module) for producer in family_of(model.config).kind(group.kind).producers]
+
+
+def _refit_producers(
+    model: PreTrainedModel, group: UnitGroup, streams: Streams, inputs: list[Tensor], rows: Sequence[Tensor]
+) -> None:
+    """Lets a group's producers give on the pruned stream what they gave on the dense one; not where rows kept back say no.
+
+    They all read the same, so that one regression of their dense input on their pruned one serves them all.
+    """
+    producers = _producers(model, group)
+    has_bias = all(producer.bias is not None for producer in producers)
+    size, device = weight_of(producers[0]).shape[1], producers[0].weight.device
+    fitted, back = (Fit.zeros(size, size + has_bias, device) for _ in range(2))
+    for index, x in enumerate(streams.pruned_inputs(group.layer, producers[0])):
+        x = _floating(x)
+        error = _floating(inputs[index].to(x.device)) - x
+        _add(fitted, back, streams, index, rows[index], x, error, has_bias)
+    for fit in (fitted, back):
+        fit.finish()
+        _check(fit, group)
+    if not fitted.cross.any():  # nothing before it was changed
+        return
+    weights = torch.cat([weight_of(producer).double() for producer in producers])
+    change = fitted.correction(_PRODUCERS_RIDGE, has_bias)
+    if back.inputs.count:
+        of_outputs = Fit(back.inputs, weights @ back.cross)
+        if of_outputs.gain(weights @ change, torch.ones(len(weights), dtype=torch.float64, device=device)) <= 0:
+            return
+        change = fitted.merge(back).correction(_PRODUCERS_RIDGE, has_bias)
+    for producer in producers:
+        _change(producer, weight_of(producer).double() @ change, has_bias)
+
+
+def _add(
+    fitted: Fit, back: Fit, streams: Streams, index: int, kept_back: Tensor, x: Tensor, error: Tensor, with_constant: bool
+) -> None:
+    """Adds a batch's real positions to the sums to fit on, and to those of the rows kept back."""
+    if with_constant:
+        x = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
+    real = streams.real(index, x)
+    # The base model may see several rows (the choices of a question) for one of the batch.
+    chosen = kept_back.repeat_interleave(len(real) // len(kept_back)).to(real.device)[:, None]
+    for fit, positions in zip((fitted, back), (real & ~chosen, real & chosen), strict=True):
+        fit.update(x[positions], error[positions])
+
+
+def _change(linear: nn.Linear, change: Tensor, has_bias: bool) -> None:
+    """Adds `change` (out, k) to a layer's weights; its last column to the bias if it has one."""
+    if has_bias:
+        linear.bias.copy_(linear.bias.double() + change[:, -1])
+        change = change[:, :-1]
+    weight_of(linear).copy_(weight_of(linear).double() + change)
 
 
 def _collect(
@@ -218,13 +288,7 @@ def _collect(
             error = error / gain
         else:
             error = _through_norm(error, _floating(found["y"]), gain, goals.scales[index].to(x.device))
-        if consumer.bias is not None:
-            x = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
-        real = streams.real(index, x)
-        # The base model may see several rows (the choices of a question) for one of the batch.
-        back = rows[index].repeat_interleave(len(real) // len(rows[index])).to(real.device)[:, None]
-        for fit, positions in zip(fits, (real & ~back, real & back), strict=True):
-            fit.update(x[positions], error[positions])
+        _add(*fits, streams, index, rows[index], x, error, consumer.bias is not None)
     for fit in fits:
         fit.finish()
         _check(fit, group)
@@ -237,14 +301,12 @@ def _check(fit: Fit, group: UnitGroup) -> None:
     # One value that is not finite makes a sum of its channel so.
     if not math.isfinite(float(fit.inputs.sum.sum() + fit.cross.sum())):
         raise ValueError(
-            f"Non-finite activations at the consumer of `{group.key}`. Load the model in a wider `dtype` (float32 or bfloat16) "
+            f"Non-finite activations at `{group.key}`. Load the model in a wider `dtype` (float32 or bfloat16) "
             "or check its weights."
         )
 
 
-def _refit(
-    model: PreTrainedModel, group: UnitGroup, fitted: Fit, back: Fit, ridges: Sequence[float], refit_on_all: bool
-) -> float:
+def _refit(model: PreTrainedModel, group: UnitGroup, fitted: Fit, back: Fit, ridges: Sequence[float], draft: bool) -> float:
     """Chooses the ridge on the rows kept back, and corrects the consumer; infinite where it stays as it is."""
     consumer = _consumer(model, group)
     has_bias = consumer.bias is not None
@@ -256,17 +318,13 @@ def _refit(
         best = descend(len(ridges), len(ridges) // 2, lost)
         if lost(best) < 0:
             chosen = ridges[best]
-        if refit_on_all:
+        if not draft:
             fitted = fitted.merge(back)
     else:
         chosen = ridges[len(ridges) // 2]
     if chosen == float("inf"):
         return chosen
-    change = fitted.correction(chosen, has_bias)
-    if has_bias:
-        consumer.bias.copy_(consumer.bias.double() + change[:, -1])
-        change = change[:, :-1]
-    weight_of(consumer).copy_(weight_of(consumer).double() + change)
+    _change(consumer, fitted.correction(chosen, has_bias), has_bias)
     return chosen
 
 

@@ -52,7 +52,7 @@ def test_a_trial_is_the_divergence_of_the_cut_and_repaired_model(family):
     cut = copy.deepcopy(model)
     streams, judged = Streams(cut, batches), held_out(batches, 4)  # the last row of each of the two batches
     for layer, groups in groups_by_layer(cut).items():
-        cut_layer(cut, groups, kept, streams, judged, (0.1,), refit_on_all=False)
+        cut_layer(cut, groups, kept, streams, judged, (0.1,), draft=True)
         if layer < len(layers_of(cut)) - 1:
             streams.pruned_step(layer)
     dense, pruned = (torch.cat([said(one, batch) for batch in batches]).double() for one in (model, cut))
@@ -68,13 +68,13 @@ def test_the_rows_that_judge_a_trial_are_not_fitted_on():
         for batch, other, judged in zip(batches, others, held_out(batches, 4), strict=True)
     ]
 
-    def fitted(batches, refit_on_all: bool) -> torch.Tensor:
+    def fitted(batches, draft: bool) -> torch.Tensor:
         cut, judged = copy.deepcopy(model), held_out(batches, 4)
-        cut_layer(cut, groups_by_layer(cut)[0], kept, Streams(cut, batches), judged, (1.0,), refit_on_all)
+        cut_layer(cut, groups_by_layer(cut)[0], kept, Streams(cut, batches), judged, (1.0,), draft)
         return layers_of(cut)[0].mlp.down_proj.weight
 
-    assert not torch.equal(fitted(batches, True), fitted(mixed, True))
-    torch.testing.assert_close(fitted(batches, False), fitted(mixed, False))
+    assert not torch.equal(fitted(batches, draft=False), fitted(mixed, draft=False))
+    torch.testing.assert_close(fitted(batches, draft=True), fitted(mixed, draft=True))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bert", "vit"])

@@ -66,7 +66,7 @@ def plan_of(model, kept) -> PruningPlan:
 
 @pytest.mark.parametrize("family", only(CORE, [*DECODERS, *ENCODERS]))
 def test_the_dense_stream_is_met_better_than_by_repairing_each_layer_alone(family):
-    model, batches = make(family), rows(family)
+    model, batches = make(family), rows(family, number=16)
     plan, dense = plan_of(model, every_other(model)), last_states(model, batches)
     moments = collect_moments(model, unit_groups(model), batches, sides=("after",), progress=False)
     away = {}
@@ -89,7 +89,41 @@ def test_what_is_replayed_is_what_would_be_run_again(family, monkeypatch):
     assert all(torch.equal(value, cuts[1].state_dict()[name]) for name, value in cuts[0].state_dict().items())
 
 
-@pytest.mark.parametrize(("most", "runs"), [(0, [3, 4]), (2**30, [2, 2])])
+@pytest.mark.parametrize("family", only(CORE, [*DECODERS, *ENCODERS]))
+def test_refitted_producers_bring_rows_that_were_not_seen_nearer_to_the_dense_model(family, monkeypatch):
+    model, batches = make(family), rows(family, number=20)
+    batches, unseen = batches[:16], batches[16:]
+    dense, away = last_states(model, unseen), []
+    refit = sequential._refit_producers
+    for step in (lambda *_args: None, refit):
+        monkeypatch.setattr(sequential, "_refit_producers", step)
+        cut = copy.deepcopy(model)
+        cut_sequentially(cut, every_other(model), batches, progress=False)
+        away.append(float((last_states(cut, unseen) - dense).square().mean()))
+    # Of all 44 families 43 gain, by 5 % in the mean; one loses 0.4 %.
+    assert away[1] < 1.01 * away[0]
+
+
+def test_refitted_producers_give_on_the_pruned_stream_what_they_gave_on_the_dense_one():
+    model, batches = make("llama"), rows("llama", number=16)
+    kept = {key: index for key, index in every_other(model).items() if key.startswith("layers.0.")}
+    cut, producer, read = copy.deepcopy(model), "model.layers.1.mlp.up_proj", {}
+    before = cut.get_submodule(producer).weight.clone()
+    cut_sequentially(cut, kept, batches, progress=False)
+    for name, one in (("dense", model), ("pruned", cut)):
+        found: list[torch.Tensor] = []
+        handle = one.get_submodule(producer).register_forward_pre_hook(lambda _module, args, found=found: found.append(args[0]))
+        last_states(one, batches)
+        handle.remove()
+        read[name] = torch.cat([value[batch["attention_mask"].bool()] for value, batch in zip(found, batches, strict=True)])
+    wanted = read["dense"] @ before.T
+    errors = [
+        float((read["pruned"] @ weight.T - wanted).square().mean()) for weight in (before, cut.get_submodule(producer).weight)
+    ]
+    assert errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize(("most", "runs"), [(0, [3, 5]), (2**30, [2, 2])])
 def test_a_part_runs_once_in_each_stream(most, runs, monkeypatch):
     monkeypatch.setattr(replay, "_MOST_KEPT", most)
     model, batches = make("llama"), rows("llama", number=2)
@@ -104,7 +138,7 @@ def test_a_part_runs_once_in_each_stream(most, runs, monkeypatch):
     layer.mlp.gate_proj.register_forward_hook(counter(0))
     layer.self_attn.q_proj.register_forward_hook(counter(1))
     cut_sequentially(model, every_other(model), batches, progress=False)
-    # The dense stream; the pruned one for the attention's consumer, the FFN's, and to go on.
+    # The dense stream; the pruned one for the attention's consumer, the FFN's producers and its consumer, and to go on.
     assert counts == [len(batches) * number for number in runs]
 
 
@@ -156,10 +190,11 @@ def test_the_ridge_is_the_one_that_gains_most_of_all(family, monkeypatch):
     model, tried = make(family), []
     correction = sequential.Fit.correction
     monkeypatch.setattr(sequential.Fit, "correction", lambda *args: tried.append(1) or correction(*args))
-    found = cut_sequentially(copy.deepcopy(model), every_other(model), rows(family), progress=False)
+    batches = rows(family, number=16)
+    found = cut_sequentially(copy.deepcopy(model), every_other(model), batches, progress=False)
     few, tried[:] = len(tried), []
     monkeypatch.setattr(sequential, "descend", lambda count, _first, judge: min(range(count), key=judge))
-    assert cut_sequentially(model, every_other(model), rows(family), progress=False) == found
+    assert cut_sequentially(model, every_other(model), batches, progress=False) == found
     assert few < 0.8 * len(tried)
 
 
