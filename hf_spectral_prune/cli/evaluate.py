@@ -28,6 +28,8 @@ def main(argv: Sequence[str]) -> None:
     run, options = parse([RunArguments, LmEvalArguments], "evaluate", main.__doc__ or "", argv)
     if options.lm_eval is None:
         _check_source(run)
+    if run.num_eval_samples == 0 and _names_source(run):
+        raise ValueError("`num_eval_samples` is 0, so there is nothing to measure on. Set it to at least 1.")
     from ..evaluation.figures import held_out_figures, num_parameters
     from ..evaluation.tasks import check_task_names, check_tasks, report_of, task_figures
     from ..models.families.groups import is_vision

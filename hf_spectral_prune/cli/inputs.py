@@ -68,8 +68,9 @@ def inputs_of(run: RunArguments) -> Inputs:
         return TENSORS
     if run.gguf_file is None and reads_images(run):
         return IMAGES
-    if run.image_dir or run.eval_image_dir:
-        raise ValueError(f"`image_dir` is for models that read images, and `{run.model_name_or_path}` reads text. Give text.")
+    for name in ("image_dir", "eval_image_dir"):
+        if getattr(run, name):
+            raise ValueError(f"`{name}` is for models that read images, and `{run.model_name_or_path}` reads text. Give text.")
     return text_inputs_of(run)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -40,6 +41,13 @@ def check_named_files(data_args: DataArguments) -> None:
     for source in sources:
         if Path(source).is_file():
             check_text_file(source, "calibration")
+    for setting in ("calibration_file", "recovery_file"):
+        file = getattr(data_args, setting)
+        if file and data_args.eval_file and os.path.samefile(file, data_args.eval_file):
+            raise ValueError(
+                f"`{setting}` and `eval_file` are both `{file}`, so the model would be measured on text that it was made with. "
+                "Name another file, or leave `eval_file` out."
+            )
     option = "calibration_file" if data_args.calibration_file else "dataset_name"
     if (named := getattr(data_args, option)) and "dataset" not in sources and data_args.eval_split is None:
         raise ValueError(

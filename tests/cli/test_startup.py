@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from hf_spectral_prune import __version__
 from hf_spectral_prune.cli.main import COMMANDS
@@ -56,14 +57,27 @@ def test_package_is_a_command():
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"cria {__version__}\n"
 
 
-def test_ctrl_c_while_starting_is_one_line(tmp_path):
-    (tmp_path / "wrapt.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)")
-    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = ['cria', 'prune']\n"
-    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    command = [sys.executable, "-c", f"{code}from hf_spectral_prune.cli import main; sys.exit(main())"]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+SIGNAL = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+
+
+def _interrupted(code: str, folder: Path) -> None:
+    """Runs the command as a module, whose exit status Python replaces by a signal that it takes for unanswered."""
+    begin = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = ['cria', 'prune']\n"
+    (folder / "command.py").write_text(f"{begin}from hf_spectral_prune.cli import main\n{code}\nsys.exit(main())")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "command"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (130, 1), done.stderr
     assert "Stopped by Ctrl-C" in done.stderr
+
+
+def test_ctrl_c_while_starting_is_one_line(tmp_path):
+    (tmp_path / "wrapt.py").write_text(SIGNAL)
+    _interrupted("", tmp_path)
+
+
+def test_ctrl_c_while_a_module_makes_a_dataclass_is_the_exit_status(tmp_path):
+    _interrupted(f"from hf_spectral_prune.cli import parsing\nparsing.parse = lambda *words: exec({SIGNAL!r})", tmp_path)
 
 
 IMPORTS = """
