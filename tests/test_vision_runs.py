@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
-from vision import CONVOLUTIONAL, VISION, image_batch, prune, tiny_vision
+from vision import CONVOLUTIONAL, VISION, image_batch, is_transformer, prune, tiny_vision
 
 from hf_spectral_prune import PruningSchedule, SpectralPruner, SpectralPruningArguments, SpectralPruningCallback
 from hf_spectral_prune.evaluation.figures import num_parameters
@@ -175,7 +175,7 @@ def test_the_callback_takes_a_trainers_rows_and_recalibrates_the_norms(schedule,
 @pytest.mark.parametrize("family", sorted(VISION))
 def test_bfloat16_models_are_pruned_and_measured_with_float32_images(family):
     model = tiny_vision(family).to(torch.bfloat16)
-    kinds = ["ffn", "heads"] if family == "vit" else ["channels"]
+    kinds = ["ffn", "heads"] if is_transformer(model) else ["channels"]
     options = {"units": kinds, "round_to": 2, "min_channels": 2, "min_ffn_units": 4, "layout": "per_layer", "disable_tqdm": True}
     batches = [image_batch(seed=seed) for seed in (0, 1)]
     output = SpectralPruner(model, SpectralPruningArguments(target_reduction=0.2, **options), batches, batches).prune()

@@ -45,7 +45,9 @@ VISION: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
 }
-CONVOLUTIONAL = tuple(name for name in VISION if name != "vit")
+_VIT_SIZES = {name: value for name, value in VISION["vit"][2].items() if name != "intermediate_size"}
+VISION["dinov2"] = ("Dinov2", "ViTImageProcessorPil", _VIT_SIZES | {"mlp_ratio": 2, "layerscale_value": 0.7})
+CONVOLUTIONAL = tuple(name for name in VISION if name not in ("vit", "dinov2"))
 CLASSES = ("cat", "dog", "fox", "owl")
 
 
@@ -78,6 +80,11 @@ def randomise(model: nn.Module) -> None:
             parameter.normal_(std=0.3)
 
 
+def is_transformer(model: PreTrainedModel) -> bool:
+    """Whether its units are FFN neurons and heads, and not channels."""
+    return model.config.model_type.removeprefix("cria_") in ("vit", "dinov2")
+
+
 def image_batch(rows: int = 8, seed: int = 0, size: int = 16) -> dict[str, torch.Tensor]:
     """Noise with labels."""
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +94,7 @@ def image_batch(rows: int = 8, seed: int = 0, size: int = 16) -> dict[str, torch
 
 def prune(model: PreTrainedModel, data: Any = None, **fields: Any) -> SpectralPruner:
     """A pruner that has done its work: `energy` on noise, 30 % of what can go, in steps of 2 units."""
-    kinds = ["ffn", "heads"] if "vit" in model.config.model_type else ["channels"]
+    kinds = ["ffn", "heads"] if is_transformer(model) else ["channels"]
     options: dict[str, Any] = {"target_reduction": 0.3, "target_scope": "prunable", "units": kinds, "criterion": "energy"}
     options |= {"round_to": 2, "min_channels": 2, "min_ffn_units": 4, "disable_tqdm": True, "compensation": "none"}
     data = [image_batch(seed=seed) for seed in (0, 1)] if data is None else data
@@ -107,7 +114,7 @@ def processor_of(family: str, size: int = 16) -> Any:
     kind = getattr(transformers, VISION[family][1])
     if family.startswith("resnet"):
         return kind(size={"shortest_edge": size}, crop_pct=1.0)
-    if family == "vit":
+    if family in ("vit", "dinov2"):
         return kind(size={"height": size, "width": size})
     return kind(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 

@@ -116,12 +116,17 @@ def stand_in(model: PreTrainedModel, config: PreTrainedConfig, state: dict[str, 
     """A model of the class that will load the saved folder, as `config` says, with the weights `state` of `model`, not copied.
 
     Raises:
-        ValueError: the class has no place for some of them.
+        ValueError: the class has no place for some of them, or there is none.
     """
-    options = {"attn_implementation": model.config._attn_implementation}
+    options, auto = {"attn_implementation": model.config._attn_implementation}, getattr(transformers, auto_class_of(type(model)))
+    if type(config).__module__.startswith("transformers.") and type(config) not in auto._model_mapping:
+        raise ValueError(
+            f"`{type(model).__name__}` alone is loaded by no Auto class of transformers. Prune it inside the model that it is a "
+            "part of, leave `output_dir` out and save the whole."
+        )
     # Buffers that are not saved (of the rotary embedding) are made; weights are not.
     with init_empty_weights(include_buffers=False):
-        fresh: Any = getattr(transformers, auto_class_of(type(model))).from_config(copy.deepcopy(config), **options)
+        fresh: Any = auto.from_config(copy.deepcopy(config), **options)
     prefix = f"{model.base_model_prefix}." if fresh.base_model is fresh and model.base_model is not model else ""
     own = {key.removeprefix(prefix): value for key, value in state.items()}
     place = fresh.state_dict()

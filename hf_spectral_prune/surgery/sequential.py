@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -337,7 +338,7 @@ def _gain(model: PreTrainedModel, group: UnitGroup) -> tuple[Tensor, bool]:
     if row.stream_norm is not None:
         norm = layer.get_submodule(row.stream_norm)
         return _floating(norm(ones.to(weight.dtype))), True  # an RMS norm turns ones into its weights
-    return ones * (1.0 if row.stream_factor is None else getattr(layer, row.stream_factor)), False
+    return ones * (1.0 if row.stream_factor is None else attrgetter(row.stream_factor)(layer)), False
 
 
 def _through_norm(error: Tensor, output: Tensor, gain: Tensor, scale: Tensor) -> Tensor:

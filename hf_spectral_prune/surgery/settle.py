@@ -44,7 +44,17 @@ def _stock_accepts_ffn(config: PreTrainedConfig) -> bool:
     family = family_of(config)
     if family.stock_ffn is None:
         return True
-    return getattr(config, family.kind("ffn").size_field, None) in (None, family.stock_ffn * config.hidden_size)
+    times = family.stock_ffn if isinstance(family.stock_ffn, int) else getattr(config, family.stock_ffn)
+    return getattr(config, family.kind("ffn").size_field, None) in (None, times * config.hidden_size)
+
+
+def _state_multiple(config: PreTrainedConfig) -> None:
+    """Says the width of the FFN as the stock config does, where that is by how many times the hidden size goes into it."""
+    family = family_of(config)
+    if isinstance(family.stock_ffn, str) and not config.is_heterogeneous:
+        width = getattr(config, family.kind("ffn").size_field, None)
+        if width is not None and width % config.hidden_size == 0:
+            setattr(config, family.stock_ffn, width // config.hidden_size)
 
 
 def check_class(model: PreTrainedModel, layout: str) -> None:
@@ -93,6 +103,7 @@ def settle_class(model: PreTrainedModel) -> PreTrainedModel:
     if family.name == "torch":
         return model  # the network gets its class when it is saved
     join_experts(model, family)
+    _state_multiple(model.config)
     if needs_cria(model):
         _change_class(model, _cria_module(family), cria=True)
     elif type(model.config).__name__.startswith("Cria"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 import transformers
@@ -54,6 +56,7 @@ TOWERS = {
     "albert": ("AlbertForMaskedLM", {"embedding_size": 16}),
     "clip_text_model": ("CLIPTextModel", {}),
     "clip_vision_model": ("CLIPVisionModel", _IMAGES),
+    "siglip_vision_model": ("SiglipVisionModel", _IMAGES),  # which has a table, as its pooler has an FFN too
 }
 REFUSED = {
     "mamba": ("MambaForCausalLM", {}, "`intermediate_size`"),
@@ -69,8 +72,8 @@ NEAREST = {
     "mpt": "a config field for the width of the FFN",
     "phimoe": "It has experts, whose FFN needs a table: `mixtral`",
     "qwen3_vl": "It holds a text model beside others (`qwen3_vl_text`)",
-    "siglip_vision_model": "Of models that see images, `vit` and `resnet`",
-    "swin": "Of models that see images, `vit` and `resnet`",
+    "siglip": "pass `model.text_model` or `model.vision_model` to `SpectralPruner`",
+    "swin": "Of models that see images, `vit`, `dinov2`, `resnet`",
     "wav2vec2": "No model of speech is known",
 }
 
@@ -144,12 +147,43 @@ def test_towers_alone_and_shared_layers_are_pruned_saved_and_reloaded(name, tmp_
     inputs = {"pixel_values": torch.randn(4, 3, 16, 16)} if sees else random_batch(4, 16)
     options = {"target_reduction": 0.3, "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True}
     pruner = SpectralPruner(model, SpectralPruningArguments(output_dir=str(tmp_path / "out"), **options), [inputs])
-    assert {group.key for group in unit_groups(model)} == {f"layers.{at}.ffn" for at in range(1 if name == "albert" else 3)}
+    layers = {"albert": 1, "siglip_vision_model": 4}.get(name, 3)
+    assert {group.key for group in unit_groups(model)} == {f"layers.{at}.ffn" for at in range(layers)}
     output = pruner.prune()
     pruner.save_model()  # reloads in a fresh process
     assert num_parameters(output.model) == output.plan.parameters_after < output.plan.parameters_before
     reloaded = type(output.model).from_pretrained(tmp_path / "out").eval()
     torch.testing.assert_close(logits(reloaded, inputs), logits(output.model, inputs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("prefix", "tower"), [*product(("Siglip", "CLIP"), ("vision_model", "text_model"))])
+def test_tower_inside_a_model_is_cut_in_place_and_saved_with_it(prefix, tower, tmp_path):
+    """What the refusal of SigLIP says."""
+    whole = whole_of_towers(prefix)
+    dense = num_parameters(whole)
+    seeing, reading = {"pixel_values": torch.randn(4, 3, 16, 16)}, random_batch(4, 16)
+    options = {"target_reduction": 0.3, "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True, "units": ["ffn"]}
+    inputs = seeing if tower == "vision_model" else reading
+    plan = SpectralPruner(getattr(whole, tower), SpectralPruningArguments(**options), [inputs]).prune().plan
+    assert dense - num_parameters(whole) == plan.parameters_before - plan.parameters_after > 0
+    whole.save_pretrained(tmp_path)
+    reloaded = type(whole).from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        assert torch.equal(reloaded(**seeing, **reading).logits_per_image, whole(**seeing, **reading).logits_per_image)
+
+
+def test_tower_that_no_auto_class_loads_is_not_saved_alone(tmp_path):
+    args = SpectralPruningArguments(output_dir=str(tmp_path / "out"), units=["ffn"])
+    pruner = SpectralPruner(whole_of_towers("Siglip").text_model, args, [random_batch(4, 16)])
+    refused(pruner.prune, "`SiglipTextModel` alone is loaded by no Auto class", "leave `output_dir` out")
+
+
+def whole_of_towers(prefix: str):
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
+    sizes = {name: TINY_SIZES[name] for name in names} | {"num_attention_heads": 4}
+    config = getattr(transformers, f"{prefix}Config")(text_config=sizes, vision_config=sizes | _IMAGES)
+    torch.manual_seed(0)
+    return getattr(transformers, f"{prefix}Model")(config).eval()
 
 
 @pytest.mark.parametrize("name", REFUSED)

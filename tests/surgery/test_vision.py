@@ -8,7 +8,8 @@ from contextlib import ExitStack
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from vision import CONVOLUTIONAL, VISION, image_batch, prune, tiny_vision
+from transformers import AutoModel
+from vision import CONVOLUTIONAL, VISION, image_batch, is_transformer, prune, tiny_vision
 
 from hf_spectral_prune.calibration.signals import readers
 from hf_spectral_prune.evaluation.figures import num_parameters
@@ -35,7 +36,7 @@ def random_plan(model, seed: int = 0, share: float = 0.5) -> PruningPlan:
 
 
 def _count(model):
-    return budget_of(model, unit_groups(model)).parameters if "vit" not in model.config.model_type else None
+    return budget_of(model, unit_groups(model)).parameters if not is_transformer(model) else None
 
 
 def kept_of(plan) -> dict[str, torch.Tensor]:
@@ -57,6 +58,33 @@ def test_removed_model_equals_masked_model(family, seed):
     assert torch.allclose(found, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
     # Masking must have changed something, or all of this shows nothing.
     assert float((dense - expected).abs().max()) > 0.05
+
+
+def test_gated_dinov2_is_cut_like_the_others():
+    """Its largest model's FFN."""
+    model = tiny_vision("dinov2", use_swiglu_ffn=True, mlp_ratio=4)
+    assert {group.size for group in unit_groups(model, ["ffn"])} == {88}
+    plan = random_plan(model)
+    with masked(model, kept_of(plan)):
+        expected = model(**BATCH).logits.detach()
+    cut = settle_class(apply_plan(model, plan))
+    assert type(cut).__name__ == "CriaDinov2ForImageClassification"
+    assert num_parameters(cut) == num_parameters(type(cut)(cut.config)) == plan.parameters_after
+    assert torch.allclose(cut(**BATCH).logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("width", "ratio", "name"), [(32, 1, "Dinov2Model"), (40, 2, "CriaDinov2Model")])
+def test_dinov2_is_of_its_stock_class_where_its_ratio_can_say_the_width(width, ratio, name, tmp_path):
+    model = tiny_vision("dinov2", "Model")
+    groups = unit_groups(model)
+    scores = {group.key: torch.rand(group.size, generator=torch.Generator().manual_seed(0)) for group in groups}
+    sizes = {group.key: width if group.kind == "ffn" else 6 for group in groups}
+    plan = choose_units(groups, scores, sizes, num_parameters(model), model_type="dinov2")
+    cut = settle_class(apply_plan(model, plan))
+    assert (type(cut).__name__, cut.config.mlp_ratio) == (name, ratio)
+    cut.save_pretrained(tmp_path)
+    pixels = {"pixel_values": BATCH["pixel_values"]}
+    assert torch.equal(AutoModel.from_pretrained(tmp_path).eval()(**pixels)[0], cut(**pixels)[0])
 
 
 def reads(model, group, unit: int, pixels) -> torch.Tensor:

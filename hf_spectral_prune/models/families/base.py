@@ -109,7 +109,7 @@ class UnitKind:
         module_fields: (module path, attribute) pairs that repeat `size_field` or a field in proportion to it.
         stream: the residual stream right behind the consumer, which sequential compensation aims at; None where it is not known.
         stream_norm: norm that the consumer's output goes through on its way into the stream, or None.
-        stream_factor: attribute of the layer that the consumer's output is multiplied by there, or None.
+        stream_factor: attribute of the layer (a path) that the consumer's output is multiplied by there, or None.
         each: path inside the layer of the experts, each of which has units of its own; the other paths are then inside an
             expert. Layers without experts have none of these units.
         stack: 0 for the encoder's layers alone, 1 for the decoder's, None for all.
@@ -156,12 +156,14 @@ class Family:
     Attributes:
         model_types: `config.model_type` values that this table describes (stock and Cria).
         layers: path of the layer list inside the base model.
+        pooler: path of a pooler behind the layers whose FFN is as theirs and follows the same field; it counts as one more layer.
         decoder: path of a second list, whose layers are numbered behind those of the first: the decoder's behind the encoder's.
         kinds: the table, one row a kind of unit.
         cria: name of the module in `models/cria/` that holds the per-layer classes, or None.
         stock_heads: which uniform head counts the stock config accepts: "any", "divides_hidden" or "fixed" (the head size is
             `hidden_size` over the number of heads, so only the original number leaves it as it was).
-        stock_ffn: how many times as wide as the hidden size the stock class's FFN is, where its config cannot say otherwise.
+        stock_ffn: how many times as wide as the hidden size the stock class's FFN is, where its config cannot say otherwise: a
+            number, or the config field that says it; 0 where it is no multiple of it.
         positions_after_padding: positions are counted from behind the id of the pad token, so that fewer tokens fit than the
             config has positions.
         also: other names of models with this table, for its readers.
@@ -178,7 +180,7 @@ class Family:
     kinds: tuple[UnitKind, ...]
     cria: str | None = None
     stock_heads: Literal["any", "divides_hidden", "fixed"] = "any"
-    stock_ffn: int | None = None
+    stock_ffn: int | str | None = None
     positions_after_padding: bool = False
     also: str = ""
     when: tuple[tuple[str, object], ...] = ()
@@ -187,16 +189,17 @@ class Family:
     inside: bool = False
     traced: bool = False
     decoder: str = ""
+    pooler: str = ""
 
     @property
     def runs_whole(self) -> bool:
         """Whether nothing is known of how layers hand on what they read, so that they cannot be run one by one."""
-        return self.traced or self.by_structure or bool(self.decoder)
+        return self.traced or self.by_structure or bool(self.decoder or self.pooler)
 
     @property
     def stream_unknown(self) -> bool:
         """Whether nothing is known of what consumers add to the residual stream, so that each is repaired by itself."""
-        return self.by_structure or bool(self.decoder) or self.experts is not None
+        return self.by_structure or bool(self.decoder or self.pooler) or self.experts is not None
 
     @property
     def experts(self) -> str | None:

@@ -16,7 +16,7 @@ from ..cria.channels import MATRICES, VECTORS, widths_of
 from .base import Family, Slice, UnitGroup, UnitKind, network_of
 from .experts import split_experts
 from .inside import HOLDERS, family_inside
-from .refusal import SPEECH, refusal
+from .refusal import SPEECH, TWO_TOWERS, refusal
 from .structure import family_by_structure
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def family_of(config: PreTrainedConfig) -> Family:
         if config.model_type in family.model_types and all(getattr(config, name) == value for name, value in family.when):
             return family
     text = config.get_text_config()
-    if text is not config and text.model_type in known:
+    if text is not config and text.model_type in known and config.model_type not in TWO_TOWERS:
         if config.model_type in HOLDERS:
             return family_inside(config, family_of(text))
         raise ValueError(
@@ -67,7 +67,8 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
         return nn.ModuleList(layer for layers in _stacks(model, family) for layer in layers)
     layers = model.base_model.get_submodule(family.layers)
     assert isinstance(layers, nn.ModuleList)
-    return layers
+    pooler = dict(model.base_model.named_modules()).get(family.pooler) if family.pooler else None
+    return layers if pooler is None else nn.ModuleList([*layers, pooler])
 
 
 def _stacks(model: PreTrainedModel, family: Family) -> list[list[nn.Module]]:

@@ -26,6 +26,8 @@ SPEECH = {
     *modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES,
     *modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
 }
+# A model of text and one of images side by side.
+TWO_TOWERS = ("clip", "siglip")
 _TABLE = "write a table for it (`docs/extend.md`: thirty lines)"
 
 
@@ -50,6 +52,11 @@ def _nearest(config: PreTrainedConfig, families: tuple[Family, ...], reason: str
     """What can be done instead, by what kind of model it is."""
     model_type = str(config.model_type)
     text = [family.name for family in families if family.layers]
+    if model_type in TWO_TOWERS:
+        return (
+            "Its towers are pruned one at a time: pass `model.text_model` or `model.vision_model` to `SpectralPruner` with a "
+            "uniform layout, which cuts it in place, and save the whole model."
+        )
     if config.get_text_config() is not config:
         inner = config.get_text_config().model_type
         return (
@@ -66,9 +73,9 @@ def _nearest(config: PreTrainedConfig, families: tuple[Family, ...], reason: str
         known = _listed(family.name for family in families if family.experts is not None)
         return f"It has experts, whose FFN needs a table: {known} have one. Take one of them, or {_TABLE}."
     if model_type in _IMAGES or "vision" in model_type:
-        known = _listed(family.name for family in families if family.traced and family.name != "torch")
+        known = _listed(family.name for family in families if _sees(family) and family.name != "torch")
         return (
-            f"Of models that see images, `vit` and {known} are known, and any CNN or MLP in plain PyTorch (`docs/vision.md`). "
+            f"Of models that see images, {known} are known, and any CNN or MLP in plain PyTorch (`docs/vision.md`). "
             f"Take one of those, or {_TABLE}."
         )
     kind = "encoder" if model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES else "decoder"
@@ -77,6 +84,10 @@ def _nearest(config: PreTrainedConfig, families: tuple[Family, ...], reason: str
     if "changes no weight" in reason or "no field of its config" in reason:
         return f"What is missing is a config field for the width of the FFN. Take a {kind} that has one (e.g. {known})."
     return f"Take a {kind} that is known (e.g. {known}), or {_TABLE}."
+
+
+def _sees(family: Family) -> bool:
+    return family.traced or any(name in _IMAGES for name in family.model_types)
 
 
 def _has_experts(config: PreTrainedConfig) -> bool:

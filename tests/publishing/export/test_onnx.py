@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ENCODERS, logits, random_batch, tiny_encoder, tiny_model
 from crias import cria
-from vision import VISION, image_batch, prune, tiny_vision
+from vision import CONVOLUTIONAL, VISION, image_batch, prune, tiny_vision
 
 from hf_spectral_prune.cli.main import main
 
@@ -131,7 +131,7 @@ def test_cache_of_a_model_that_has_none_is_refused(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", VISION)
 def test_models_of_images_run_on_onnxruntime(family, tmp_path):
-    fields = {"layout": "per_layer", "allocation": "scores"} if family == "vit" else {}
+    fields = {} if family in CONVOLUTIONAL else {"layout": "per_layer", "allocation": "scores"}
     model = prune(tiny_vision(family), **fields).model.eval()
     assert type(model).__name__.startswith("Cria")
     model.save_pretrained(tmp_path)
