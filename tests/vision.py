@@ -46,7 +46,11 @@ VISION: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 _VIT_SIZES = {name: value for name, value in VISION["vit"][2].items() if name != "intermediate_size"}
-VISION["dinov2"] = ("Dinov2", "ViTImageProcessorPil", _VIT_SIZES | {"mlp_ratio": 2, "layerscale_value": 0.7, "use_mask_token": False})
+VISION["dinov2"] = (
+    "Dinov2",
+    "ViTImageProcessorPil",
+    _VIT_SIZES | {"mlp_ratio": 2, "layerscale_value": 0.7, "use_mask_token": False},
+)
 CONVOLUTIONAL = tuple(name for name in VISION if name not in ("vit", "dinov2"))
 CLASSES = ("cat", "dog", "fox", "owl")
 
