@@ -63,9 +63,9 @@ class DataArguments:
 
     calibration: str = _field(
         "dataset",
-        "Calibration text: `dataset` (a file or data set named below), `self` (sampled from the model itself), `python_docs` "
-        "(the manual that comes with Python), `c4` or `wiki` (C4 and WikiText-103 from the Hub, streamed); or several sources, "
-        "files and data sets too, with their shares of the rows: `c4:0.5,notes.jsonl:0.3,self:0.2`.",
+        "Calibration text: `dataset` (the file or data set that other flags name), `self` (sampled from the model itself), "
+        "`python_docs` (the manual that comes with Python), `c4` or `wiki` (C4 and WikiText-103 from the Hub, streamed); or "
+        "several sources, files and data sets too, with their shares of the rows: `c4:0.5,notes.jsonl:0.3,self:0.2`.",
     )
     calibration_file: str | None = _field(
         None, "Text file to calibrate on: .txt, .jsonl, .json, .csv or .parquet; text formats may be gzipped."

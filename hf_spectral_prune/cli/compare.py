@@ -51,6 +51,6 @@ def main(argv: Sequence[str]) -> None:
     if screen.json:
         print(json.dumps(to_dict(comparison)))
     else:
-        files = f"Report page: {page}; all cells as JSON and CSV, and a plot, are beside it."
+        files = f"Report page: {page}; all figures as JSON and CSV, and a plot, are beside it."
         print(f"{table(comparison)}\n\n{verdict(comparison)}\n\n{files}")
     check_complete([(cell["label"], cell["error"]) for cell in comparison.failed], len(comparison.cells), "cells")

@@ -23,7 +23,8 @@ _SEED = 42  # that of `cria prune`, so that the same rows are held out
 def main(argv: Sequence[str]) -> None:
     """Measures held-out quality, size and speed of a model, and tasks of lm_eval; prints JSON.
 
-    Quality is the perplexity of a causal language model, or loss and metric of labelled texts and images.
+    Quality is the perplexity of a causal language model, or loss and metric of labelled texts and images. It is measured on what
+    `cria prune` with the same flags would hold out, so that the figures can be compared, or on data of its own.
     """
     run, options = parse([RunArguments, LmEvalArguments], "evaluate", main.__doc__ or "", argv)
     if options.lm_eval is None:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterable, Sequence
 
 MODEL = "model_name_or_path"
+# As many flags need no groups.
+_FEW = 10
 # Needed first, in this order; a command shows those that it has.
 FIRST = (
     "model_name_or_path",
@@ -29,6 +31,20 @@ FIRST = (
 )
 # What a command takes from a recipe for `cria prune` and does not read.
 _UNREAD = {"cria score": {"preset", "target_reduction", "target_scope", "layout", "recovery", "eval_file", "push_to_hub"}}
+# Means nothing on the command line, which takes no callbacks; a recipe or a Trainer's options may have it.
+_OF_CALLBACKS = ("load_best_model_at_end",)
+# What a flag that several commands share means in one of them.
+_HERE = {
+    ("cria score", "output_dir"): "Folder to write scores.json to; without it they are printed.",
+    (
+        "cria score",
+        "units",
+    ): "Kinds of unit to score: `ffn` neurons and `heads` (key/value groups), or `channels`; by default all "
+    "that the model's family has.",
+    ("cria evaluate", "eval_file"): "Text file to measure perplexity on, in blocks from its start.",
+    ("cria compare", "target_scope"): "What the fractions are of: the parameters of the `units` (`prunable`), those outside the "
+    "embeddings, or all (tied weights once).",
+}
 # Title -> the names that belong there; a flag that is in none is shown under the last title.
 GROUPS = {
     "Model": (
@@ -81,7 +97,7 @@ GROUPS = {
     ),
     "Logging": (
         *("logging_strategy", "logging_steps", "logging_first_step", "eval_strategy", "eval_steps", "eval_delay", "report_to"),
-        *("json", "run_name", "disable_tqdm", "metric_for_best_model", "load_best_model_at_end"),
+        *("json", "run_name", "disable_tqdm", "metric_for_best_model"),
     ),
     "Others": (),
 }
@@ -99,8 +115,12 @@ class _Formatter(argparse.HelpFormatter):
         if action.option_strings[0].startswith("--no_"):
             return f"Turn `{action.dest}` off."
         default = action.default
-        shown = default is not None and default is not False and default != []
-        return f"{action.help or ''}{' (default: %(default)s)' if shown else ''}"
+        words = _HERE.get((self._prog, action.dest), action.help or "")
+        if default is None or default is False or default == []:
+            return words
+        # As it is typed, and a percent sign doubled, because argparse fills in what follows one.
+        typed = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        return f"{words} (default: {typed.replace('%', '%%')})"
 
 
 def help_text(prog: str, description: str, usage: str, actions: Iterable[argparse.Action], *, whole: bool) -> str:
@@ -110,11 +130,11 @@ def help_text(prog: str, description: str, usage: str, actions: Iterable[argpars
         prog: the command, as it is typed.
         usage: its arguments in short.
         actions: of all flags.
-        whole: all flags in groups, else those that are needed first (all, where they are few).
+        whole: all flags in groups, else those that are needed first. Where there are few, all are shown, without groups.
     """
     flags: dict[str, list[argparse.Action]] = {}  # a switch that is on by default has a second one, `--no_...`
     for action in actions:
-        if action.option_strings:
+        if action.option_strings and action.dest not in _OF_CALLBACKS:
             flags.setdefault(action.dest, []).append(action)
 
     def found(names: Iterable[str]) -> list[argparse.Action]:
@@ -123,7 +143,9 @@ def help_text(prog: str, description: str, usage: str, actions: Iterable[argpars
     formatter = _Formatter(prog)
     formatter.add_text(f"usage: {prog} {usage}")
     formatter.add_text(description)
-    if whole or len(flags) <= len(FIRST):
+    if len(flags) <= _FEW:
+        _section(formatter, "Options", found(flags))
+    elif whole:
         placed = {name for names in GROUPS.values() for name in names}
         for title, names in GROUPS.items():
             _section(formatter, title, found(names if title != "Others" else [name for name in flags if name not in placed]))

@@ -50,7 +50,7 @@ class _Terminated(KeyboardInterrupt):
 
 
 def _usage() -> str:
-    rows = "\n".join(f"  {name:12}{purpose}" for name, purpose in COMMANDS.items())
+    rows = "\n".join(f"  {name:13}{purpose}" for name, purpose in COMMANDS.items())
     hint = "`cria COMMAND --help` explains every flag, `cria --version` tells the version."
     return f"usage: cria COMMAND [MODEL] [recipe.yaml] [--flags]\n\n{rows}\n\n{hint}"
 

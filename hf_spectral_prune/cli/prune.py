@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from ..arguments import TAUGHT_RECOVERIES, SpectralPruningArguments
 from ..utils.types import Options
 from .arguments import RunArguments
 from .parsing import parse
-from .screen import ScreenArguments, as_json, ending, quiet_warnings, say
+from .screen import ScreenArguments, as_json, ending, ending_of_targets, quiet_warnings, say
 
 
 @dataclass
@@ -95,10 +95,10 @@ def _ending(args: SpectralPruningArguments, *, for_programs: bool) -> str:
         return as_json(folder) if for_programs else ending(folder)
     from ..studies.targets import TABLE, folder_of
 
+    folders = [str(folder_of(folder, target)) for target in sorted(args.target_reductions)]
     if for_programs:
-        return "\n".join(as_json(str(folder_of(folder, target))) for target in sorted(args.target_reductions))
-    table = (Path(folder) / TABLE).read_text(encoding="utf-8")
-    return f"{table}\nSaved in the folders of `{folder}`, each with a report page (report.html)."
+        return "\n".join(map(as_json, folders))
+    return ending_of_targets((Path(folder) / TABLE).read_text(encoding="utf-8"), folders)
 
 
 def _with_several_targets(argv: Sequence[str]) -> list[str]:
@@ -169,6 +169,8 @@ def _prune(args: SpectralPruningArguments, run: RunArguments, offload_folder: st
     if args.target_reductions:
         if resume is not None:
             raise ValueError("`resume_from_checkpoint` is for one target, and `target_reductions` names several. Leave it out.")
+        for fraction in sorted(args.target_reductions) if is_first_process() else ():
+            say(target_words(model, replace(args, target_reduction=fraction), calibration))
         prune_to_targets(model, args, calibration, held_out, processing_class, **options)
         return
     pruner = SpectralPruner(model, args, calibration, held_out, processing_class, **options)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -54,15 +55,25 @@ def ending(folder: str) -> str:
     from ..publishing.saved_folder import read_folder
 
     saved = read_folder(folder)
-    code = loading_code(saved, folder, remote=is_cria(saved))
     parts = [
         before_after_table(saved.report),
         f"Saved in `{folder}`, with a report page (report.html). Load it with",
-        _indented(code),
+        _indented(loading_code(saved, folder, remote=is_cria(saved))),
     ]
     if missing := _not_measured(saved, folder):
         parts.append(f"Not measured: {'; '.join(missing)}.")
     return "\n\n".join(parts)
+
+
+def ending_of_targets(table: str, folders: Sequence[str]) -> str:
+    """The end of a run with several targets: their table, where the results are, how to load one of them."""
+    from ..publishing.card.words import is_cria, loading_code
+    from ..publishing.saved_folder import read_folder
+
+    saved = read_folder(folders[0])
+    where = " and ".join(f"`{folder}`" for folder in folders)
+    code = _indented(loading_code(saved, folders[0], remote=is_cria(saved)))
+    return f"{table}\nSaved in {where}, each with a report page (report.html). Load the first with\n\n{code}"
 
 
 def _indented(code: str) -> str:

@@ -22,7 +22,7 @@ NUM_SPECTRUM_VALUES = 24
 @register("spectral")
 @dataclass(frozen=True)
 class Spectral(Criterion):
-    """The spectral criterion of SSI (arXiv:2605.18860); without `modes`, in the form that measured best.
+    """The spectral criterion of SSI (arXiv:2605.18860); unless `modes` is set, all modes count.
 
     Nodes are channels. The input-side graph joins channels of like shape (standardised signals before the layer's
     transformation), the output-side graph channels of like value and energy (uncentred signals after it). With

@@ -78,7 +78,9 @@ def text_columns(kinds: Mapping[str, str], text_column: str | None = None, setti
     strings = [name for name, kind in kinds.items() if kind == STRING]
     if text_column is not None:
         if kinds.get(text_column) not in (STRING, CHAT):
-            raise ValueError(f"`{setting}` is {text_column!r}, but the data set has no such column of strings: {list(kinds)}.")
+            raise ValueError(
+                f"`{setting}` is {text_column!r}, but the data set has no such column of strings: {named(kinds, most=8)}."
+            )
         return (text_column,)
     by_name = {name.casefold(): name for name in reversed(list(kinds))}
     if by_name.get(_TEXT) in strings:

@@ -81,7 +81,7 @@ def build_images(
         images, labels = _images_and_labels(source, image_column, label_column, config)
         chosen = _chosen(len(images), num_samples, shuffle, seed)
         if num_samples is not None and len(chosen) < num_samples:
-            logger.warning(f"Calibrating on {len(chosen)} images, not `num_samples`={num_samples}: {name} has no more.")
+            logger.warning(f"`{name}` has {len(chosen)} images, and up to {num_samples} were asked for: all are used.")
         parts = [chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)]
         batches = [_batch(images, labels, part, processing_class, config) for part in parts]
         settings = {"num_samples": num_samples, "shuffle": shuffle, "seed": seed if shuffle else None}

@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..utils.types import Json, Row
+from ..utils.words import named
 from .blocks import tokenise
 from .columns import CHAT, text_columns
 from .items import table_kinds
@@ -65,7 +66,8 @@ def load_labelled(
     labels = read_labels(table, label_column, config)
     if text_pair_column is not None and text_pair_column not in table.column_names:
         raise ValueError(
-            f"`text_pair_column` is {text_pair_column!r}, but the data set has no such column: {table.column_names}."
+            f"`text_pair_column` is {text_pair_column!r}, but the data set has no such column: "
+            f"{named(table.column_names, most=8)}."
         )
     columns = [_text_column(table, text_column, *label_column.split(","), label_column, text_pair_column)]
     if text_pair_column is not None:

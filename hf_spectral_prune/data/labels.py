@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig
 
+from ..utils.words import named
+
 Source = TypeVar("Source")
 # Of every row: a class number, a value, or a vector of 0 and 1.
 Labels = list[int] | list[float] | list[list[float]]
@@ -117,7 +119,9 @@ def read_labels(table: Dataset, label_column: str, config: PreTrainedConfig) -> 
     names = [label_column] if label_column in table.column_names else [part.strip() for part in label_column.split(",")]
     for name in names:
         if name not in table.column_names:
-            raise ValueError(f"`label_column` is {name!r}, but the data set has no such column: {table.column_names}.")
+            raise ValueError(
+                f"`label_column` is {name!r}, but the data set has no such column: {named(table.column_names, most=8)}."
+            )
     if len(names) > 1:
         return _columns(table, names, config)
     values, classes = list(table[label_column]), class_names(table, label_column)

@@ -155,7 +155,7 @@ def model_name(run: ModelArguments) -> str:
     """
     name = run.model_name_or_path
     if not name or not name.strip():
-        raise ValueError("There is no model. Set `model_name_or_path` to a folder or a Hub name.")
+        raise ValueError("There is no model. Write `cria COMMAND MODEL`, or set `model_name_or_path` to a folder or a Hub name.")
     path = Path(name)
     if "://" in name:
         raise ValueError(

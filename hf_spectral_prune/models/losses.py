@@ -60,7 +60,7 @@ def check_outputs_have_names(model: PreTrainedModel) -> None:
     """
     if getattr(model.config, "return_dict", True) is False:
         raise ValueError(
-            "The model's config has `return_dict` false, so that outputs have no names and cannot be told apart. Set it to true."
+            "The model's config has `return_dict` false, so that outputs have no names by which to know them. Set it to true."
         )
 
 

@@ -176,7 +176,9 @@ def check_in_fresh_process(folder: Path, model: PreTrainedModel) -> Json:
         environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch) / "modules"), "HF_HUB_OFFLINE": "1"}
         # This package, and the class of a plain network, are imported from where this process has them, which a script or a
         # notebook may have put into `sys.path` itself.
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        # Not the cache of remote code, which `evaluate` puts there: it would be taken for the one that belongs to this check.
+        own = [path for path in sys.path if path and not Path(path, "transformers_modules").is_dir()]
+        environment["PYTHONPATH"] = os.pathsep.join(own)
         done = _run_beside(command, environment)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -64,12 +64,27 @@ def test_help_is_short_and_help_all_is_whole_and_in_groups(capsys):
         assert stopped.value.code == 0
     short, whole = capsys.readouterr().out.split("usage: cria prune")[1:]
     shown = set(re.findall(r"^  (?:MODEL, )?--(\w+)", whole, flags=re.MULTILINE))
-    assert shown >= FIELDS
+    assert shown >= FIELDS - {"load_best_model_at_end"}
     assert "Others" not in whole
     assert set(re.findall(r"^  (?:MODEL, )?--(\w+)", short, flags=re.MULTILINE)) == set(FIRST) & FIELDS
     assert len(short.splitlines()) < 70
     assert "(default: None)" not in whole and "--output-dir" not in whole
     assert "Turn `packing` off." in whole
+
+
+def help_of(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_says_what_a_flag_means_in_this_command(capsys):
+    assert "--output_dir OUTPUT_DIR Folder to write scores.json to; without it they are printed." in help_of(capsys, "score")
+    compared = help_of(capsys, "compare")
+    assert "FLOPs" not in compared and "(default: 0.1 0.2 0.3 0.5)" in compared
+    assert "load_best_model_at_end" not in help_of(capsys, "prune", "all"), "the command line takes no callbacks"
+    pushed = help_of(capsys, "push")
+    assert "Options: --hub_model_id" in pushed and "Others" not in pushed
 
 
 def test_no_flag_stands_in_two_groups():

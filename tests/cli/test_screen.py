@@ -111,6 +111,15 @@ def test_a_run_says_where_its_result_is_and_how_to_load_it(folder, capsys):
     assert "Not measured: quality on other data and tasks; speed" in out
 
 
+def test_several_targets_are_told_in_numbers_and_one_of_them_loads_by_the_lines_on_the_screen(folder, capsys):
+    out, err = prune(folder, capsys, "--target_reduction", "0.3", "0.1", "--no_self_check", "--criterion", "magnitude")
+    assert [line[:13] for line in err.splitlines() if line.startswith("Removing")] == ["Removing 10 %", "Removing 30 %"]
+    code = "\n".join(line[4:] for line in out.splitlines() if line.startswith("    "))
+    found: dict = {}
+    exec(code, found)
+    assert found["model"].name_or_path == str(folder / "out" / "reduction-0.1") and "reduction-0.3" in out
+
+
 def test_a_program_gets_one_json_object(folder, capsys):
     out, _ = prune(folder, capsys, "--json", "--no_self_check", "--criterion", "magnitude")
     figures = json.loads(out)

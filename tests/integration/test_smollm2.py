@@ -39,7 +39,7 @@ def test_demo_leaves_a_stock_llama_that_loads_without_this_package(tmp_path):
     command = [sys.executable, "-m", "hf_spectral_prune.cli.main", "demo", "--output_dir", str(tmp_path / "cria-smollm2")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    for row in ("Parameters", "Size on disk", "Held-out perplexity", "Prefill", "Decode"):
+    for row in ("Parameters", "Weights on disk", "Held-out perplexity", "Prefill", "Decode"):
         assert row in done.stdout
     report = json.loads((tmp_path / "cria-smollm2" / "pruning_report.json").read_text())
     before, after = report["parameters_before"], report["parameters_after"]

@@ -219,6 +219,15 @@ def test_the_check_finds_the_package_where_this_process_has_it(tmp_path, batches
     assert seen[0]["PYTHONPATH"].split(os.pathsep)[0] == "/a/notebook/added/this"
 
 
+def test_code_of_other_models_in_the_cache_is_not_taken_for_the_folders(tmp_path, batches, monkeypatch):
+    # `evaluate` puts the user's cache of remote code into `sys.path`; it holds the code of models loaded before.
+    (tmp_path / "modules" / "transformers_modules").mkdir(parents=True)
+    (tmp_path / "modules" / "transformers_modules" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    pruned(tmp_path, "llama", batches, layout="per_layer")
+    assert "remote_code" in json.loads((tmp_path / "out" / "pruning_report.json").read_text())["self_check"]
+
+
 def test_code_that_came_with_a_model_and_was_not_used_is_not_asked_for(tmp_path, batches):
     """As in Phi-3's config: the class is one of transformers, and `auto_map` names a file that the result does not hold."""
     model = tiny_model()

@@ -32,9 +32,21 @@ def size_rows(saved: SavedFolder) -> list[Row]:
         rows.append(("MACs of one image", *(f"{count:,}" for count in macs), change(*macs)))
     old, new = saved.report.size_on_disk_before, saved.report.size_on_disk
     if new is not None:
-        megabytes = _NOT_MEASURED if old is None else f"{old / 1e6:,.1f}"
-        rows.append(("Weights on disk, MB", megabytes, f"{new / 1e6:,.1f}", "" if old is None else change(old, new)))
+        name, unit = on_disk(new)
+        rows.append(
+            (
+                name,
+                _NOT_MEASURED if old is None else f"{old / unit:,.1f}",
+                f"{new / unit:,.1f}",
+                "" if old is None else change(old, new),
+            )
+        )
     return rows
+
+
+def on_disk(size: int) -> tuple[str, float]:
+    """What the row of the weights' size is called, and the bytes of its unit: small networks have none of a megabyte."""
+    return ("Weights on disk, kB", 1e3) if size < 100_000 else ("Weights on disk, MB", 1e6)
 
 
 def kind_name(saved: SavedFolder, kind: str) -> str:
@@ -144,7 +156,8 @@ def before_after_table(report: PruningReport) -> str:
     if report.macs is not None:
         rows.append(_row("MACs of one image", report.macs["before"], report.macs["after"], ",.0f"))
     if report.size_on_disk_before is not None and report.size_on_disk is not None:
-        rows.append(_row("Size on disk, MB", report.size_on_disk_before / 1e6, report.size_on_disk / 1e6, ",.1f"))
+        name, unit = on_disk(report.size_on_disk)
+        rows.append(_row(name, report.size_on_disk_before / unit, report.size_on_disk / unit, ",.1f"))
     before, after = report.metrics_before, report.metrics_after
     for name in ("perplexity",) if "before_perplexity" in before else [key.removeprefix("before_") for key in before]:
         old, new = before[f"before_{name}"], after[f"after_{name}"]

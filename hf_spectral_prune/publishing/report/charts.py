@@ -68,8 +68,11 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
         if count <= _NAMED_BARS:
             for x, (old, new) in enumerate(zip(before, after, strict=True)):
                 axis.annotate(f"{new:,}", (x, old), (0, 2), textcoords="offset points", ha="center", fontsize=SMALL)
-        # A model of few layers must not get bars as wide as the page: they stand at its left.
-        axis.set_xlim(-0.6, max(count, _NAMED_BARS // 2) - 0.4)
+        # A model of few layers must not get bars as wide as the page: its axis ends where they end.
+        share = min(1.0, (count + 0.2) / (_NAMED_BARS // 2 + 0.2))
+        place = axis.get_position()
+        axis.set_position((place.x0, place.y0, place.width * share, place.height))
+        axis.set_xlim(-0.6, count - 0.4)
         axis.set_ylim(0, max(before) * (1.14 if count <= _NAMED_BARS else 1.04))
         axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}"))
@@ -79,7 +82,8 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
         if upright[name]:
             axis.xaxis.set_tick_params(labelrotation=90)
         axis.set_xlabel("layer")
-        colour_key(axis, [("kept", "kept"), ("pale", "removed")])
+        cut = [("pale", "removed")] if list(before) != list(after) else []
+        colour_key(axis, [("kept", "kept"), *cut], 1 / share)
     return figure
 
 
@@ -124,7 +128,8 @@ def scores(title: str, layers: Mapping[str, GroupScores]) -> Figure:
     for colour in ("removed", "kept"):
         draw_strokes(axis, strokes[colour], colour, 1.4)
     draw_strokes(axis, strokes["ink"], "ink", 1.2)
-    colour_key(axis, [("removed", "removed"), ("kept", "kept"), ("ink", "cut")])
+    cut_key = [("removed", "removed"), ("ink", "cut")] if strokes["ink"] else []
+    colour_key(axis, [("kept", "kept"), *cut_key])
     return figure
 
 

@@ -19,7 +19,7 @@ from .page import Chart, Section, Table
 NOT_MEASURED = "Not measured in this run"
 # Eigenvalues that the table names, counted from the largest; the chart has all that were kept.
 _EIGENVALUES = (1, 2, 3, 5, 10, 24)
-_STEPS = {"start": "before the run", "evaluation": "evaluation", "recovery": "recovery", "lm_eval": "lm_eval"}
+_STEPS = {"start": "before the run", "surgery": "cut, compensation", "lm_eval": "lm_eval"}
 
 
 def _missing(id: str, title: str, reason: str) -> Section:
@@ -205,7 +205,7 @@ def spectra(saved: SavedFolder, rounds: Sequence[RoundScores]) -> Section:
         return _missing("spectrum", title, reason)
     text = [
         "Two neighbour graphs of a layer's channels, one of the signals before the layer and one of those after it, have the "
-        "Laplacians L_in and L_out. The eigenvalues λ of `L_in v = λ (L_out + ε) v` say how far the layer pulls neighbours "
+        "Laplacians `L_in` and `L_out`. The eigenvalues λ of `L_in v = λ (L_out + ε) v` say how far the layer pulls neighbours "
         "apart along a direction v; a unit's score is its share in all of them."
     ]
     if len(rounds) > 1:

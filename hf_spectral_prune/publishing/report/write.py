@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def build_report(saved: SavedFolder, scores: Sequence[RoundScores]) -> Page:
 
     base = (saved.report.base_model or {}).get("name") or words.architecture(saved)
     reduction = percent(saved.report.reduction).replace(" ", "\u00a0")
-    layout = saved.report.layout.replace("_", " ")
+    layout = saved.report.layout.replace("_", "-")
     return Page(
         title=f"{base}, pruned by {reduction}",
         lead=f"A `{words.architecture(saved)}` with a {layout} layout, cut by the criterion `{saved.plan.criterion}`.",
@@ -96,10 +97,10 @@ def _all_sections(saved: SavedFolder, scores: Sequence[RoundScores]) -> Iterator
 
 def _tiles(rows: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:
     """The figures that matter most: size, quality (a perplexity rather than its loss), speed."""
-    named = {row[0]: row for row in rows}
+    named = {re.sub(", [kM]B$", "", row[0]): row for row in rows}
     quality = [name for name in named if name.startswith("Held-out")]
     first = [name for name in quality if not name.endswith("loss")] or quality
-    chosen = ["Parameters", "Weights on disk, MB", *first[:1], "Decode, tokens/s"]
+    chosen = ["Parameters", "Weights on disk", *first[:1], "Decode, tokens/s"]
     return [
         (name, after, f"from {before} ({change})" if change else f"from {before}")
         for name, before, after, change in (named[name] for name in chosen if name in named)

@@ -275,7 +275,7 @@ def _verdict_on(result: AblationResult, kind: str) -> str:
     if first and first[0] <= 0:
         return f"Verdict on {name}: no criterion predicts the damage better than chance; `{best}` comes nearest ({figure})."
     close = [label for label in others if _overlaps(found[label].interval, first)]
-    rest = f"; {', '.join(f'`{label}`' for label in close)} cannot be told from it on this sample" if close else ""
+    rest = f"; {', '.join(f'`{label}`' for label in close)} cannot be distinguished from it on this sample" if close else ""
     return f"Verdict on {name}: `{best}` predicts the damage best ({figure}){rest}."
 
 

@@ -61,7 +61,7 @@ def _page(whole: Json) -> Page:
         tiles=[
             ("Dense model", dense, f"held-out {metric}"),
             ("Parameters", number(model["parameters"]), f"in {model['dtype']}"),
-            ("Cells", number(len(comparison.cells)), f"{len(failed)} failed" if failed else "all finished"),
+            ("Pruned models", number(len(comparison.cells)), f"{len(failed)} failed" if failed else "all finished"),
         ],
         notes=[*(f"Failed: {line}" for line in failed), *notes],
         sections=[
@@ -83,20 +83,17 @@ def _block(comparison: Comparison, name: str, cells: Sequence[Record], index: in
     metric, dense = comparison.metric, comparison.dense
     found, sizes = figures(cells, metric), parameter_range(cells)
     labels, reductions = list(dict.fromkeys(cell["label"] for cell in cells)), sorted({reduction for _, reduction in found})
-    head = ["Criterion", "dense", *(f"-{100 * reduction:.4g} %" for reduction in reductions)]
+    head = ["Criterion", *(f"-{100 * reduction:.4g} %" for reduction in reductions)]
     counts = [_span(sizes[reduction]) if reduction in sizes else "–" for reduction in reductions]
-    rows = [("parameters", number(dense["parameters"]), *counts)]
-    rows += [
-        (f"`{label}`", figure(dense["metrics"][metric]), *(_entry(found.get((label, reduction))) for reduction in reductions))
-        for label in labels
-    ]
+    rows = [("parameters", *counts)]  # those of the dense model, and its figure, stand above the page
+    rows += [(f"`{label}`", *(_entry(found.get((label, reduction))) for reduction in reductions)) for label in labels]
     title = name[0].upper() + name[1:]
     text = []
     if any(len(values) > 1 for values in found.values()):
         text.append("± is the standard deviation over the seeds; their number is in brackets.")
     table = Table(head, rows)
     if not any(math.isfinite(value) for values in found.values() for value in values):
-        return Section(f"block-{index}", title, [*text, "None of these cells has a figure to draw."], tables=[table])
+        return Section(f"block-{index}", title, [*text, "None of these models has a figure to draw."], tables=[table])
     with in_style():
         drawn = comparison_figure({title: cells}, dense, metric)
     described = f"Held-out {metric} against parameters for {', '.join(labels)}; the star is the dense model."
@@ -140,7 +137,7 @@ def _costs(comparison: Comparison) -> list[Section]:
     rows = [(f"`{label}`", *(f"{own[step]:,.2f}" if step in own else "–" for step in steps)) for label, own in seconds.items()]
     if not steps:
         return []
-    text = "Seconds, summed over the cells of a criterion. A calibration that several criteria share is charged to the first."
+    text = "Seconds, summed over the models of a criterion. A calibration that several criteria share is charged to the first."
     return [Section("cost", "Time", [text], tables=[Table(["Criterion", *steps], rows)])]
 
 

@@ -159,8 +159,9 @@ def verdict_on(name: str, cells: Sequence[Record], metric: str) -> str:
         near = [label for label in others if abs(means[reduction][label] - value) <= 0.01 * abs(value)]
         where += f"; within 1 %: {', '.join(f'`{label}`' for label in near)})" if near else ")"
         winners.setdefault(best, []).append(where)
+    name = name.replace(", ", " and ")
     if not winners:
-        return f"With {name}, no cell has a figure."
+        return f"With {name}, no model has a figure."
     best = "lowest" if lower else "highest"
     said = " and ".join(f"with `{label}` at {' and '.join(places)}" for label, places in winners.items())
     return f"With {name}, the {metric} is {best} {said}."

@@ -225,7 +225,8 @@ def _run(shared: Shared, cells: Sequence[Cell], protocol: Json, folder: str, rep
             records[key] = write_cell(folder, key, cell.options() | record)
             done += 1
             left = (time.perf_counter() - began) / done * (len(missing) - done)
-            report(f"[{done}/{len(missing)}] {_said(cell, records[key])}; {_duration(left)} left")
+            way = f"; {_duration(left)} left" if done < len(missing) else ""
+            report(f"[{done}/{len(missing)}] {_said(cell, records[key])}{way}")
         later = {signals for cell, _ in missing[done:] for signals in _signals(cell)}
         for signals in set(held) - later:
             del held[signals]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from ...publishing.formats import percent
 from ...publishing.pruning_report import PruningReport
 from ...saving.output import Circumstances
 from ...surgery.plan import PruningPlan
@@ -52,7 +53,7 @@ def notes(found: Findings, width: int | None, tolerance: float) -> Iterator[str]
     if width is None:
         yield (
             f"Nothing is removed: no point of the grid has a higher accuracy on the {found.num_examples} adaptation examples "
-            f"than the whole model ({found.points[0].accuracy:.3f})."
+            f"than the whole model ({percent(found.points[0].accuracy)})."
         )
     elif width % 8:
         yield (
@@ -97,7 +98,8 @@ def method_lines(found: Findings, held_out: Json | None) -> list[str]:
         f"prompt (`{found.weights}` from zero to its values, at most {steps} midpoints) on {found.num_attributed} labelled "
         "examples.",
         f"Layer and share were chosen by accuracy on the same {count} examples, among {len(found.attributions)} layers and "
-        f"{len(shares)} shares from {shares[0]:.0%} to {shares[-1]:.0%}: {whole.accuracy:.3f} before, {best.accuracy:.3f} after.",
+        f"{len(shares)} shares from {percent(shares[0])} to {percent(shares[-1])}: {percent(whole.accuracy)} before, "
+        f"{percent(best.accuracy)} after.",
     ]
     if held_out is not None:
         lines.append(f"{_held_out_line(held_out)}.")
@@ -106,7 +108,7 @@ def method_lines(found: Findings, held_out: Json | None) -> list[str]:
 
 def _held_out_line(held_out: Json) -> str:
     sides = (held_out["before"], held_out["after"])
-    spans = [f"{side['accuracy']:.3f} [{side['low']:.3f}, {side['high']:.3f}]" for side in sides]
+    spans = [f"{percent(side['accuracy'])} [{percent(side['low'])}, {percent(side['high'])}]" for side in sides]
     return (
         f"Accuracy on {sides[0]['num_examples']} held-out examples with 95 % intervals: {spans[0]} -> {spans[1]}; "
         f"{held_out['gained']} gained, {held_out['lost']} lost, McNemar p = {held_out['p_value']:.3g}"
@@ -177,8 +179,8 @@ def summary(report: PruningReport) -> str:
             f"{report.parameters_before:,} -> {report.parameters_after:,} parameters"
         )
     lines.append(
-        f"Accuracy on the {adaptation['num_examples']} adaptation examples: {adaptation['before']['accuracy']:.3f} -> "
-        f"{adaptation['after']['accuracy']:.3f} (layer and share were chosen on them)"
+        f"Accuracy on the {adaptation['num_examples']} adaptation examples: {percent(adaptation['before']['accuracy'])} -> "
+        f"{percent(adaptation['after']['accuracy'])} (layer and share were chosen on them)"
     )
     if found["held_out"] is not None:
         lines.append(_held_out_line(found["held_out"]))

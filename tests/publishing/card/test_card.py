@@ -17,6 +17,7 @@ from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.publishing import build_card, read_card, read_folder, write_card
 from hf_spectral_prune.publishing.card.base_model import base_model_facts
+from hf_spectral_prune.publishing.card.tables import before_after_table
 from hf_spectral_prune.publishing.card.write import _licence_words
 
 HERE = Path(__file__).parent
@@ -468,6 +469,13 @@ def test_only_addresses_of_the_web_are_links():
     assert _licence_words(data).startswith("`own` (`javascript:alert(1)`).")
     data.license_link = "https://x.y/terms_(2).txt"
     assert _licence_words(data).startswith("`own` ([text](<https://x.y/terms_(2).txt>)).")
+
+
+def test_the_weights_of_a_small_network_are_counted_in_kilobytes(folder):
+    report = read_folder(folder).report
+    report.size_on_disk_before, report.size_on_disk = 34_100, 25_900
+    rows = [line.split() for line in before_after_table(report).splitlines()]
+    assert ["|", "Weights", "on", "disk,", "kB", "|", "34.1", "|", "25.9", "|", "-24.0", "%", "|"] in rows
 
 
 def test_a_base_models_card_is_read_within_bounds(tmp_path):

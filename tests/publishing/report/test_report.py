@@ -273,7 +273,7 @@ def test_failed_cells_and_strange_labels_of_a_comparison_are_shown(compared, tmp
     write_comparison_report(tmp_path)
     page = read(tmp_path)
     assert page.tags["script"] == 0 and "failed" in page.words
-    assert len(page.images) == 1 and "None of these cells has a figure to draw." in page.text
+    assert len(page.images) == 1 and "None of these models has a figure to draw." in page.text
 
 
 # ---- bad folders

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from hf_spectral_prune import DetrimentalArguments, DetrimentalNeuronPruner, Example
 from hf_spectral_prune.cli.main import main
+from hf_spectral_prune.studies.detrimental.report import summary
 from hf_spectral_prune.studies.detrimental.scoring import evaluate, tokenise
 from hf_spectral_prune.studies.detrimental.search import GridPoint, best_point, grid_search, kept_neurons
 from hf_spectral_prune.surgery.plan import PruningPlan
@@ -46,6 +47,7 @@ def test_planted_neurons_are_found_and_accuracy_rises(family, tokenizer):
     assert found["adaptation"]["before"]["accuracy"] == 0.5 and found["adaptation"]["after"]["accuracy"] == 1.0
     held_out = found["held_out"]
     assert held_out["before"]["accuracy"] == 0.5 and held_out["after"]["accuracy"] == 1.0
+    assert "adaptation examples: 50.0 % -> 100.0 %" in summary(output.report) and "50.0 % [" in summary(output.report)
     assert (held_out["gained"], held_out["lost"]) == (25, 0) and held_out["p_value"] == pytest.approx(2 * 0.5**25)
     assert held_out["before"]["low"] < 0.5 < held_out["before"]["high"] and held_out["after"]["low"] > 0.9
     assert output.metrics["parameters_before"] - output.metrics["parameters_after"] == 4 * 3 * 32
