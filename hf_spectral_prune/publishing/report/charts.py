@@ -31,6 +31,7 @@ from .drawing import (
     panels_below_each_other,
     reach,
     set_scale,
+    short_names,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
         kinds: {name: (names of the layers, units before, units after)}.
     """
     # Numbers stand beside each other below the bars; paths are too long for that and stand upright.
+    kinds = {name: (short_names(labels), before, after) for name, (labels, before, after) in kinds.items()}
     upright = {name: reach(labels) for name, (labels, _, _) in kinds.items()}
     figure, axes = panels_below_each_other(len(kinds), 120, below=max(upright.values(), default=0.0))
     for axis, (name, (labels, before, after)) in zip(axes, kinds.items(), strict=True):

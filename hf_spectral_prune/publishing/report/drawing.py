@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ WIDTH = 440.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 14.0, 30.0, 42.0
 # Scores and eigenvalues that span more than this factor are drawn on a logarithmic axis.
 _LOG_FACTOR = 30.0
+# Characters that a layer's name takes beside a chart at the most.
+_LONGEST_NAME = 20
 # Points that a character of a tick label takes.
 _CHARACTER = 5.8
 
@@ -47,6 +50,14 @@ def panels_below_each_other(number: int, height: float, gap: float = 52.0, below
     figure = new_figure(total)
     bottoms = [total - TOP - (index + 1) * height - index * gap for index in range(number)]
     return figure, [panel(figure, LEFT, bottom, WIDTH - LEFT - RIGHT, height) for bottom in bottoms]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of layers for a chart: the end of paths that are long, as far as that still tells them apart."""
+    common = os.path.commonprefix([name[::-1] for name in names])[::-1] if len(names) > 1 else ""
+    ends = [name.removesuffix(common[common.find(".") :] if "." in common else "") for name in names]
+    short = [end if len(end) <= _LONGEST_NAME else f"…{end[-_LONGEST_NAME + 1 :]}" for end in ends]
+    return short if len(set(short)) == len(names) else list(names)
 
 
 def reach(labels: Sequence[str]) -> float:
@@ -105,7 +116,7 @@ def legend(axis: Axes) -> None:
 
 def layer_rows(labels: Sequence[str], title: str, xlabel: str) -> tuple[Figure, Axes]:
     """A figure with a row for every layer, the first on top; row i reaches from y = i - 0.5 to y = i + 0.5."""
-    count = len(labels)
+    labels, count = short_names(labels), len(labels)
     height = count * min(56.0, max(9.0, 540.0 / count))
     figure = new_figure(TOP + height + BOTTOM)
     left = LEFT + reach(labels)

@@ -25,6 +25,7 @@ from ...saving.trainer_methods import TrainerMethods
 from ...surgery import apply_plan, fingerprint, settle_class
 from ...surgery.plan import PruningPlan
 from ...utils.environment import library_versions
+from ...utils.files import num_bytes
 from ...utils.option_values import at_fixed_paths
 from ...utils.types import Json, Row
 from .arguments import DetrimentalArguments
@@ -147,13 +148,13 @@ class DetrimentalNeuronPruner(TrainerMethods):
                 progress=not args.disable_tqdm,
             )
         found = Findings(attributions, points, best_point(points), len(self.adaptation), args.weights, len(contexts), remark)
-        plan = self._plan(found)
+        plan, size = self._plan(found), num_bytes(self.model)
         apply_plan(self.model, plan)
         self.model = self.callback_handler.model = settle_class(self.model)
         self.state.global_step, self.state.epoch = 1, 1.0
         self._event("on_step_end")
         self._event("on_train_end")
-        return self._finish(found, plan, before, self._measure("after"))
+        return self._finish(found, plan, size, before, self._measure("after"))
 
     train = prune  # by Trainer's name
 
@@ -231,7 +232,9 @@ class DetrimentalNeuronPruner(TrainerMethods):
             versions=library_versions(),
         )
 
-    def _finish(self, found: Findings, plan: PruningPlan, before: Outcome | None, after: Outcome | None) -> PruningOutput:
+    def _finish(
+        self, found: Findings, plan: PruningPlan, size: int, before: Outcome | None, after: Outcome | None
+    ) -> PruningOutput:
         metrics: dict[str, float] = {
             "parameters_before": plan.parameters_before,
             "parameters_after": num_parameters(self.model),
@@ -241,6 +244,7 @@ class DetrimentalNeuronPruner(TrainerMethods):
             metrics |= {"before_accuracy": before.accuracy, "after_accuracy": after.accuracy}
         happened = circumstances(self.costs, self.base_model)
         figures = report(found, plan, num_parameters(self.model), before, after, self.protocol, self.args, happened)
+        figures.size_on_disk_before = size
         for note in plan.notes:
             logger.warning(note)
         self.output = PruningOutput(self.model, plan, metrics, figures)

@@ -10,6 +10,7 @@ import pytest
 
 from hf_spectral_prune.planning import GroupScores
 from hf_spectral_prune.publishing.report import charts
+from hf_spectral_prune.publishing.report.drawing import short_names
 from hf_spectral_prune.publishing.report.svg import to_png, to_svg
 from hf_spectral_prune.utils.plot_style import LIGHT
 
@@ -133,3 +134,14 @@ def test_a_png_is_white_and_whole(tmp_path):
     figure = imread(tmp_path / "widths.png")
     assert figure.shape[1] > 1000 and (figure[0, 0, :3] == 1).all()
     assert [path.name for path in tmp_path.iterdir()] == ["widths.png"]
+
+
+def test_long_names_of_layers_leave_room_for_the_chart():
+    stages = [f"resnet.encoder.stages.{index}.layers.0.layer.0.convolution" for index in range(3)]
+    assert short_names(stages) == ["…et.encoder.stages.0", "…et.encoder.stages.1", "…et.encoder.stages.2"]
+    assert short_names(["0", "10"]) == ["0", "10"]
+    assert short_names(["features.0", "head"]) == ["features.0", "head"]
+    alike = ["a" + "b" * 30, "c" + "b" * 30]
+    assert short_names(alike) == alike, "what would be the same stays whole"
+    figure = charts.scores("Channels", {stage: group(index, 3, 2) for index, stage in enumerate(stages)})
+    assert figure.axes[0].get_position().width > 0.6

@@ -47,6 +47,7 @@ def test_planted_neurons_are_found_and_accuracy_rises(family, tokenizer):
     assert found["adaptation"]["before"]["accuracy"] == 0.5 and found["adaptation"]["after"]["accuracy"] == 1.0
     held_out = found["held_out"]
     assert held_out["before"]["accuracy"] == 0.5 and held_out["after"]["accuracy"] == 1.0
+    assert output.report.size_on_disk_before == sum(value.numel() * 4 for value in sound.parameters())
     assert "adaptation examples: 50.0 % -> 100.0 %" in summary(output.report) and "50.0 % [" in summary(output.report)
     assert (held_out["gained"], held_out["lost"]) == (25, 0) and held_out["p_value"] == pytest.approx(2 * 0.5**25)
     assert held_out["before"]["low"] < 0.5 < held_out["before"]["high"] and held_out["after"]["low"] > 0.9
