@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -54,8 +53,10 @@ def panels_below_each_other(number: int, height: float, gap: float = 52.0, below
 
 def short_names(names: Sequence[str]) -> list[str]:
     """Names of layers for a chart: the end of paths that are long, as far as that still tells them apart."""
-    common = os.path.commonprefix([name[::-1] for name in names])[::-1] if len(names) > 1 else ""
-    ends = [name.removesuffix(common[common.find(".") :] if "." in common else "") for name in names]
+    paths, shared = [name.split(".") for name in names], 0
+    while len(names) > 1 and all(len(path) > shared + 1 for path in paths) and len({path[-1 - shared] for path in paths}) == 1:
+        shared += 1  # a last part that all of them have, such as `convolution`
+    ends = [".".join(path[: len(path) - shared]) for path in paths]
     short = [end if len(end) <= _LONGEST_NAME else f"…{end[-_LONGEST_NAME + 1 :]}" for end in ends]
     return short if len(set(short)) == len(names) else list(names)
 
