@@ -80,7 +80,7 @@ class PruningPlan:
 
     def summary(self) -> str:
         """The plan in a few lines: parameters, and the units of each kind."""
-        figures = f"{self.parameters_before:,} -> {self.parameters_after:,} parameters (-{self.reduction:.1%})"
+        figures = f"{self.parameters_before:,} -> {self.parameters_after:,} parameters (-{100 * self.reduction:.1f} %)"
         lines = [f"{figures}, layout `{self.layout}`, criterion `{self.criterion}`"]
         kinds: dict[str, list[str]] = {}
         for key in self.kept:
