@@ -164,7 +164,7 @@ def _macs_target(
 
 
 def target_words(model: PreTrainedModel, args: SpectralPruningArguments, calibration: CalibrationData | None = None) -> str:
-    """A run's target in numbers, as a sentence: what fraction of what is to go, and how much that is.
+    """A run's target in numbers, as a sentence: what fraction of what is to go, and how much that is (widths go in steps).
 
     Args:
         calibration: its first image is what FLOPs are counted on.
@@ -182,12 +182,12 @@ def target_words(model: PreTrainedModel, args: SpectralPruningArguments, calibra
     if target.unit == "bytes":
         return f"Removing {removed:,} of {target.base:,} bytes, from {kinds}: {target.goal:,} may stay."
     if target.unit == "units":
-        return f"Removing {share} of the {target.base:,} {kinds}: {removed:,}."
+        return f"Removing {share} of the {target.base:,} {kinds}: at most {removed:,}."
     if target.unit == "MACs":
-        return f"Removing {share} of the {target.base:,} MACs of one image, from {kinds}: {removed:,} MACs."
+        return f"Removing {share} of the {target.base:,} MACs of one image, from {kinds}: at most {removed:,} MACs."
     if args.target_scope == "all":
-        return f"Removing {share} of all {target.base:,} parameters, from {kinds}: {removed:,} parameters."
-    whole = f"{removed:,} parameters, {removed / all_parameters:.1%} of all {all_parameters:,}".replace("%", " %")
+        return f"Removing {share} of all {target.base:,} parameters, from {kinds}: at most {removed:,} parameters."
+    whole = f"at most {removed:,} parameters, {removed / all_parameters:.1%} of all {all_parameters:,}".replace("%", " %")
     if args.target_scope == "prunable":
         return f"Removing {share} of the {target.base:,} parameters of {kinds}: {whole}."
     return f"Removing {share} of the {target.base:,} parameters outside the embeddings, from {kinds}: {whole}."

@@ -89,7 +89,7 @@ def test_rounds_have_a_bar_where_there_are_several(monkeypatch):
 def test_the_target_is_told_in_numbers(scope, said):
     args = SpectralPruningArguments(target_reduction=0.25, target_scope=scope)
     words = target_words(tiny_model(), args)
-    assert words.startswith("Removing 25 % of") and said in words and "parameters" in words
+    assert words.startswith("Removing 25 % of") and said in words and "at most" in words and "parameters" in words
 
 
 def prune(folder, capsys, *more: str) -> tuple[str, str]:
