@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..evaluation.figures import held_out_figures
 from ..models.modes import modes_kept
+from ..utils.files import SMALL_FILES, check_room, room_told
 from ..utils.progress import RecoveryProgress
 from ..utils.types import Options
 
@@ -38,6 +40,27 @@ class MeasuredTrainer(Trainer):
         if not self.args.disable_tqdm:
             self.add_callback(RecoveryProgress())
         self.measured: PreTrainedModel = self.model if measured is None else measured  # type: ignore[assignment]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's, which says nothing of the disk when it is full, and leaves what it has begun."""
+        step = self.state.global_step
+        place = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        what, needed = f"The checkpoint of the recovery's step {step}", self._checkpoint_bytes() + SMALL_FILES
+        check_room(what, place, needed)
+        try:
+            with room_told(what, place, needed):
+                super()._save_checkpoint(model, trial)
+        except OSError:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+
+    def _checkpoint_bytes(self) -> int:
+        states = [] if self.args.save_only_model or self.optimizer is None else list(self.optimizer.state.values())
+        tensors = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+        # Adapters are saved without the model that they are for.
+        assert self.model is not None
+        tensors += [value for value in self.model.parameters() if value.requires_grad or self.model is self.measured]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def evaluate(
         self, eval_dataset: object = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -169,8 +169,10 @@ def room_told(what: str, place: Path, needed: int) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save, when a write fails
             raise
         reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
         raise OSError(_no_room(what, place, reason, needed, _free(place))) from error

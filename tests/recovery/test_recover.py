@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import recovering
@@ -71,6 +72,23 @@ def test_a_higher_perplexity_is_worse_whoever_names_it(batches, tmp_path):
 def test_which_way_is_better_goes_with_the_metric_that_is_named(own, training, greater):
     args = SpectralPruningArguments(recovery="full", metric_for_best_model=own, training_args=training)
     assert recovery_arguments(args)[1]["greater_is_better"] is greater
+
+
+@pytest.mark.parametrize("told_by", ["free room", "a write that fails"])
+def test_a_full_disk_is_told_with_the_checkpoint_of_the_training_that_it_has_no_room_for(told_by, batches, tmp_path, monkeypatch):
+    model, _ = pruned(batches)
+
+    def broken_off(*args, **options):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 538304 vs 538192")
+
+    if told_by == "free room":
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    else:
+        monkeypatch.setattr("torch.save", broken_off)
+    args = training_args(tmp_path, save_strategy="steps", save_steps=1)
+    with pytest.raises(OSError, match=r"The checkpoint of the recovery's step 1 .* MB are free\. Make room"):
+        recover(model, training_args=args, train_dataset=patterned_rows(16), eval_dataset=patterned_rows(8))
+    assert not (tmp_path / "out" / "checkpoint-1").exists()
 
 
 def test_a_metric_that_the_held_out_data_does_not_give_is_told_before_the_first_cut(batches, tmp_path):
