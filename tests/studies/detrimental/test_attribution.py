@@ -63,6 +63,17 @@ def test_attributions_by_other_weights_equal_a_dense_sum_and_add_up(weights):
     assert fine.gap <= 1e-3
 
 
+@pytest.mark.parametrize("family", ["llama", "llama-biases"])
+def test_a_neuron_is_scaled_alike_by_its_up_and_down_weights(family):
+    """What docs/detrimental.md says: the layer's output is linear in either, so that both attributions are the same."""
+    model = tiny_model(family).double()
+    up, down = (
+        attribute(model, CONTEXTS, [1], weights=weights, steps=6, max_steps=6, progress=False)[1].values
+        for weights in ("up_proj", "down_proj")
+    )
+    torch.testing.assert_close(up, down, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])
 def test_batching_changes_nothing(batch_tokens):
     model = tiny_model().double()
