@@ -38,8 +38,9 @@ _REPAIRS = {
     "bias": "Compensation: the mean of what was removed was added to the consumers' biases.",
     "least_squares": "Compensation: the consumers' remaining columns were refitted to the dense layers' outputs in closed "
     "form (least squares, ridge {ridge}).",
-    "sequential": "Compensation: layer by layer, every consumer's remaining columns were refitted in closed form to the dense "
-    "model's residual stream, on the outputs of the layers cut before.",
+    "sequential": "Compensation: layer by layer, on the outputs of the layers cut before, the remaining weights were refitted in "
+    "closed form: consumers to the dense model's residual stream, producers to what they gave in the dense model where that "
+    "helped on rows kept back.",
 }
 _SHARES = {
     "uniform": {
