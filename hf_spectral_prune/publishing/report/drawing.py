@@ -56,9 +56,17 @@ def short_names(names: Sequence[str]) -> list[str]:
     paths, shared = [name.split(".") for name in names], 0
     while len(names) > 1 and all(len(path) > shared + 1 for path in paths) and len({path[-1 - shared] for path in paths}) == 1:
         shared += 1  # a last part that all of them have, such as `convolution`
-    ends = [".".join(path[: len(path) - shared]) for path in paths]
-    short = [end if len(end) <= _LONGEST_NAME else f"…{end[-_LONGEST_NAME + 1 :]}" for end in ends]
+    short = [_short_path(path[: len(path) - shared]) for path in paths]
     return short if len(set(short)) == len(names) else list(names)
+
+
+def _short_path(parts: Sequence[str]) -> str:
+    """As many parts of a path as there is room for, from its end."""
+    for first in range(len(parts)):
+        end = ("…" if first else "") + ".".join(parts[first:])
+        if len(end) <= _LONGEST_NAME:
+            return end
+    return f"…{parts[-1][-_LONGEST_NAME + 1 :]}"
 
 
 def reach(labels: Sequence[str]) -> float:
