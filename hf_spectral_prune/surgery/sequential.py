@@ -23,6 +23,7 @@ from ..models.streams import Place, Streams
 from ..utils.descent import descend
 from ..utils.progress import stage
 from .compensate import correction
+from .confidence import match_confidence
 from .narrow import cut_group
 
 # Ridges that are tried, as shares of the mean second moment of what the consumer reads.
@@ -101,7 +102,8 @@ def cut_sequentially(
     in the pruned stream gets the columns `W_K + E[e x^T] (E[x x^T] + lam I)^-1`, where e is what its output lacks there of
     meeting the dense residual stream behind it: what was removed here, and what the layers before have left wrong. Its bias, if
     it has one, is refitted with them. The ridge is chosen for each consumer by the error on rows kept back, one of
-    eight; where no correction helps there, it stays as it is. The correction itself is then of all rows.
+    eight; where no correction helps there, it stays as it is. The correction itself is then of all rows. At last the logits get
+    the factor of `match_confidence`, by the rows kept back.
 
     Memory: the moments of one consumer, twice, and at most six streams (rows, T, hidden size). Over several processes each runs
     its share of the batches, which all of them give alike, and the moments are summed.
@@ -122,8 +124,8 @@ def cut_sequentially(
         for layer in stage("Cutting and compensating", layers, unit="layers", show=progress):
             with rewritten(model, layer):
                 chosen |= cut_layer(model, layers[layer], kept, streams, rows, ridges)
-                if layer < len(layers_of(model)) - 1:
-                    streams.pruned_step(layer)
+                streams.pruned_step(layer)
+        match_confidence(model, streams, rows)
     return chosen
 
 

@@ -264,7 +264,7 @@ def test_training_mode_and_other_weights_are_left_alone():
     cut_sequentially(model, every_other(model), rows("llama", number=2), progress=False)
     assert model.training
     for name, value in model.state_dict().items():
-        if not any(part in name for part in ("self_attn", "mlp")):
+        if not any(part in name for part in ("self_attn", "mlp")) and name != "model.norm.weight":  # which gets one factor
             assert torch.equal(value, before[name]), name
 
 
