@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # It warns of a faster kernel that it finds no package for; nothing here computes in four bits.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # That weights lie on the disk is what `--offload_folder` asked for.
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
     # What a library will call otherwise one day is told to its programmers, not to users of this command.
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 import torch
@@ -33,6 +34,12 @@ def fails(capsys, words: list[str], *messages: str) -> None:
     assert len(lines) == 1, captured.err
     for message in messages:
         assert message in lines[0]
+
+
+def test_weights_on_the_disk_bring_no_word_of_other_libraries(folder, tmp_path, capfd):
+    assert main(["prune", *flags(folder, offload_folder=tmp_path / "offload")]) == 0
+    assert logging.getLogger("accelerate.big_modeling").level == logging.ERROR
+    assert "meta device" not in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("report_pages")
