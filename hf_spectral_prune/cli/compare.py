@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     from ..studies.comparison import FOLDER, compare, table, to_dict, verdict
     from ..studies.comparison.report import write_comparison_report
     from .inputs import text_inputs_of
-    from .inputs_labelled import metric_of
+    from .inputs_labelled import metric_of, says_answers
     from .studies import check_complete, check_study
 
     check_study(args, run, FOLDER)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         held_out,
         tokenizer,
         train_dataset=inputs.recovery_rows(run, model, tokenizer, calibration, held_out, seed) if trains else None,
-        compute_metrics=metric,
+        compute_metrics=None if says_answers(model) else metric,
         report=say,
     )
     page = write_comparison_report(args.output_dir)

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     from ..models.families.groups import is_vision
     from ..models.losses import predicts_next_token
     from .inputs import inputs_of
-    from .inputs_labelled import metric_of
+    from .inputs_labelled import metric_of, says_answers
     from .inputs_text import check_named_files
 
     check_named_files(run)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     figures: Json = {"parameters": num_parameters(model)}
     if _names_source(run):
         held_out = _held_out(inputs, run, model, processing_class)
-        figures |= {"evaluation": held_out.protocol, **held_out_figures(model, held_out, metric)}
+        figures |= {"evaluation": held_out.protocol, **held_out_figures(model, held_out, None if says_answers(model) else metric)}
         if is_vision(model):
             figures |= _macs(model, held_out)
     if options.lm_eval is not None:

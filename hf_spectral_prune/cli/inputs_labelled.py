@@ -1,4 +1,4 @@
-"""Labelled texts that a command names, for models that classify sequences."""
+"""Labelled texts that a command names, for models that classify sequences or answer them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..data.labelled import LabelledRows, load_labelled
 from ..data.mixtures import mixture_of
 from ..data.texts import CalibrationData, build_calibration
 from ..evaluation.metrics import load_metric, multi_label_figures, regression_figures
+from ..models.cria import auto_class_of
 from ..utils.types import Metrics, Row
 from .arguments import DataArguments, RunArguments
 from .inputs_text import Source, calibration_source, check_source, eval_name, eval_source, names_eval, shape_of, source_name
@@ -84,10 +85,10 @@ def labelled_recovery_rows(
 def _labelled_rows(
     data_args: DataArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int, source: Source | None = None
 ) -> LabelledRows:
-    if not type(model).__name__.endswith("ForSequenceClassification"):
+    if not type(model).__name__.endswith("ForSequenceClassification") and not says_answers(model):
         raise ValueError(
-            f"`label_column` is for models that classify texts, and this is a {type(model).__name__}. Leave it out, or load a "
-            "checkpoint with a sequence classification head."
+            f"`label_column` is for models that classify texts and for encoder-decoders, and this is a {type(model).__name__}. "
+            "Leave it out, or load a checkpoint with a sequence classification head."
         )
     names = ("calibration_file", "dataset_name", "dataset_config_name", "dataset_split")
     named = dict(zip(names, source or calibration_source(data_args), strict=True)) | {"streaming": data_args.streaming}
@@ -99,6 +100,7 @@ def _labelled_rows(
         text_column=data_args.text_column,
         text_pair_column=data_args.text_pair_column,
         max_seq_length=data_args.max_seq_length,
+        answers=says_answers(model),
         # The same number whatever the rows are for, so that what is held out is always the same.
         seed=seed,
         most_rows=data_args.num_calibration_samples + data_args.num_recovery_samples + 5 * (data_args.num_eval_samples or 0),
@@ -112,6 +114,11 @@ def _split_rows(rows: LabelledRows, number: int, seed: int) -> tuple[LabelledRow
     if count == 0:
         raise ValueError(f"{len(rows)} labelled rows are too few to hold any out. Give more, or set `eval_file`.")
     return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
+
+
+def says_answers(model: PreTrainedModel) -> bool:
+    """Whether it reads a text and says another, so that its labels are texts and its measure is the loss."""
+    return auto_class_of(type(model)) == "AutoModelForSeq2SeqLM"
 
 
 def metric_of(run: RunArguments) -> Metrics | None:

@@ -138,7 +138,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments, offload_folder: st
     from ..studies.targets import prune_to_targets
     from ..utils.progress import working
     from .inputs import inputs_of, load_data, needs_data
-    from .inputs_labelled import metric_of
+    from .inputs_labelled import metric_of, says_answers
 
     if offload_folder is not None and (args.target_reductions or run.network_class is not None):
         what = "several targets" if args.target_reductions else "a plain network"
@@ -163,7 +163,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments, offload_folder: st
         train = inputs.recovery_rows(run, model, processing_class, calibration, held_out, args.seed)
     options: Options = {
         "train_dataset": train,
-        "compute_metrics": metric,
+        "compute_metrics": None if says_answers(model) else metric,
         "teacher": inputs.load_model(run) if args.recovery in TAUGHT_RECOVERIES else None,
     }
     if args.target_reductions:

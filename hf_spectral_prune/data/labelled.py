@@ -1,4 +1,4 @@
-"""Labelled text for models that classify sequences: rows of a table, tokenised, with their labels."""
+"""Labelled text for models that classify sequences or answer them: rows of a table, tokenised, with their labels."""
 
 from __future__ import annotations
 
@@ -39,6 +39,33 @@ class LabelledRows(Sequence[Row]):
         return LabelledRows(self._texts.select(indices), labels, self._tokenizer, self._max_seq_length)
 
 
+class _Answers(Sequence[list[int]]):
+    """Token ids of what a model should say, each tokenised when it is asked for."""
+
+    def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:
+        self._texts, self._tokenizer, self._max_seq_length = texts, tokenizer, max_seq_length
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: int) -> list[int]:  # type: ignore[override]
+        found = self._tokenizer(text_target=self._texts[index], truncation=True, max_length=self._max_seq_length)
+        return [int(token) for token in found["input_ids"]]
+
+
+def _answers(table: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> _Answers:
+    if column not in table.column_names:
+        raise ValueError(f"`label_column` is {column!r}, but the data set has no such column: {table.column_names}.")
+    texts = list(table[column])
+    for index, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"`label_column` `{column}` is to hold the texts that the model should say, and row {index} has {text!r}. Name a "
+                "column with a text in every row."
+            )
+    return _Answers(texts, tokenizer, max_seq_length)
+
+
 def load_labelled(
     source: Json,
     config: PreTrainedConfig,
@@ -48,6 +75,7 @@ def load_labelled(
     text_column: str | None = None,
     text_pair_column: str | None = None,
     max_seq_length: int = 512,
+    answers: bool = False,
     most_rows: int = 10_000,
     seed: int = 42,
 ) -> LabelledRows:
@@ -57,13 +85,14 @@ def load_labelled(
         source: arguments of `load_table`: a file, or a data set.
         config: of the model; its `label2id` reads labels that have names.
         label_column: see `read_labels`.
+        answers: the labels are texts that the model should say.
         most_rows: of a stream, as many are drawn, from the first eight times as many.
 
     Raises:
         ValueError: a column that is not there, or a label that is missing or that the model does not have (names the row).
     """
     table = some_rows(load_table(**source), most_rows, seed=seed)
-    labels = read_labels(table, label_column, config)
+    labels = _answers(table, label_column, tokenizer, max_seq_length) if answers else read_labels(table, label_column, config)
     if text_pair_column is not None and text_pair_column not in table.column_names:
         raise ValueError(
             f"`text_pair_column` is {text_pair_column!r}, but the data set has no such column: "

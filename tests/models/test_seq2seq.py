@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from products import but
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.arguments import ModelArguments
+from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.calibration import collect_moments
 from hf_spectral_prune.criteria import known_criteria
 from hf_spectral_prune.evaluation.figures import num_parameters
@@ -129,6 +131,53 @@ def test_text_alone_calibrates_too(tokenizer):
     args = SpectralPruningArguments(target_reduction=0.3, round_to=4, min_ffn_units=4, disable_tqdm=True, max_seq_length=16)
     output = SpectralPruner(tiny_seq2seq("bart"), args, texts, processing_class=tokenizer).prune()
     assert num_parameters(output.model) == output.plan.parameters_after
+
+
+@pytest.fixture
+def pairs(tmp_path, tokenizer):
+    """A folder with a tiny T5, and 60 texts with an answer to each."""
+    tiny_seq2seq("t5").save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    words = [[f"w{3 + (7 * row + at) % 90}" for at in range(12)] for row in range(60)]
+    rows = [{"text": " ".join(row), "answer": " ".join(row[: 2 + len(row[0]) % 3 + at % 4])} for at, row in enumerate(words)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def flags(folder, **fields) -> list[str]:
+    options = {"model_name_or_path": folder / "model", "calibration_file": folder / "pairs.jsonl", "text_column": "text"}
+    options |= {"label_column": "answer", "max_seq_length": 16, "num_eval_samples": 8, "device": "cpu"}
+    return [word for name, value in (options | fields).items() for word in (f"--{name}", str(value))]
+
+
+def test_command_line_calibrates_and_measures_on_texts_with_answers(pairs, tokenizer, capsys):
+    more = {"output_dir": pairs / "out", "round_to": 4, "min_ffn_units": 4, "target_reduction": 0.3, "criterion": "taylor"}
+    more |= {"recovery": "full", "training_args": '{"max_steps": 1, "report_to": "none", "use_cpu": true}'}
+    assert main(["prune", *flags(pairs, **more), "--disable_tqdm"]) == 0
+    report = json.loads((pairs / "out" / "pruning_report.json").read_text())
+    assert report["metrics_after"]["after_loss"] > 0 and "before_accuracy" not in report["metrics_before"]
+    held_out = {json.loads(line)["text"]: json.loads(line)["answer"] for line in (pairs / "pairs.jsonl").read_text().splitlines()}
+    capsys.readouterr()
+    assert main(["evaluate", *flags(pairs, eval_file=pairs / "pairs.jsonl", num_eval_samples=60)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    model = load_model(ModelArguments(model_name_or_path=str(pairs / "model"))).eval()
+    losses, tokens = 0.0, 0
+    for text, answer in held_out.items():
+        labels = tokenizer(text_target=answer, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            losses += float(model(**tokenizer(text, return_tensors="pt"), labels=labels).loss) * labels.numel()
+        tokens += labels.numel()
+    assert found["loss"] == pytest.approx(losses / tokens, rel=1e-4)
+
+
+def test_answers_that_are_no_texts_are_told_with_their_row(pairs, capsys):
+    lines = (pairs / "pairs.jsonl").read_text().splitlines()
+    lines[3] = json.dumps({"text": "w3 w4", "answer": None})
+    (pairs / "pairs.jsonl").write_text("\n".join(lines))
+    for column, words in (("answer", "row 3 has None"), ("reply", "no such column: ['text', 'answer']")):
+        assert main(["prune", *flags(pairs, output_dir=pairs / "out", label_column=column)]) == 2
+        error = capsys.readouterr().err
+        assert words in error and f"'{column}'" in error or f"`{column}`" in error
 
 
 def test_configs_without_a_bos_token_are_read():
