@@ -113,8 +113,8 @@ class DataArguments:
     label_column: str | None = _field(
         None,
         "Column with the label of a text, for models that classify texts; labels with names are matched by name. If a text may "
-        "have several labels: a column of lists, or columns of 0 and 1 joined by commas. For encoder-decoders: the column with the "
-        "text that the model should say.",
+        "have several labels: a column of lists, or columns of 0 and 1 joined by commas. For encoder-decoders: the column with "
+        "the text that the model should say.",
     )
     text_pair_column: str | None = _field(None, "Column with the second text, for models that classify pairs.")
     metric: str | None = _field(

@@ -15,8 +15,8 @@ from products import but
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.arguments import ModelArguments
-from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.calibration import collect_moments
+from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.criteria import known_criteria
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import module_of, unit_groups
@@ -177,8 +177,7 @@ def test_answers_that_are_no_texts_are_told_with_their_row(pairs, capsys):
     (pairs / "pairs.jsonl").write_text("\n".join(lines))
     for column, words in (("answer", "row 3 has None"), ("reply", "no such column: ['text', 'answer']")):
         assert main(["prune", *flags(pairs, output_dir=pairs / "out", label_column=column)]) == 2
-        error = capsys.readouterr().err
-        assert words in error and f"'{column}'" in error or f"`{column}`" in error
+        assert words in capsys.readouterr().err
 
 
 def test_configs_without_a_bos_token_are_read():
