@@ -20,7 +20,7 @@ from .data.texts import CalibrationData
 from .models.distributed import works_together
 from .models.families import check_unshared, family_of, kinds_of, unit_groups
 from .models.folder_files import read_config
-from .models.losses import Batch, check_outputs_have_names, check_targets, has_targets, loss_of, moved_to
+from .models.losses import Batch, check_outputs_have_names, check_targets, has_targets, loss_of, moved_to, num_targets
 from .models.modes import evaluating
 from .models.offload import is_offloaded
 from .planning.reduction_target import check_scope
@@ -188,6 +188,11 @@ def check_data(
     if calibration is not None and (criterion.needs_loss or measured):
         for batch in calibration.batches:
             check_targets(model, batch, ', or use `allocation="scores"` and a criterion with `signals="activations"`')
+        if not any(num_targets(model, batch) for batch in calibration.batches):
+            raise ValueError(
+                "A loss is needed, and no position of the calibration data has a target: every label is -100, or the rows are of "
+                "one token. Give rows with an answer in them (they may have been cut before it), or leave `labels` out."
+            )
 
 
 def _warn_of_few_texts(calibration: CalibrationData) -> None:

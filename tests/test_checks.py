@@ -204,3 +204,14 @@ def test_a_slow_training_is_told(batches, monkeypatch):
         train_dataset=[{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 2,
     ).plan()
     assert any("Leave `bf16` out of `training_args`" in text for text in told)
+
+
+@pytest.mark.parametrize("rows", ["prompts", "single tokens"])
+def test_a_loss_over_no_target_at_all_is_told_and_does_not_score_all_units_alike(rows, batches):
+    batch = dict(batches[0])
+    if rows == "prompts":
+        batch["labels"] = torch.full_like(batch["input_ids"], -100)
+    else:
+        batch = {name: value[:, :1] for name, value in batch.items()}
+    refused(lambda: make_pruner(tiny_model(), [batch], criterion="taylor"), "no position", "-100")
+    make_pruner(tiny_model(), [batch, batches[1]], criterion="taylor")  # some rows may have none
