@@ -40,7 +40,7 @@ _REPAIRS = {
     "form (least squares, ridge {ridge}).",
     "sequential": "Compensation: layer by layer, on the outputs of the layers cut before, the remaining weights were refitted in "
     "closed form: consumers to the dense model's residual stream, producers to what they gave in the dense model where that "
-    "helped on rows kept back.",
+    "helped on rows kept back. A language model's logits got one factor at the end.",
 }
 _SHARES = {
     "uniform": {
