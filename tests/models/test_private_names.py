@@ -83,6 +83,7 @@ PRIVATE = {
     "_hf_hook": lambda model, folder: (
         AutoModelForCausalLM.from_pretrained(folder, device_map={"model": "cpu", "lm_head": "disk"}).lm_head._hf_hook.offload
     ),
+    "_save_checkpoint": lambda model, folder: [*signature(Trainer._save_checkpoint).parameters] == ["self", "model", "trial"],
     "_weight_conversions": lambda model, folder: model._weight_conversions == [],
     "_model_mapping": lambda model, folder: (
         isinstance(AutoModelForCausalLM, type)
