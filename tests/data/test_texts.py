@@ -183,7 +183,7 @@ def test_missing_file_and_wrong_column_and_no_source_are_named(tmp_path: Path) -
     with pytest.raises(FileNotFoundError, match=r"`calibration_file` `.*nowhere\.txt` does not exist"):
         load_texts(tmp_path / "nowhere.txt")
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(ValueError, match=r"`text_column` is 'sentence'.*\['text'\]"):
+    with pytest.raises(ValueError, match=r"`text_column` is 'sentence'.*: `text`\."):
         load_texts(tmp_path / "a.jsonl", text_column="sentence")
     sources: list[dict[str, Any]] = [{}, {"calibration_file": "a.txt", "dataset_name": "b"}]
     for arguments in sources:
