@@ -257,7 +257,9 @@ class SpectralPruningArguments(PlainValues, LmEvalArguments):
     eval_steps: int = _field(1, "Rounds between evaluations.")
     eval_delay: int = _field(0, "Rounds before the first evaluation.")
     save_strategy: Literal["no", "steps"] = _field(
-        "no", "`steps`: write a checkpoint that the run can resume from whenever a calibration pass is due."
+        "no",
+        "`steps`: write a checkpoint that the run can resume from whenever a calibration pass is due; they go when the result is "
+        "saved. Those of a recovery are asked for in `training_args`.",
     )
     save_steps: int = _field(1, "Rounds between checkpoints.")
     metric_for_best_model: str | None = _field(None, "Metric that callbacks such as early stopping watch.")

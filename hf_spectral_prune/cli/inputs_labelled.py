@@ -16,7 +16,17 @@ from ..evaluation.metrics import load_metric, multi_label_figures, regression_fi
 from ..models.cria import auto_class_of
 from ..utils.types import Metrics, Row
 from .arguments import DataArguments, RunArguments
-from .inputs_text import Source, calibration_source, check_source, eval_name, eval_source, names_eval, shape_of, source_name
+from .inputs_text import (
+    Source,
+    calibration_source,
+    check_source,
+    eval_name,
+    eval_source,
+    length_for,
+    names_eval,
+    shape_of,
+    source_name,
+)
 
 
 def load_labelled_text(
@@ -99,7 +109,7 @@ def _labelled_rows(
         label_column=str(data_args.label_column),
         text_column=data_args.text_column,
         text_pair_column=data_args.text_pair_column,
-        max_seq_length=data_args.max_seq_length,
+        max_seq_length=length_for(data_args, model),
         answers=says_answers(model),
         # The same number whatever the rows are for, so that what is held out is always the same.
         seed=seed,

@@ -175,11 +175,18 @@ def load_held_out_text(
 
 def shape_of(data_args: DataArguments, model: PreTrainedModel, seed: int) -> Options:
     return {
-        "max_seq_length": data_args.max_seq_length,
+        "max_seq_length": length_for(data_args, model),
         "batch_size": data_args.calibration_batch_size,
         "seed": seed,
         "max_position_embeddings": max_tokens(model.config),
     }
+
+
+def length_for(data_args: DataArguments, model: PreTrainedModel) -> int:
+    """Tokens of a sequence; a length that nobody asked for is lowered to what the model takes."""
+    limit = max_tokens(model.config)
+    length = data_args.max_seq_length
+    return min(length, limit) if limit is not None and length == DataArguments.max_seq_length else length
 
 
 def _num_eval(data_args: DataArguments, model: PreTrainedModel) -> int:

@@ -56,6 +56,16 @@ def test_prune_writes_a_folder_that_loads(folder, capsys):
     assert files >= {"model.safetensors", "pruning_plan.json", "pruning_report.json", "report.html", "plots", "README.md"}
 
 
+def test_a_length_that_nobody_asked_for_is_what_the_model_takes(folder, capsys):
+    words = flags(folder)
+    del words[(at := words.index("--max_seq_length")) : at + 2]
+    assert main(["prune", *words]) == 0
+    report = json.loads((folder / "out" / "pruning_report.json").read_text())
+    assert report["calibration"]["max_seq_length"] == tiny_model().config.max_position_embeddings == 128
+    assert main(["prune", *words, "--max_seq_length", "129", "--overwrite_output_dir"]) == 2
+    assert "the model takes at most 128 positions" in capsys.readouterr().err
+
+
 def test_recipe_gives_the_values_and_flags_win(folder):
     recipe = folder / "recipe.yaml"
     recipe.write_text(f"model_name_or_path: {folder / 'model'}\nlayout: per_layer\ncriterion: energy\nallocation: scores\n")
