@@ -30,7 +30,8 @@ from .narrow import cut_group
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 # The last of every so many rows is kept back, to choose the ridge on.
 _HELD_OUT = 8
-# The same for the producers, whose few inputs are well known: from 1e-4 to 1e-1 it makes no difference.
+# The same for the producers. On stories260K 1e-4 to 0.3 were alike; SmolLM2 without half of its units had 71.5 / 114.3
+# perplexity with this and 71.8 / 117.0 with ten times as much.
 _PRODUCERS_RIDGE = 1e-2
 # Share of a norm's mean square weight below which a channel counts as one that the norm shuts off.
 _LEAST_GAIN = 0.01
