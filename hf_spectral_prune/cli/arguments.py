@@ -145,6 +145,8 @@ class DataArguments:
         tables = self.calibration_file or self.dataset_name or self.eval_file or self.image_dir
         if self.label_column is not None and not tables:
             raise ValueError("`label_column` needs a table of texts. Set `calibration_file` or `dataset_name`.")
+        if self.metric == "":
+            raise ValueError("`metric` is empty. Name one, such as accuracy or f1, or leave it out.")
         for name in ("metric", "text_pair_column"):
             if getattr(self, name) is not None and self.label_column is None:
                 raise ValueError(f"`{name}` is for labelled texts. Set `label_column` too, or leave it out.")
