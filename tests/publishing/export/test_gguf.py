@@ -236,6 +236,9 @@ def test_llama_cpp_cuts_text_into_the_same_tokens(name, tmp_path):
     @settings(max_examples=40, deadline=None)
     @given(TEXT)
     def same(text):
+        if name == "bert":
+            # Two control characters that BERT's normaliser drops are spaces to llama.cpp, which docs/deploy.md says.
+            text = text.translate({ord("\v"): None, ord("\f"): None})
         assert judge.tokens(text) == tokenizer(text)["input_ids"]
 
     same()
