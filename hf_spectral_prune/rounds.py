@@ -20,12 +20,13 @@ from .models.families import UnitGroup, family_of, unit_groups
 from .models.families.structure import structure_note
 from .models.losses import Batch, num_targets, single_sequences
 from .planning import Limits, RoundScores, Sizes, choose_units, per_layer_sizes, share_sizes, sizes_after_round, uniform_sizes
-from .planning.allocate import ALIGNMENT, alignment_for, at_most, within_sizes
+from .planning.allocate import ALIGNMENT, at_most, within_sizes
 from .planning.damage import fisher_damage, loss_curves, score_damage
+from .planning.limits import limits_for
 from .planning.reduction_target import Target, cost_of, set_target
 from .planning.search import fisher_sizes, search_per_layer, search_uniform
 from .planning.settled import settle_allocation
-from .surgery import add_consumer_biases, apply_plan, fingerprint, stock_accepts_heads
+from .surgery import add_consumer_biases, apply_plan, fingerprint
 from .surgery.plan import PruningPlan
 from .utils.environment import library_versions
 
@@ -89,7 +90,7 @@ def start(
         target = replace(set_target(model, args, before, num_parameters(model), calibration), goal=target.goal)
     family = family_of(model.config)
     notes = [structure_note(family)] if family.by_structure else []
-    limits = _limits(model, args, target)
+    limits = limits_for(model, args, target)
     if args.round_to is None and limits.round_to < ALIGNMENT:
         step = f"a step of {ALIGNMENT} would be more than half of the target"
         kept = f"kept at multiples of {limits.round_to}" if limits.round_to > 1 else "not rounded"
@@ -103,31 +104,6 @@ def start(
         fingerprint=weights,
         costs=(target.now, target.goal),
     )
-
-
-def _limits(model: PreTrainedModel, args: SpectralPruningArguments, target: Target) -> Limits:
-    config = model.config.get_text_config()
-    round_to = args.round_to
-    if round_to is None:
-        round_to = alignment_for(target.groups, target.now - target.goal, uniform=args.layout == "uniform")
-    if family_of(model.config).traced:
-        return Limits(round_to, _min_units(args))
-    free = args.layout == "per_layer" or args.stock_class == "mistral"
-    heads = next((group for group in unit_groups(model, args.units) if group.kind == "heads"), None)
-    if free or heads is None or config.is_heterogeneous:
-        return Limits(round_to, _min_units(args), equal_heads=args.uniform_heads)
-    per_group = config.num_attention_heads // heads.size
-    return Limits(round_to, _min_units(args), lambda count: stock_accepts_heads(model.config, count * per_group))
-
-
-def _min_units(args: SpectralPruningArguments) -> dict[str, int]:
-    return {
-        "ffn": args.min_ffn_units,
-        "shared_ffn": args.min_ffn_units,
-        "decoder_ffn": args.min_ffn_units,
-        "heads": args.min_kv_groups,
-        "channels": args.min_channels,
-    }
 
 
 def score(

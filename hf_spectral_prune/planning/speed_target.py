@@ -14,8 +14,9 @@ from ..models.distributed import of_first_process
 from ..models.families import unit_groups
 from ..surgery import apply_plan, settle_class
 from ..utils.progress import stage
-from .allocate import ALIGNMENT, Limits, Sizes, uniform_sizes
+from .allocate import Sizes, uniform_sizes
 from .choose import choose_units
+from .limits import limits_for
 from .reduction_target import set_target
 
 # What is timed: one sequence, decoded behind a short prompt.
@@ -97,9 +98,8 @@ def _sizes(model: PreTrainedModel, args: SpectralPruningArguments, percent: int)
     """Equal shares without that many per cent; None where the floors do not allow it."""
     now = num_parameters(model)
     target = set_target(model, replace(args, target_reduction=percent / 100), now, now, None)
-    limits = Limits(args.round_to or ALIGNMENT, {"ffn": args.min_ffn_units, "heads": args.min_kv_groups})
     try:
-        return uniform_sizes(target.groups, target.now, target.goal, limits)
+        return uniform_sizes(target.groups, target.now, target.goal, limits_for(model, args, target))
     except ValueError:
         return None
 
