@@ -55,6 +55,11 @@ PRESETS: dict[str, Json] = {
 }
 
 
+def should_rise(metric: str) -> bool:
+    """Whether more of a metric is better, where nobody says: as for TrainingArguments, which knows no perplexity."""
+    return not metric.endswith(("loss", "perplexity"))
+
+
 def preset_options(name: str) -> Json:
     """A copy of the options of a preset.
 
@@ -314,8 +319,7 @@ class SpectralPruningArguments(PlainValues, LmEvalArguments):
             raise ValueError(f"`units` is {self.units}; give each kind once, e.g. `ffn heads`.")
         self._check_layout()
         if self.metric_for_best_model is not None and self.greater_is_better is None:
-            # As TrainingArguments does, which knows no perplexity.
-            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "perplexity"))
+            self.greater_is_better = should_rise(self.metric_for_best_model)
         check_hub_options(self)
         if self.save_strategy != "no" and self.output_dir is None:
             raise ValueError('`save_strategy="steps"` needs a folder for its checkpoints. Set `output_dir`.')

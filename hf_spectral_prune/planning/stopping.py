@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..arguments import SpectralPruningArguments
+from ..arguments import SpectralPruningArguments, should_rise
 
 
 def check_stop_metric(args: SpectralPruningArguments, before: dict[str, float]) -> None:
@@ -30,7 +30,7 @@ def stop_note(args: SpectralPruningArguments, round_index: int, before: dict[str
     watched = (args.metric_for_best_model or name).removeprefix("eval_")
     higher = args.greater_is_better if watched == name else None
     if higher is None:
-        higher = not name.endswith(("loss", "perplexity"))
+        higher = should_rise(name)
     # Written so that a figure that is not a number stops the run.
     if (old - new if higher else new - old) <= args.stop_drop:
         return None

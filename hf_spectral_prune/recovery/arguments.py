@@ -8,7 +8,7 @@ from typing import Any, Literal, get_type_hints
 
 from transformers import TrainingArguments
 
-from ..arguments import SpectralPruningArguments
+from ..arguments import SpectralPruningArguments, should_rise
 from ..utils.environment import accelerator
 from ..utils.option_types import fitted
 from ..utils.types import Json, Options
@@ -78,7 +78,7 @@ def recovery_arguments(args: SpectralPruningArguments) -> tuple[RecoveryArgument
     recovery = RecoveryArguments(method=method, **options)
     watched = training.get("metric_for_best_model")
     if watched is not None:  # of the pruning run's own metric `greater_is_better` may say otherwise
-        training.setdefault("greater_is_better", not watched.endswith(("loss", "perplexity")))
+        training.setdefault("greater_is_better", should_rise(watched))
     defaults = {
         "output_dir": f"{args.output_dir or 'cria'}-recovery",
         "save_strategy": "no",
