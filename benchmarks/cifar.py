@@ -110,6 +110,10 @@ class Data:
     images: Tensor
     labels: Tensor
 
+    def to(self, device: str) -> Data:
+        """The same on a device."""
+        return Data(self.images.to(device), self.labels.to(device))
+
     def normalised(self, index: slice | Tensor = slice(None)) -> Tensor:
         """Some of the images as the networks take them."""
         return normalise(self.images[index])
@@ -117,7 +121,7 @@ class Data:
 
 def normalise(images: Tensor) -> Tensor:
     """Bytes (B, 3, 32, 32) -> floats in the networks' scale."""
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=images.device).reshape(3, 1, 1) for values in (MEAN, STD))
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -149,7 +153,8 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     columns = torch.where(flip, right + 31 - steps, right + steps)
     rows = down + steps
     batch = torch.arange(count).reshape(-1, 1, 1)
-    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    places = [index.to(images.device) for index in (batch, rows[:, :, None], columns[:, None, :])]
+    return padded.permute(0, 2, 3, 1)[tuple(places)].permute(0, 3, 1, 2)
 
 
 def calibration_images(data: Data, number: int, seed: int) -> CalibrationData:
@@ -158,7 +163,7 @@ def calibration_images(data: Data, number: int, seed: int) -> CalibrationData:
     Batch norms that are recalibrated on plain images cost the dense ResNet-20 three points.
     """
     generator = torch.Generator().manual_seed(seed)
-    index = torch.randperm(len(data.labels), generator=generator)[:number]
+    index = torch.randperm(len(data.labels), generator=generator)[:number].to(data.labels.device)
     images = normalise(augmented(data.images[index], generator))
     return build_images((images, data.labels[index]), num_samples=number, batch_size=BATCH_SIZE, seed=seed, name="CIFAR-10 train")
 
@@ -175,7 +180,7 @@ def accuracy(network: nn.Module, data: Data) -> float:
 
 def macs_of(network: nn.Module) -> int:
     """MACs of one image."""
-    example = torch.zeros(1, 3, 32, 32)
+    example = torch.zeros(1, 3, 32, 32, device=next(network.parameters()).device)
     return sum(layer_macs(wrap(network, example), {"pixel_values": example}).values())
 
 
@@ -193,9 +198,9 @@ def recover(network: CifarResNet, teacher: CifarResNet, data: Data, steps: int, 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False)
     network.train()
     for _ in range(steps):
-        index = torch.randint(len(data.labels), (BATCH_SIZE,), generator=generator)
+        index = torch.randint(len(data.labels), (BATCH_SIZE,), generator=generator).to(data.labels.device)
         images = normalise(augmented(data.images[index], generator))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16):
             with torch.no_grad():
                 wanted = teacher.block_outputs(images)
             found = network.block_outputs(images)

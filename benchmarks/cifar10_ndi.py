@@ -111,11 +111,12 @@ def main() -> None:
     parser.add_argument("--recovery_steps", type=int, default=60)
     parser.add_argument("--recovery_rate", type=float, default=0.01)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    data = read_lossless(options.cifar10, ["0", "1", "2", "3"], "train")
-    lossy = read_lossy(options.cifar10 / "cifar10_jpeg_test.npz", NUM_LOSSY)
-    tests = {"lossless": read_lossless(options.cifar10, ["50_test"], "test_first1000"), "lossy": lossy}
+    data = read_lossless(options.cifar10, ["0", "1", "2", "3"], "train").to(options.device)
+    lossy = read_lossy(options.cifar10 / "cifar10_jpeg_test.npz", NUM_LOSSY).to(options.device)
+    tests = {"lossless": read_lossless(options.cifar10, ["50_test"], "test_first1000").to(options.device), "lossy": lossy}
     results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {"dense": {}, "cells": []}
     results["protocol"] = {
         "calibration": f"{NUM_CALIBRATION} of the 4,000 lossless training images; batch norms recalibrated on them",
@@ -124,10 +125,10 @@ def main() -> None:
         "measured": f"accuracy in per cent on the first 1,000 test images, lossless, and on the first {NUM_LOSSY} as JPEG "
         "(lossy); binomial standard errors 0.9 points of 1,000 at 90 % and of 2,000 at 80 %",
     }
-    results["machine"], results["versions"] = machine(), library_versions()
+    results["machine"], results["device"], results["versions"] = machine(), options.device, library_versions()
     done = [{name: cell[name] for name in ("depth", "reduction", "method", "seed")} for cell in results["cells"]]
     for depth in options.depths:
-        dense = trained(options.weights, depth)
+        dense = trained(options.weights, depth).to(options.device)
         results["dense"][str(depth)] = {name: accuracy(dense, test) for name, test in tests.items()} | {"macs": macs_of(dense)}
         for seed, reduction, method in product(options.seeds, options.reductions, options.methods):
             cell: dict[str, Any] = {"depth": depth, "reduction": reduction, "method": method, "seed": seed}

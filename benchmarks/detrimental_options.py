@@ -128,15 +128,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "detrimental_options.json")
     parser.add_argument("--draws", type=int, nargs="+", default=list(DRAWS), choices=DRAWS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     files = {task: getattr(options, task) for task in OPTIONS if getattr(options, task) is not None}
     if not files:
         parser.error("give at least one task file")
     asked = {task: read_examples(file, task) for task, file in files.items()}  # told before the model is loaded
     torch.set_num_threads(options.threads)
-    model, tokenizer = find_model()
+    model, tokenizer = find_model(options.device)
     results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {"cells": {}}
-    results |= {"grid": GRID, "base": BASE, "machine": machine(), "versions": library_versions()}
+    results |= {"grid": GRID, "base": BASE, "machine": machine(), "device": options.device, "versions": library_versions()}
     cells = results["cells"]
     for task, examples in asked.items():
         kept = [example for example in examples if task != "mmlu" or len(example.prompt) <= MAX_CHARACTERS]

