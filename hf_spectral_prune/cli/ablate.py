@@ -6,15 +6,16 @@ import json
 from collections.abc import Sequence
 
 from ..studies.ablation.arguments import AblationArguments
-from .arguments import RunArguments
+from .arguments import StudyRunArguments
 from .parsing import parse
 from .screen import ScreenArguments, say
 
 
-class AblationRunArguments(RunArguments):
+class AblationRunArguments(StudyRunArguments):
     """Which model and which data; of raw text less is measured on than elsewhere, since every unit is, on all of it."""
 
     num_eval_texts = 16
+    unread = StudyRunArguments.unread | {"recovery_file", "metric"}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..arguments import ModelArguments, _field
 from ..utils.option_values import json_option
@@ -138,6 +138,7 @@ class DataArguments:
             raise ValueError(f"`num_eval_samples` is {self.num_eval_samples}; it must not be negative.")
         if self.calibration_file and self.dataset_name:
             raise ValueError("Both `calibration_file` and `dataset_name` are set. Give one of them.")
+        self._check_table()
         if self.eval_split is not None:
             self._check_eval_split()
         if self.image_dir and (self.dataset_name or self.calibration_file):
@@ -150,6 +151,16 @@ class DataArguments:
         for name in ("metric", "text_pair_column"):
             if getattr(self, name) is not None and self.label_column is None:
                 raise ValueError(f"`{name}` is for labelled texts. Set `label_column` too, or leave it out.")
+
+    def _check_table(self) -> None:
+        """Options of a data set or a table where there is none."""
+        for name, default in (("dataset_config_name", None), ("dataset_split", "train")):
+            if getattr(self, name) != default and not self.dataset_name:
+                raise ValueError(f"`{name}` is for `dataset_name`, which is not set. Set it, or leave `{name}` out.")
+        if self.calibration in ("self", "python_docs") and not (self.dataset_name or self.eval_file or self.recovery_file):
+            for name in ("text_column", "streaming"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}` is for data sets and tables, and none is named. Name one, or leave it out.")
 
     def _check_eval_split(self) -> None:
         if not self.dataset_name:
@@ -169,9 +180,14 @@ class DataArguments:
 class RunArguments(DataArguments, NetworkArguments):
     """The model and the data of one command: what the command line needs beside `SpectralPruningArguments`.
 
+    Attributes:
+        unread: names of fields that are no flags, because the command reads them nowhere.
+
     Raises:
         ValueError: values that cannot work, alone or together; says what to set instead.
     """
+
+    unread: ClassVar[frozenset[str]] = frozenset()
 
     resume_from_checkpoint: str | None = _field(None, "Checkpoint folder of an interrupted run to continue from, or `latest`.")
 
@@ -195,3 +211,26 @@ class RunArguments(DataArguments, NetworkArguments):
                 raise ValueError(
                     f"`{name}` is for models of transformers, and `network_class` names a plain network. Leave it out."
                 )
+
+
+@dataclass
+class StudyRunArguments(RunArguments):
+    """The same for the studies: models of text; a study that was interrupted continues by its folder."""
+
+    unread = frozenset(
+        {"resume_from_checkpoint", "network_class", "network_args", "tensors_file", "eval_tensors_file"}
+        | {"image_dir", "image_column", "eval_image_dir"}
+    )
+
+
+def check_recovery_is_asked_for(run: RunArguments, args: Any, option: str, *, asked: bool) -> None:
+    """Tells of options of a recovery where there is none: what was meant by them would not be done.
+
+    Args:
+        args: what has `recovery_args` and `training_args`.
+        option: the one that asks for it.
+    """
+    named = {"recovery_file": run.recovery_file, "recovery_args": args.recovery_args, "training_args": args.training_args}
+    for name, value in named.items():
+        if value and not asked:
+            raise ValueError(f"`{name}` is for a recovery, and `{option}` is `none`. Set `{option}` too, or leave it out.")

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 
 from ..studies.comparison.arguments import ComparisonArguments, comparison_cells
-from .arguments import RunArguments
+from .arguments import StudyRunArguments, check_recovery_is_asked_for
 from .parsing import parse
 from .screen import ScreenArguments, say
 
 
 def main(argv: Sequence[str]) -> None:
     """Compares criteria on one model: a table, JSON, CSV, a plot and a report page; an interrupted run continues."""
-    args, run, screen = parse([ComparisonArguments, RunArguments, ScreenArguments], "compare", main.__doc__ or "", argv)
+    args, run, screen = parse([ComparisonArguments, StudyRunArguments, ScreenArguments], "compare", main.__doc__ or "", argv)
     from ..studies.comparison import FOLDER, compare, table, to_dict, verdict
     from ..studies.comparison.report import write_comparison_report
     from .inputs import text_inputs_of
@@ -22,6 +22,8 @@ def main(argv: Sequence[str]) -> None:
 
     check_study(args, run, FOLDER)
     comparison_cells(args)
+    trains = any(recovery != "none" for recovery in args.recoveries)
+    check_recovery_is_asked_for(run, args, "recoveries", asked=trains)
     inputs = text_inputs_of(run)
     metric = metric_of(run)
     if metric is not None:
@@ -36,7 +38,6 @@ def main(argv: Sequence[str]) -> None:
             "(set `eval_file` if the text is too short to hold any back), classifiers of texts where `label_column` is set; for "
             "other tasks call `hf_spectral_prune.studies.comparison.compare` with labelled data."
         )
-    trains = any(recovery != "none" for recovery in args.recoveries)
     comparison = compare(
         model,
         args,

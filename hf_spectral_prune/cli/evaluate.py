@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..arguments import LmEvalArguments
@@ -20,13 +21,20 @@ if TYPE_CHECKING:
 _SEED = 42  # that of `cria prune`, so that the same rows are held out
 
 
+@dataclass
+class EvaluationRunArguments(RunArguments):
+    """Which model and which data; of `cria prune` all that decides what it holds out."""
+
+    unread = frozenset({"resume_from_checkpoint", "recovery_file"})
+
+
 def main(argv: Sequence[str]) -> None:
     """Measures held-out quality, size and speed of a model, and tasks of lm_eval; prints JSON.
 
     Quality is the perplexity of a causal language model, or loss and metric of labelled texts and images. It is measured on what
     `cria prune` with the same flags would hold out, so that the figures can be compared, or on data of its own.
     """
-    run, options = parse([RunArguments, LmEvalArguments], "evaluate", main.__doc__ or "", argv)
+    run, options = parse([EvaluationRunArguments, LmEvalArguments], "evaluate", main.__doc__ or "", argv)
     if options.lm_eval is None:
         _check_source(run)
     if run.num_eval_samples == 0 and _names_source(run):

@@ -29,8 +29,6 @@ FIRST = (
     "recovery",
     "push_to_hub",
 )
-# What a command takes from a recipe for `cria prune` and does not read.
-_UNREAD = {"cria score": {"preset", "target_reduction", "target_scope", "layout", "recovery", "eval_file", "push_to_hub"}}
 # Means nothing on the command line, which takes no callbacks; a recipe or a Trainer's options may have it.
 _OF_CALLBACKS = ("load_best_model_at_end",)
 # What a flag that several commands share means in one of them.
@@ -150,7 +148,7 @@ def help_text(prog: str, description: str, usage: str, actions: Iterable[argpars
         for title, names in GROUPS.items():
             _section(formatter, title, found(names if title != "Others" else [name for name in flags if name not in placed]))
     else:
-        _section(formatter, "Needed first", found(name for name in FIRST if name not in _UNREAD.get(prog, ())))
+        _section(formatter, "Needed first", found(FIRST))
         formatter.add_text(f"`{prog} --help all` shows all {len(flags)} flags.")
     return formatter.format_help()
 

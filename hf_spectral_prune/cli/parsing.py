@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
-from ..arguments import preset_options
+from ..arguments import SpectralPruningArguments, preset_options
 from ..utils.files import read_within
 from ..utils.option_types import fitted
 from ..utils.types import Json
 from ..utils.words import did_you_mean
 from ..utils.yaml_text import load_yaml
+from .arguments import RunArguments
 from .help import MODEL, help_text
 from .screen import quiet_libraries
 
@@ -49,14 +50,26 @@ OTHER_NAMES = {
 }
 
 
-def _parser(types: Sequence[type], command: str) -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
-    """The parser of a command, and its flags."""
+_OF_PRUNE = {entry.name for options in (SpectralPruningArguments, RunArguments) for entry in dataclasses.fields(options)}
+
+
+def _hints(types: Iterable[type]) -> dict[str, Any]:
+    """{option: its type} of all that a command reads."""
+    unread = {name for cls in types for name in getattr(cls, "unread", ())}
+    names = {entry.name for cls in types for entry in dataclasses.fields(cls)} - unread
+    return {name: hint for cls in types for name, hint in get_type_hints(cls).items() if name in names}
+
+
+def _parser(types: Sequence[type], command: str, names: Iterable[str]) -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
+    """The parser of a command that reads the options of these names, and its flags."""
     from transformers import HfArgumentParser
 
     flags: list[argparse.Action] = []
 
     class Parser(HfArgumentParser):
         def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+            if args[0].startswith("--") and kwargs.get("dest", args[0].removeprefix("--")) not in names:
+                return argparse.Action(args, dest="unread")
             # An option that two of the dataclasses have is one flag.
             known = next((flag for flag in flags if args[0] in flag.option_strings), None)
             if known is not None:
@@ -94,10 +107,11 @@ def parse(types: Sequence[type], command: str, description: str, argv: Sequence[
         ValueError: an unknown flag or recipe key (with the nearest name), or a value that cannot work.
         SystemExit: help was asked for, and printed.
     """
-    hints = {name: hint for cls in types for name, hint in get_type_hints(cls).items()}
+    types = list(types)
+    hints = _hints(types)
     if not {"-h", "--help"} & set(argv):
         _check_flags((word for word in argv if _looks_unknown(word, hints)), command, hints)
-    parser, flags = _parser(types, command)
+    parser, flags = _parser(types, command, hints)
     if {"-h", "--help"} & set(argv):
         usage = "[MODEL] [recipe.yaml] [--flags]" if MODEL in hints else "[recipe.yaml] [--flags]"
         print(help_text(f"cria {command}", description, usage, flags, whole="all" in argv), end="")
@@ -115,7 +129,7 @@ def parse(types: Sequence[type], command: str, description: str, argv: Sequence[
         if any(word.partition("=")[0] == f"--{MODEL}" for word in argv) and values[MODEL] != model:
             raise ValueError(f"The model is named twice: `{model}` and `--{MODEL} {values[MODEL]}`. Give one of them.")
         values[MODEL] = model
-    read = [cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls)}) for cls in types]
+    read = [cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls) if entry.name in hints}) for cls in types]
     quiet_libraries()
     return read
 
@@ -143,8 +157,15 @@ def _check_flags(unknown: Iterable[str], command: str, known: Iterable[str]) -> 
         flag = word.partition("=")[0]
         if (own := OTHER_NAMES.get(flag.lstrip("-").replace("-", "_"))) in set(known):
             raise ValueError(f"`{flag}` is called `--{own}` here.")
-        near = did_you_mean(flag.lstrip("-").replace("-", "_"), known, "--", ALL)
+        near = _near(flag.lstrip("-").replace("-", "_"), known, "--")
         raise ValueError(f"`{flag}` is no flag of `cria {command}`.{near}")
+
+
+def _near(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """What to do about an unknown option."""
+    if name in _OF_PRUNE:
+        return " `cria prune` reads it, and this command does not." + did_you_mean(name, known, prefix, " Leave it out.")
+    return did_you_mean(name, known, prefix, ALL)
 
 
 def take_folder(command: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -178,7 +199,7 @@ def _read_recipe(path: str, hints: Mapping[str, Any]) -> Json:
     for key in recipe:
         if key not in hints:
             own = OTHER_NAMES.get(str(key), "")
-            near = f" It is called `{own}` here." if own in hints else did_you_mean(str(key), hints, otherwise=ALL)
+            near = f" It is called `{own}` here." if own in hints else _near(str(key), hints)
             raise ValueError(f"The recipe `{path}` has the unknown key `{str(key)[:100]}`.{near}")
     try:
         # Defaults of a parser do not pass through its types.

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..arguments import TAUGHT_RECOVERIES, SpectralPruningArguments
 from ..utils.types import Options
-from .arguments import RunArguments
+from .arguments import RunArguments, check_recovery_is_asked_for
 from .parsing import parse
 from .screen import ScreenArguments, as_json, ending, ending_of_targets, quiet_warnings, say
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     args, run, offload, _, screen = parse(types, "prune", main.__doc__ or "", argv)
     if args.output_dir is None:
         raise ValueError("There is no folder for the result. Set `--output_dir`.")
-    _check_recovery(args, run)
+    check_recovery_is_asked_for(run, args, "recovery", asked=args.recovery != "none")
     from ..criteria import make_criterion
     from ..evaluation.tasks import check_task_names
     from ..models.distributed import is_first_process, join_processes, of_first_process
@@ -78,14 +78,6 @@ def main(argv: Sequence[str]) -> None:
         except KeyboardInterrupt as stopped:
             stopped.args = (_way_on(args),)
             raise
-
-
-def _check_recovery(args: SpectralPruningArguments, run: RunArguments) -> None:
-    """Tells of options of a recovery where there is none: what was meant by them would not be done."""
-    named = {"recovery_file": run.recovery_file, "recovery_args": args.recovery_args, "training_args": args.training_args}
-    for name, value in named.items():
-        if value and args.recovery == "none":
-            raise ValueError(f"`{name}` is for a recovery, and `recovery` is `none`. Set `recovery` too, or leave it out.")
 
 
 def _ending(args: SpectralPruningArguments, *, for_programs: bool) -> str:

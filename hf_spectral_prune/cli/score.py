@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ..arguments import SpectralPruningArguments
@@ -12,9 +12,30 @@ from .arguments import RunArguments
 from .parsing import parse
 
 
+@dataclass
+class ScoringArguments(SpectralPruningArguments):
+    """How to score."""
+
+    unread = frozenset(entry.name for entry in fields(SpectralPruningArguments)) - {
+        *("output_dir", "units", "criterion", "criterion_args", "max_moment_gib", "seed", "disable_tqdm"),
+        *("num_calibration_samples", "max_seq_length", "calibration_batch_size"),
+    }
+
+
+@dataclass
+class ScoringRunArguments(RunArguments):
+    """Which model and which data to calibrate on."""
+
+    unread = frozenset(
+        {"resume_from_checkpoint", "recovery_file", "num_recovery_samples", "num_eval_samples", "metric"}
+        | {"eval_file", "eval_split", "eval_image_dir", "eval_tensors_file"}
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """Scores every unit of a model and writes the scores as JSON (to --output_dir, or else to the screen)."""
-    args, run = parse([SpectralPruningArguments, RunArguments], "score", main.__doc__ or "", argv)
+    args, run = parse([ScoringArguments, ScoringRunArguments], "score", main.__doc__ or "", argv)
+    args = replace(args, compensation="none", allocation="proportional")  # nothing is cut, so nothing is measured for it
     from ..pruner import SpectralPruner
     from ..utils.files import write_text
     from .inputs import inputs_of, load_data, needs_data

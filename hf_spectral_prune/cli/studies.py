@@ -21,10 +21,6 @@ def check_study(args: StudyArguments, run: RunArguments, folder: StudyFolder) ->
         raise ValueError("There is no folder for the results. Set `--output_dir`.")
     if run.num_eval_samples == 0:
         raise ValueError("`num_eval_samples` is 0, so there is nothing to measure on. Set it to at least 1.")
-    if run.resume_from_checkpoint is not None:
-        raise ValueError(
-            f"`resume_from_checkpoint` is not for {folder.holds}: one that lies in `output_dir` continues by itself."
-        )
     folder.check(args.output_dir)
 
 

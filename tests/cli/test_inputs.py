@@ -36,4 +36,4 @@ def test_each_kind_of_input_has_its_row(options, images, row, monkeypatch):
 def test_what_the_model_cannot_read_is_refused_before_it_is_loaded(monkeypatch):
     monkeypatch.setattr(inputs, "reads_images", lambda run: False)
     refused(lambda: inputs.inputs_of(run_of(image_dir="images")), "`image_dir`", "`model` reads text")
-    refused(lambda: inputs.text_inputs_of(run_of(**NETWORK)), "`network_class`", "`cria prune`")
+    refused(lambda: inputs.text_inputs_of(run_of(**NETWORK)), "`network_class`")

@@ -100,7 +100,8 @@ def test_every_kind_of_weights_gives_the_same_scores(kind, folder, capsys):
     else:
         torch.save(network.state_dict(), folder / "weights.pt")
     found = []
-    more = {"output_dir": None, "target_scope": None, "self_check": None}
+    cuts = ("target_scope", "target_reduction", "round_to", "min_channels", "self_check")
+    more = dict.fromkeys(["output_dir", *cuts])
     arguments = None if kind == "folder" else VGG
     path = folder / ("weights" if kind == "folder" else f"weights.{kind}")
     for source in ({}, {"model_name_or_path": path, "network_args": arguments}):

@@ -84,7 +84,8 @@ def test_command_line_prunes_a_folder_of_images_and_the_card_says_how_to_load_it
 
 
 def test_scores_and_labels_on_the_command_line(folder, capsys):
-    words = flags(folder, output_dir=None, criterion="taylor", target_scope=None, num_calibration_samples=8)
+    cuts = ("output_dir", "target_scope", "target_reduction", "round_to", "min_channels")
+    words = flags(folder, criterion="taylor", num_calibration_samples=8, **dict.fromkeys(cuts))
     assert main(["score", *words]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert found["calibration"]["labels"] and len(found["scores"]["resnet.embedder.embedder.convolution.channels"]) == 8

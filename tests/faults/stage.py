@@ -61,7 +61,7 @@ class Stage:
             "calibration_file": self.sources / "text.txt",
             "output_dir": self.folder / "out",
         }
-        given |= (FLAGS if command in ("prune", "score") else {"max_seq_length": 32, "num_eval_samples": 4}) | more
+        given |= (FLAGS if command == "prune" else {"max_seq_length": 32, "num_eval_samples": 4}) | more
         if command == "evaluate":
             del given["output_dir"]
         words = [command, *(["--disable_tqdm"] if command not in ("evaluate", "detrimental") else [])]

@@ -505,7 +505,7 @@ def fails(capsys, words: list[str], *messages: str) -> None:
         ({"num_eval_samples": "0"}, ["num_eval_samples"]),
         ({"output_dir": None}, ["--output_dir"]),
         ({"calibration_file": None}, ["calibration_file"]),
-        ({"resume_from_checkpoint": "latest"}, ["resume_from_checkpoint"]),
+        ({"resume_from_checkpoint": "latest"}, ["--resume_from_checkpoint", "`cria prune` reads it"]),
         ({"num_ablations": "3"}, ["--num_ablations"]),
     ],
     ids=lambda value: str(value)[:40],

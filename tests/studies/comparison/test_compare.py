@@ -508,7 +508,7 @@ def test_figures_that_are_not_finite_are_strict_json():
         ({"units": "ffm"}, ["`ffm`", "`ffn`"]),
         ({"output_dir": None}, ["--output_dir"]),
         ({"num_eval_samples": 0}, ["num_eval_samples"]),
-        ({"resume_from_checkpoint": "latest"}, ["continues by itself"]),
+        ({"resume_from_checkpoint": "latest"}, ["--resume_from_checkpoint", "`cria prune` reads it"]),
         ({"model_name_or_path": "/nowhere/model"}, ["/nowhere/model", "not a folder"]),
         ({"criterion": "energy"}, ["--criterion", "`--criteria`"]),
     ],
