@@ -248,7 +248,7 @@ def check_recovery(
     try:
         made = TrainingArguments(**training)
     except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(f"`training_args` cannot be used here: {in_a_line(error)}") from None
+        raise ValueError(f"`training_args` cannot be used here: {in_a_line(error)}.") from None
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         if getattr(made, name) < 1:
             raise ValueError(f"`{name}` in `training_args` is {getattr(made, name)}; it must be at least 1.")
@@ -295,7 +295,7 @@ def check_teacher_fits(model: PreTrainedModel, teacher: Any) -> None:
             config = read_config(teacher)
             family_of(config)
         except (ValueError, OSError) as error:
-            reason = first_line(error).rstrip(".")
+            reason = first_line(error)
             raise ValueError(f"`teacher` `{teacher}` cannot be loaded: {reason}. Name the folder of the dense model.") from None
         teacher = SimpleNamespace(config=config)
     elif not isinstance(teacher, PreTrainedModel):

@@ -135,7 +135,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
             "`network.state_dict()` instead."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"`{file}` cannot be read: {_line(error).rstrip('.')}. Save it again.") from None
+        raise ValueError(f"`{file}` cannot be read: {_line(error)}. Save it again.") from None
     if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
         saved = saved["state_dict"]
     if not isinstance(saved, dict) or not saved or not all(isinstance(value, Tensor) for value in saved.values()):

@@ -110,7 +110,7 @@ def load_images(folder: str | Path, setting: str = "image_dir") -> Dataset:
         found = load_dataset("imagefolder", data_dir=str(folder), split="train")
     except (ValueError, FileNotFoundError, IndexError) as error:
         raise ValueError(
-            f"`{setting}` `{folder}` cannot be read as a folder of images: {first_line(error).rstrip('.')}. Name a folder of "
+            f"`{setting}` `{folder}` cannot be read as a folder of images: {first_line(error)}. Name a folder of "
             "image files, with one subfolder per class."
         ) from None
     if len(found) == 0 or "image" not in found.column_names:

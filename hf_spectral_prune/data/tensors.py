@@ -32,7 +32,7 @@ def read_tensors(file: str, setting: str) -> tuple[Tensor, Tensor | None]:
         else:
             raise ValueError(f"its name ends in `{path.suffix}`, not in `.npz` or `.safetensors`")
     except (SafetensorError, ValueError, TypeError, EOFError, zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"`{setting}` `{file}` cannot be read: {_line(error).rstrip('.')}. Write it again.") from None
+        raise ValueError(f"`{setting}` `{file}` cannot be read: {_line(error)}. Write it again.") from None
     pixels, labels = arrays.get("pixel_values"), arrays.get("labels")
     if pixels is None:
         raise ValueError(f"`{setting}` `{file}` has no array `pixel_values`. Save the network's inputs (N, ...) under this name.")

@@ -131,7 +131,7 @@ def task_figures(
     except Exception as error:  # whatever a task, its data set or its metric raises
         names = listed(options.lm_eval)
         raise ValueError(
-            f"lm_eval cannot run {names}: {shortened(in_a_line(error).rstrip('.'), 400)}. Check the connection, since data "
+            f"lm_eval cannot run {names}: {shortened(in_a_line(error), 400)}. Check the connection, since data "
             "sets are downloaded, or leave the task out of `lm_eval`."
         ) from error
     return _read(found, options.lm_eval)

@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from ..utils.files import read_object, strange_content
 from ..utils.types import Json
 from ..utils.words import first_line, in_a_line, listed, shortened
+from .weight_sets import differing_weight
 
 _CONFIG = "config.json"
 _AGAIN = "Get the whole checkpoint again."
@@ -109,13 +110,36 @@ def _check_names(config: Json, file: Path) -> None:
 
 def _check_weights(folder: Path) -> int:
     """How many weights the files hold that transformers will load, by their headers."""
-    for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
-        if (folder / whole).exists():  # goes before shards
+    safe, pickled = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+    for whole, index in (safe, pickled):
+        if (folder / whole).exists():
             _check_one_set(folder, whole, index)
-            return _num_tensors(folder / whole)
-        if (folder / index).exists():
-            return sum(map(_num_tensors, _shards(folder / index)))
+        if files := _set_of(folder, whole, index):
+            number = sum(map(_num_tensors, files))
+            if (whole, index) == safe:
+                _check_same(folder, files)
+            return number
     raise ValueError(_no_weights(folder))
+
+
+def _set_of(folder: Path, whole: str, index: str) -> list[Path]:
+    """The files of a set of weights, of which the whole file goes before shards."""
+    if (folder / whole).exists():
+        return [folder / whole]
+    return _shards(folder / index) if (folder / index).exists() else []
+
+
+def _check_same(folder: Path, read: list[Path]) -> None:
+    """Tells of weights by torch.save beside others by safetensors, which alone are read: one of the two is older."""
+    try:
+        others = _set_of(folder, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+    except ValueError:
+        return  # an index whose files were not downloaded
+    if (name := differing_weight(read, others)) is not None:
+        raise ValueError(
+            f"`{folder}` holds two sets of weights: `{read[0].name}`, which transformers reads, and `{others[0].name}`, in which "
+            f"`{name}` is another. Take away the set that is not meant."
+        )
 
 
 def _check_one_set(folder: Path, whole: str, index: str) -> None:
@@ -193,7 +217,7 @@ def read_config(name: str | Path, trust_remote_code: bool = False) -> PreTrained
     except OSError as error:
         if not Path(name).exists() and "connect" in str(error):
             raise OSError(f"`{name}` is no folder here, and the Hub cannot be reached. Give a folder, or connect.") from None
-        raise OSError(f"`{name}` has no config that can be read: {in_a_line(error)}") from None
+        raise OSError(f"`{name}` has no config that can be read: {in_a_line(error)}.") from None
     except Exception as error:  # the classes of configs check little and trip over the rest
         reason = in_a_line(error)
-        raise ValueError(f"`{Path(name) / _CONFIG}` cannot be used: {shortened(reason).rstrip('.')}. {_ITS_OWN}") from None
+        raise ValueError(f"`{Path(name) / _CONFIG}` cannot be used: {shortened(reason)}. {_ITS_OWN}") from None

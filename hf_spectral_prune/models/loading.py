@@ -45,7 +45,7 @@ def choose_device(name: str) -> torch.device:
         if device.type != "mps":
             torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`device` `{name}` cannot be used here: {first_line(error)}") from None
+        raise ValueError(f"`device` `{name}` cannot be used here: {first_line(error)}.") from None
     if device.type == "mps":
         raise ValueError(f"`device` `{name}` has no float64, which scores are computed in. Set `device` to `cpu`.")
     return device

@@ -140,7 +140,9 @@ def open_repo(repo_id: str | None, token: str | None = None, private: bool | Non
         validate_repo_id(repo_id)
     except HFValidationError as error:
         reason = in_a_line(error)
-        raise ValueError(f"`hub_model_id` `{repo_id}` cannot be a repo: {reason} Write it like `your-name/cria-llama`.") from None
+        raise ValueError(
+            f"`hub_model_id` `{repo_id}` cannot be a repo: {reason}. Write it like `your-name/cria-llama`."
+        ) from None
     token = token or get_token()
     if not token:
         raise ValueError("There is no token for the Hub. Run `hf auth login`, or set `HF_TOKEN` or `hub_token`.")
@@ -307,4 +309,4 @@ def _explained(error: Exception, repo: Repo) -> tuple[type[OSError], str]:
     # Uploads end in a RuntimeError, whatever broke them off.
     if any(isinstance(cause, (HTTPError, ConnectionError)) for cause in causes) or isinstance(error, RuntimeError):
         return _Interrupted, f"{repo.api.endpoint} cannot be reached ({words})."
-    return OSError, f"The push to `{repo.id}` failed: {words}"
+    return OSError, f"The push to `{repo.id}` failed: {words}."

@@ -68,7 +68,7 @@ def check_generation_options(model: PreTrainedModel) -> None:
         model.generation_config.to_json_string()
         model.generation_config.validate()
     except (ValueError, TypeError) as error:
-        reason = in_a_line(error).rstrip(".")
+        reason = in_a_line(error)
         raise ValueError(f"The model's `generation_config` cannot be saved: {reason}. Mend it in the model.") from None
 
 
@@ -177,7 +177,7 @@ def _self_check(temporary: Path, model: PreTrainedModel, folder: Path) -> Json:
         return check_in_fresh_process(temporary, model)
     except Exception as error:  # whatever the model's own code raises
         kept = keep_beside(temporary, folder, "partial")
-        reason = in_a_line(error).rstrip(".")
+        reason = in_a_line(error)
         raise RuntimeError(
             f"Self-check failed: {reason}. `{folder}` was not written; the model that did not pass is kept in `{kept}`."
         ) from error

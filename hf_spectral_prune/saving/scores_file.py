@@ -76,7 +76,7 @@ class SharedScores:
                 basis = dict(about["basis"])
         except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"`scores` `{path}` holds no scores of a run ({in_a_line(error).rstrip('.')}). Name a file that a run with "
+                f"`scores` `{path}` holds no scores of a run ({in_a_line(error)}). Name a file that a run with "
                 "`save_scores` wrote."
             ) from None
         return cls(found["scores"], found["damage"] or None, basis)

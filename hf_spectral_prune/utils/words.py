@@ -19,13 +19,18 @@ def did_you_mean(word: object, known: Iterable[str], prefix: str = "", otherwise
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text; its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's text, without the stop at its end; its type where it has none."""
+    return _unended((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def in_a_line(error: BaseException) -> str:
-    """All of an error's text, in one line; its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """All of an error's text, in one line, without the stop at its end; its type where it has none."""
+    return _unended(" ".join(str(error).split())) or type(error).__name__
+
+
+def _unended(text: str) -> str:
+    """A sentence to put into another: without its stop, but with the dots of what was cut off."""
+    return text if text.endswith("...") else text.removesuffix(".")
 
 
 def one_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from hf_spectral_prune.cli import main
-from hf_spectral_prune.utils.words import did_you_mean
+from hf_spectral_prune.utils.words import did_you_mean, first_line, in_a_line
 
 
 def raising(monkeypatch, error: Exception) -> None:
@@ -100,3 +100,10 @@ def test_only_near_spellings_are_offered(word, known, near):
 def test_a_flag_with_the_wrong_value_says_what_to_give(words, line, capsys):
     assert main(["prune", "model", *words]) == 2
     assert capsys.readouterr().err == f"cria prune: {line}\n"
+
+
+def test_words_of_others_end_without_a_stop_of_their_own():
+    for words in (first_line, in_a_line):
+        assert words(ValueError("It is broken.")) == "It is broken"
+        assert words(ValueError("It goes on...")) == "It goes on..."
+        assert words(ValueError()) == "ValueError"

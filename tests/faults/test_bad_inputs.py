@@ -94,6 +94,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(family: str, fault: Fault, sta
     what = lines[0].partition(": ")[2]
     assert REMEDY.search(re.sub("`[^`]*`", "", what)) or (family == OPTIONS and "`" in what), what
     assert "please report" not in lines[0]
+    assert not re.search(r"(?<!\.)\.\.(\s|$)", what), what
     assert _files(stage.folder) == before
 
 

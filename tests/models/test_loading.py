@@ -217,6 +217,27 @@ def test_what_lies_on_the_disk_outside_of_the_layers_is_brought_to_memory(place,
     assert not any(parameter.is_meta for parameter in pruner.model.parameters())
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_pickled_set_of_weights_beside_the_one_that_is_read_must_be_the_same(sharded, tmp_path):
+    """Newer weights that a script has put beside the old ones with `torch.save` would not be read, and nobody would say so."""
+    folder = tmp_path / "m"
+    model = tiny_model()
+    model.save_pretrained(folder, **({"max_shard_size": "20KB"} if sharded else {}))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save({name.replace("norm", "Norm"): value.half() for name, value in state.items()}, folder / "pytorch_model.bin")
+    load(folder)
+    state["model.layers.1.mlp.up_proj.weight"] += 1e-4
+    torch.save(state, folder / "pytorch_model.bin")
+    refused(
+        lambda: load(folder), "two sets of weights", "`pytorch_model.bin`", "`model.layers.1.mlp.up_proj.weight`", "Take away"
+    )
+    (folder / "pytorch_model.bin").write_bytes(b"broken")
+    load(folder)  # a file that is not read does no harm
+    (folder / "pytorch_model.bin").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text('{"metadata": {}, "weight_map": {"lm_head.weight": "absent.bin"}}')
+    load(folder)
+
+
 def test_weights_that_transformers_would_not_load_are_not_looked_at(tmp_path):
     """A whole file goes before an index: an old index without its shards is harmless, a second set of weights is refused."""
     sharded, folder = tmp_path / "sharded", saved(tiny_model(), tmp_path / "m", architectures=None)

@@ -28,7 +28,7 @@ def run(network: nn.Module, example: Tensor) -> list[Tensor]:
         output = network(example)
     except Exception as error:  # whatever the network's own code raises
         where = f"in `{running[-1]}`" if running and running[-1] else "in its forward"
-        cause = first_line(error).rstrip(".")
+        cause = first_line(error)
         raise ValueError(
             f"`{type(network).__name__}` fails on an input of shape {tuple(example.shape)} {where}: {cause}. "
             "Give inputs that it takes."

@@ -45,7 +45,7 @@ def read_config(folder: str | Path) -> PreTrainedConfig:
         for index in range(config.num_hidden_layers if getattr(config, "is_heterogeneous", False) else 0):
             config.per_layer_config[index]  # a layer's own values are checked when they are read
     except (ValueError, OSError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ValueError(f"`{path / CONFIG}` cannot be read: {in_a_line(error)}") from None
+        raise ValueError(f"`{path / CONFIG}` cannot be read: {in_a_line(error)}.") from None
     if not config.architectures:
         raise ValueError(f"`{path / CONFIG}` names no class in `architectures`. Save the model again.")
     if getattr(config, "quantization_config", None):

@@ -54,7 +54,7 @@ def export_gguf(folder: str | Path, output_file: str | Path | None = None, outty
     try:
         wanted, unread = model_tensors(config)
     except (ValueError, RuntimeError, TypeError) as error:
-        raise ValueError(f"No model can be built from the config in `{folder}`: {in_a_line(error)}") from None
+        raise ValueError(f"No model can be built from the config in `{folder}`: {in_a_line(error)}.") from None
     place = _choose(path, family, shape, wanted)
     wanted = {name: sizes for name, sizes in wanted.items() if not name.startswith(place.left_out)}
     with ExitStack() as stack:

@@ -83,7 +83,7 @@ def export_onnx(folder: str | Path, output_file: str | Path | None = None, *, us
                 program = OnnxExporter().export(model, copy.deepcopy(batches[0]), config=options).program
             except Exception as error:  # whatever the traced code or the tracer raises
                 reason = first_line(error)
-                raise RuntimeError(f"transformers' exporter cannot trace `{type(model).__name__}`: {reason}") from error
+                raise RuntimeError(f"transformers' exporter cannot trace `{type(model).__name__}`: {reason}.") from error
         name = name_cache if use_cache else name_axes
         name(program.graph.inputs, program.graph.outputs)
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

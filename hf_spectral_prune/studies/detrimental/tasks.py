@@ -289,7 +289,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
         rows = load_dataset("parquet", data_files=str(path), split="train")
     except (DatasetGenerationError, ValueError, OSError) as error:
         reason = in_a_line(error.__cause__ or error)
-        raise ValueError(f"{path} cannot be read as parquet: {reason}") from None
+        raise ValueError(f"{path} cannot be read as parquet: {reason}.") from None
     yield from ((f"row {index}", row) for index, row in enumerate(rows, start=1))
 
 
