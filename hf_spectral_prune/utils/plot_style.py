@@ -44,6 +44,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 CLASSES = ("#2b6cb0", "#d9622b", "#2f855a", "#b7791f", "#805ad5", "#c53030", "#319795", "#d53f8c", "#4a5568", "#7b9e2f")
 
 SMALL, MEDIUM, LARGE = 9.5, 10, 10.5
+# The charts of a page are laid out for a phone: as wide as this, in points, and with letters so many times as large, which can be
+# read there. Where the page is wider it makes the letters smaller again, and nothing else moves.
+PAGE_WIDTH, PAGE_LETTERS = 440.0, 1.5
 DPI = 150
 STYLE: dict[str, Any] = {
     "font.size": MEDIUM,
@@ -81,12 +84,13 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def in_style(theme: dict[str, str] = LIGHT) -> Iterator[None]:
-    """What is drawn inside has this style, in the colours of a theme; PNG files are on white."""
+def in_style(theme: dict[str, str] = LIGHT, letters: float = 1.0) -> Iterator[None]:
+    """What is drawn inside has this style, in the colours of a theme and with letters so many times as large; PNG is on white."""
     import matplotlib as mpl
 
     names = {value: name for name, value in LIGHT.items()}
     style: Any = {key: theme.get(names.get(str(value), ""), value) for key, value in STYLE.items()}
+    style |= {key: letters * value for key, value in STYLE.items() if key.endswith("size")}
     with mpl.rc_context(style):
         yield
 

@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ...planning import GroupScores
-from ...utils.plot_style import LIGHT, SMALL, in_style
+from ...utils.plot_style import LIGHT, PAGE_LETTERS, PAGE_WIDTH, in_style
 from .drawing import (
-    TOP,
-    WIDTH,
+    NOTE,
+    TITLE,
     colour_key,
     draw_filled,
     draw_strokes,
@@ -32,6 +32,7 @@ from .drawing import (
     reach,
     set_scale,
     short_names,
+    title_above_key,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _LEAST_BAR = 0.015
 # ---- widths
 
 
-@in_style()
+@in_style(letters=PAGE_LETTERS)
 def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]]]) -> Figure:
     """Units of every layer before and after, a panel for every kind of unit.
 
@@ -69,7 +70,7 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
             draw_filled(axis, bars, colour)
         if count <= _NAMED_BARS:
             for x, (old, new) in enumerate(zip(before, after, strict=True)):
-                axis.annotate(f"{new:,}", (x, old), (0, 2), textcoords="offset points", ha="center", fontsize=SMALL)
+                axis.annotate(f"{new:,}", (x, old), (0, 2), textcoords="offset points", ha="center", fontsize=NOTE)
         # A model of few layers must not get bars as wide as the page: its axis ends where they end.
         share = min(1.0, (count + 0.2) / (_NAMED_BARS // 2 + 0.2))
         place = axis.get_position()
@@ -79,20 +80,20 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
         axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}"))
         axis.grid(True, axis="y")
-        axis.set_title(f"{name} per layer")
-        label_layers(axis.xaxis, labels, 20 if not upright[name] else 30)
+        title_above_key(axis, f"{name} per layer")
+        label_layers(axis.xaxis, labels, 14 if not upright[name] else 20)
         if upright[name]:
             axis.xaxis.set_tick_params(labelrotation=90)
         axis.set_xlabel("layer")
         cut = [("pale", "removed")] if list(before) != list(after) else []
-        colour_key(axis, [("kept", "kept"), *cut], 1 / share)
+        colour_key(axis, [("kept", "kept"), *cut])
     return figure
 
 
 # ---- rows of layers
 
 
-@in_style()
+@in_style(letters=PAGE_LETTERS)
 def scores(title: str, layers: Mapping[str, GroupScores]) -> Figure:
     """Distribution of the scores of every layer, in two colours at the line of the cut.
 
@@ -171,7 +172,7 @@ def _outline(places: np.ndarray, heights: np.ndarray, row: int, *, logarithmic: 
     return [(xs[0], row + 0.5), *zip(xs, ys, strict=True), (xs[-1], row + 0.5)]
 
 
-@in_style()
+@in_style(letters=PAGE_LETTERS)
 def spectra(title: str, layers: Mapping[str, Sequence[float]]) -> Figure:
     """Leading eigenvalues of every layer as strokes in its row, the largest in another colour.
 
@@ -194,10 +195,15 @@ def spectra(title: str, layers: Mapping[str, Sequence[float]]) -> Figure:
 
 
 AFTER_ROUND, MASKED, AT_THE_END = "after the round", "with its units masked", "at the end"
-_SERIES = {AFTER_ROUND: ("kept", "o", "-"), MASKED: ("third", "s", "--"), AT_THE_END: ("removed", "D", "none")}
+# Colour, mark, line and, for a narrow page, the name in the key.
+_SERIES = {
+    AFTER_ROUND: ("kept", "o", "-", "each round"),
+    MASKED: ("third", "s", "--", "masked"),
+    AT_THE_END: ("removed", "D", "none", "at the end"),
+}
 
 
-@in_style()
+@in_style(letters=PAGE_LETTERS)
 def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) -> Figure:
     """Parameters after every round and, where measured, the held-out loss, below each other.
 
@@ -212,7 +218,7 @@ def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) 
     axes[0].set_title("Parameters, millions")
     if series:
         for name, points in series.items():
-            colour, marker, dash = _SERIES[name]
+            colour, marker, dash, label = _SERIES[name]
             axes[1].plot(
                 list(points),
                 list(points.values()),
@@ -220,10 +226,10 @@ def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) 
                 marker=marker,
                 markersize=4.5,
                 linestyle=dash,
-                label=name,
+                label=label,
                 clip_on=False,
             )
-        axes[1].set_title("Held-out loss, nats")
+        title_above_key(axes[1], "Held-out loss, nats")
         if len(series) > 1:
             legend(axes[1])
     for axis in axes:
@@ -236,7 +242,7 @@ def rounds(sizes: Mapping[int, int], losses: Mapping[str, Mapping[int, float]]) 
     return figure
 
 
-@in_style()
+@in_style(letters=PAGE_LETTERS)
 def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> Figure:
     """Loss of the one fine-tuning stage over its steps: as trained, and held out before, meanwhile and after."""
     figure, (axis,) = panels_below_each_other(1, 150)
@@ -255,25 +261,25 @@ def recovery(training: Mapping[int, float], held_out: Mapping[int, float]) -> Fi
     axis.grid(True, axis="y")
     axis.margins(x=0.02, y=0.12)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-    axis.set_title("Loss, nats")
+    title_above_key(axis, "Loss, nats")
     axis.set_xlabel("step")
     legend(axis)
     return figure
 
 
-@in_style()
+@in_style(letters=PAGE_LETTERS)
 def cost(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     """Horizontal bars with their figures, a panel for every quantity, below each other.
 
     Args:
         panels: {title: {name of the bar: value}}.
     """
-    heights = [len(bars) * 20.0 for bars in panels.values()]
-    figure = new_figure(sum(heights) + TOP * len(heights) + 14)
-    left, right, bottom = 96.0, 54.0, 14.0
+    heights = [len(bars) * 24.0 for bars in panels.values()]
+    figure = new_figure(sum(heights) + TITLE * len(heights) + 14)
+    left, right, bottom = 152.0, 66.0, 14.0
     for (title, bars), height in reversed([*zip(panels.items(), heights, strict=True)]):
-        axis = panel(figure, left, bottom, WIDTH - left - right, height)
-        bottom += height + TOP
+        axis = panel(figure, left, bottom, PAGE_WIDTH - left - right, height)
+        bottom += height + TITLE
         most = max(bars.values()) or 1.0
         for row, (name, value) in enumerate(bars.items()):
             draw_filled(axis, [[(0, row - 0.32), (value, row - 0.32), (value, row + 0.32), (0, row + 0.32)]], "kept")
@@ -282,10 +288,10 @@ def cost(panels: Mapping[str, Mapping[str, float]]) -> Figure:
                 row,
                 f"{value:,.0f}" if value >= 100 else f"{value:.2g}",
                 va="center",
-                fontsize=SMALL,
+                fontsize=NOTE,
                 color=LIGHT["faint"],
             )
-            axis.text(-0.02 * most, row, name, va="center", ha="right", fontsize=SMALL)
+            axis.text(-0.02 * most, row, name, va="center", ha="right", fontsize=NOTE)
         axis.set_xlim(0, most)
         axis.set_ylim(len(bars) - 0.5, -0.5)
         axis.set_axis_off()

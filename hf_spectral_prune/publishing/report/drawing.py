@@ -12,24 +12,25 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from ...utils.plot_style import LIGHT, SMALL
+from ...utils.plot_style import LIGHT, PAGE_LETTERS, PAGE_WIDTH, SMALL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-# Narrow enough that its words can be read on a phone, where the page is half as wide as this times the scale on a desk.
-WIDTH = 440.0
-LEFT, RIGHT, TOP, BOTTOM = 42.0, 14.0, 30.0, 42.0
+NOTE = SMALL * PAGE_LETTERS
+# Above a panel stand its title and, on a line of its own, the key of its colours.
+LEFT, RIGHT, TITLE, KEY, BOTTOM = 58.0, 18.0, 36.0, 22.0, 56.0
+TOP = TITLE + KEY
 # Scores and eigenvalues that span more than this factor are drawn on a logarithmic axis.
 _LOG_FACTOR = 30.0
 # Characters that a layer's name takes beside a chart at the most.
-_LONGEST_NAME = 20
+_LONGEST_NAME = 16
 # Points that a character of a tick label takes.
-_CHARACTER = 5.8
+_CHARACTER = 5.8 * PAGE_LETTERS
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
+def new_figure(height: float, width: float = PAGE_WIDTH) -> Figure:
     # No pyplot: it would keep the figure in a global list and may look for a display.
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     FigureCanvasAgg(figure)
@@ -42,13 +43,13 @@ def panel(figure: Figure, left: float, bottom: float, width: float, height: floa
     return figure.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
 
 
-def panels_below_each_other(number: int, height: float, gap: float = 52.0, below: float = 0.0) -> tuple[Figure, list[Axes]]:
+def panels_below_each_other(number: int, height: float, gap: float = 94.0, below: float = 0.0) -> tuple[Figure, list[Axes]]:
     """Panels of equal height below each other, the first on top, with so much more room below each."""
     gap += below
     total = TOP + number * height + (number - 1) * gap + BOTTOM + below
     figure = new_figure(total)
     bottoms = [total - TOP - (index + 1) * height - index * gap for index in range(number)]
-    return figure, [panel(figure, LEFT, bottom, WIDTH - LEFT - RIGHT, height) for bottom in bottoms]
+    return figure, [panel(figure, LEFT, bottom, PAGE_WIDTH - LEFT - RIGHT, height) for bottom in bottoms]
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -101,14 +102,20 @@ def draw_strokes(axis: Axes, places: Sequence[tuple[float, float, float]], colou
         axis.plot(xs, ys, color=LIGHT[colour], linewidth=width, solid_capstyle="butt")
 
 
-def colour_key(axis: Axes, entries: Sequence[tuple[str, str]], x: float = 1.0) -> None:
-    """Names of colours, at the right above the axes."""
+def title_above_key(axis: Axes, text: str, x: float = 0.0) -> None:
+    """The title of a panel, with room for a key between it and the axes."""
+    axis.set_title(text, x=x, pad=7 + KEY)
+
+
+def colour_key(axis: Axes, entries: Sequence[tuple[str, str]], x: float = 0.0) -> None:
+    """Names of colours, above the axes on the left."""
     handles = [PathPatch(Outline([(0, 0)]), facecolor=LIGHT[colour], linewidth=0, label=name) for colour, name in entries]
     axis.legend(
         handles=handles,
-        loc="lower right",
+        loc="lower left",
         bbox_to_anchor=(x, 1.0),
         ncols=len(handles),
+        borderpad=0,
         handlelength=0.9,
         handleheight=0.9,
         columnspacing=1.2,
@@ -119,7 +126,14 @@ def colour_key(axis: Axes, entries: Sequence[tuple[str, str]], x: float = 1.0) -
 
 def legend(axis: Axes) -> None:
     axis.legend(
-        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, columnspacing=1.4, borderaxespad=0.15, labelcolor=LIGHT["faint"]
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=3,
+        borderpad=0,
+        handlelength=1.5,
+        columnspacing=1.2,
+        borderaxespad=0.15,
+        labelcolor=LIGHT["faint"],
     )
 
 
@@ -129,12 +143,12 @@ def layer_rows(labels: Sequence[str], title: str, xlabel: str) -> tuple[Figure, 
     height = count * min(56.0, max(9.0, 540.0 / count))
     figure = new_figure(TOP + height + BOTTOM)
     left = LEFT + reach(labels)
-    axis = panel(figure, left, BOTTOM, WIDTH - left - RIGHT, height)
+    axis = panel(figure, left, BOTTOM, PAGE_WIDTH - left - RIGHT, height)
     axis.set_ylim(count - 0.5, -0.5)
-    label_layers(axis.yaxis, labels, max(1, int(height / 12)))
-    axis.set_title(title, x=(LEFT - left) / (WIDTH - left - RIGHT))  # above the names too, so that the key has its room
+    label_layers(axis.yaxis, labels, max(1, int(height / (12 * PAGE_LETTERS))))
+    title_above_key(axis, title, (LEFT - left) / (PAGE_WIDTH - left - RIGHT))  # above the names too: it may be long
     axis.set_xlabel(xlabel)
-    axis.annotate("layer", (0, 0), (-12, -13), "axes fraction", "offset points", ha="right", fontsize=SMALL, color=LIGHT["faint"])
+    axis.annotate("layer", (0, 0), (-12, -36), "axes fraction", "offset points", ha="right", fontsize=NOTE, color=LIGHT["faint"])
     axis.spines["left"].set_visible(False)
     axis.grid(True, axis="x")
     return figure, axis

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ...utils.files import write_text
-from ...utils.plot_style import DARK, LIGHT
+from ...utils.plot_style import DARK, LIGHT, PAGE_LETTERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,7 +109,7 @@ def render(page: Page) -> str:
     )
     environment.filters["code"] = _code
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
-    environment.globals |= {"light": LIGHT, "dark": DARK}
+    environment.globals |= {"light": LIGHT, "dark": DARK, "letters": f"{1 / PAGE_LETTERS:.3g}"}
     return environment.get_template(_TEMPLATE).render(page=page)
 
 

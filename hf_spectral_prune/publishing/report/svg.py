@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...utils.files import write_png
-from ...utils.plot_style import LIGHT
+from ...utils.plot_style import LIGHT, PAGE_LETTERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +51,8 @@ def to_svg(figure: Figure, name: str, text: str) -> str:
     for colour, value in LIGHT.items():
         markup = markup.replace(value, f"var(--{colour})")
     markup = markup.replace("#000000", "var(--ink)")
+    # The page says how large letters are where it is wide: charts are laid out for those of a phone.
+    markup = re.sub(r"\b(font|font-size): ([\d.]+)px", r"\1: calc(\2px * var(--letters))", markup)
     return re.sub(r"\s*\n\s*", "\n", markup).strip()
 
 
@@ -69,5 +71,14 @@ def _own_ids(root: ET.Element, name: str) -> None:
 
 
 def to_png(figure: Figure, path: str | Path) -> None:
-    """Writes a figure as a PNG on white, whole or not at all."""
-    write_png(figure, Path(path), _DPI, facecolor="white")
+    """Writes a figure as a PNG on white with letters as on a wide page, whole or not at all."""
+    from matplotlib.text import Text
+
+    sizes = {text: text.get_fontsize() for text in figure.findobj(Text)}
+    try:
+        for text, size in sizes.items():
+            text.set_fontsize(size / PAGE_LETTERS)
+        write_png(figure, Path(path), _DPI, facecolor="white")
+    finally:
+        for text, size in sizes.items():
+            text.set_fontsize(size)

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...utils.files import write_png
-from ...utils.plot_style import DPI, GREY, LIGHT, MARKERS, add_legend, in_style, new_figure, series_colours
+from ...utils.plot_style import DPI, GREY, LIGHT, MARKERS, PAGE_WIDTH, add_legend, in_style, new_figure, series_colours
 from .folder import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Characters of a legend that fit below a figure for a page, with room for the marks between its columns.
+_LEGEND, _MARK = 50, 4
 # A perplexity that spans more than this factor is drawn on a logarithmic axis.
 _LOG_FACTOR = 3.0
 
@@ -39,7 +41,8 @@ def comparison_figure(panels: Mapping[str, Sequence[Record]], dense: Record, met
     """
     labels = list(dict.fromkeys(cell["label"] for cells in panels.values() for cell in cells))
     alone = len(panels) == 1  # as on the report page, which phones show too: the legend is below it
-    figure = new_figure(5.4, 5.0) if alone else new_figure(4.6 * len(panels) + 2.2, 4.6)
+    width = PAGE_WIDTH / 72
+    figure = new_figure(width, width) if alone else new_figure(4.6 * len(panels) + 2.2, 4.6)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     colours = series_colours(labels, _best(panels, metric))
     heights = [float(dense["metrics"][metric])]
@@ -54,12 +57,12 @@ def comparison_figure(panels: Mapping[str, Sequence[Record]], dense: Record, met
         axis.set_xlabel("parameters, millions")
         axis.grid(True)
     lower_is_better = metric in ("perplexity", "loss")
-    words = f"held-out {metric} ({'lower' if lower_is_better else 'higher'} is better)"
+    words = f"held-out {metric}\n({'lower' if lower_is_better else 'higher'} is better)"
     if metric == "perplexity" and max(heights) > _LOG_FACTOR * min(heights):
         _logarithmic(axes[0], max(heights) / min(heights))
         words = f"{words[:-1]}, log scale)"
     axes[0].set_ylabel(words)
-    add_legend(figure, 3 if alone else None)
+    add_legend(figure, max(1, min(3, _LEGEND // (max(map(len, labels)) + _MARK))) if alone else None)
     return figure
 
 

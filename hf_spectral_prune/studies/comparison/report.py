@@ -13,7 +13,7 @@ from ...publishing.formats import number
 from ...publishing.report.page import Chart, Page, Section, Table, write_page
 from ...publishing.report.write import REPORT_PAGE
 from ...utils.files import parse_json, read_utf8
-from ...utils.plot_style import in_style
+from ...utils.plot_style import PAGE_LETTERS, in_style
 from ...utils.types import Json
 from ...utils.words import in_a_line
 from .folder import RESULTS, Record
@@ -56,7 +56,7 @@ def _page(whole: Json) -> Page:
     failed = [f"`{cell['label']}` at {_percent(cell)}: {cell['error']}" for cell in comparison.failed]
     notes = dict.fromkeys(note for cell in comparison.cells for note in cell.get("notes") or ())
     return Page(
-        title=f"{model['name']}: {len(labels)} {'criterion' if len(labels) == 1 else 'criteria'} compared",
+        title=f"{model['name'] or model['class']}: {len(labels)} {'criterion' if len(labels) == 1 else 'criteria'} compared",
         lead=f"Held-out {metric} of a `{model['class']}` after pruning, with equal parameter counts and the same data for all.",
         tiles=[
             ("Dense model", dense, f"held-out {metric}"),
@@ -94,7 +94,7 @@ def _block(comparison: Comparison, name: str, cells: Sequence[Record], index: in
     table = Table(head, rows)
     if not any(math.isfinite(value) for values in found.values() for value in values):
         return Section(f"block-{index}", title, [*text, "None of these models has a figure to draw."], tables=[table])
-    with in_style():
+    with in_style(letters=PAGE_LETTERS):
         drawn = comparison_figure({title: cells}, dense, metric)
     described = f"Held-out {metric} against parameters for {', '.join(labels)}; the star is the dense model."
     caption = "Each line joins the means of one criterion; the bars span its seeds. The star is the dense model."

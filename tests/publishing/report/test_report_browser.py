@@ -65,6 +65,22 @@ CONTRAST = """
   return least;
 }
 """
+# Pixels of the smallest letters of the charts, as they stand on the screen.
+LETTERS = """
+() => Math.min(...[...document.querySelectorAll(".chart svg")].flatMap(svg => {
+  const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+  return [...svg.querySelectorAll("text")].map(text => parseFloat(getComputedStyle(text).fontSize) * scale);
+}))
+"""
+# Words of a chart that touch each other: the letters of a phone are larger than those of a wide page.
+TOUCHING = """
+() => [...document.querySelectorAll(".chart svg")].flatMap(svg => {
+  const boxes = [...svg.querySelectorAll("text")].map(text => [text.textContent, text.getBoundingClientRect()]);
+  const touch = (a, b) => a.left < b.right && b.left < a.right && a.top + a.height / 4 < b.bottom - b.height / 4
+    && b.top + b.height / 4 < a.bottom - a.height / 4;
+  return boxes.flatMap(([one, a], i) => boxes.slice(i + 1).filter(([, b]) => touch(a, b)).map(([other]) => [one, other]));
+})
+"""
 # Words at the left of a table of words that are broken over two lines.
 BROKEN = """
 () => [...document.querySelectorAll(".words th[scope=row]")].filter(cell => {
@@ -166,6 +182,9 @@ def test_no_screen_is_too_narrow_or_too_wide(name, width, scheme, browser, folde
     page.goto((folders[name] / "report.html").as_uri())
     assert page.evaluate(BROKEN) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if width >= 390:
+        assert 11 <= page.evaluate(LETTERS) <= 16
+    assert page.evaluate(TOUCHING) == []
     # Charts scale, and the table of figures before and after keeps its last column without being pushed aside.
     assert page.evaluate("[...document.querySelectorAll('.chart')].every(one => one.scrollWidth <= one.clientWidth + 1)")
     assert page.evaluate(
