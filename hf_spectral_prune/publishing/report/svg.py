@@ -74,7 +74,7 @@ def to_png(figure: Figure, path: str | Path) -> None:
     """Writes a figure as a PNG on white with letters as on a wide page, whole or not at all."""
     from matplotlib.text import Text
 
-    sizes = {text: text.get_fontsize() for text in figure.findobj(Text)}
+    sizes = {text: float(text.get_fontsize()) for text in figure.findobj(Text)}
     try:
         for text, size in sizes.items():
             text.set_fontsize(size / PAGE_LETTERS)
