@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     from ..studies.comparison import FOLDER, compare, table, to_dict, verdict
     from ..studies.comparison.report import write_comparison_report
     from .inputs import text_inputs_of
-    from .inputs_labelled import metric_of, says_answers
+    from .inputs_labelled import metric_for, metric_of
     from .studies import check_complete, check_study
 
     check_study(args, run, FOLDER)
@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
         metric.__qualname__ = run.metric or "accuracy"  # by this the comparison tells it from other metrics when it continues
     tokenizer = inputs.load_processing(run)
     model = inputs.load_model(run)
+    metric = metric_for(model, run, metric)
     seed = args.seeds[0]
     calibration, held_out = inputs.load_data(run, model, tokenizer, seed)
     if held_out is None:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         held_out,
         tokenizer,
         train_dataset=inputs.recovery_rows(run, model, tokenizer, calibration, held_out, seed) if trains else None,
-        compute_metrics=None if says_answers(model) else metric,
+        compute_metrics=metric,
         report=say,
     )
     page = write_comparison_report(args.output_dir)

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     from ..models.families.groups import is_vision
     from ..models.losses import predicts_next_token
     from .inputs import inputs_of
-    from .inputs_labelled import metric_of, says_answers
+    from .inputs_labelled import metric_for, metric_of
     from .inputs_text import check_named_files
 
     check_named_files(run)
@@ -52,12 +52,13 @@ def main(argv: Sequence[str]) -> None:
     inputs = inputs_of(run)
     metric = metric_of(run)
     model = inputs.load_model(run)
+    metric = metric_for(model, run, metric)
     processing_class = inputs.load_processing(run)
     check_tasks(model, processing_class, options)
     figures: Json = {"parameters": num_parameters(model)}
     if _names_source(run):
         held_out = _held_out(inputs, run, model, processing_class)
-        figures |= {"evaluation": held_out.protocol, **held_out_figures(model, held_out, None if says_answers(model) else metric)}
+        figures |= {"evaluation": held_out.protocol, **held_out_figures(model, held_out, metric)}
         if is_vision(model):
             figures |= _macs(model, held_out)
     if options.lm_eval is not None:
@@ -70,19 +71,24 @@ def main(argv: Sequence[str]) -> None:
 
 def _held_out(inputs: Inputs, run: RunArguments, model: PreTrainedModel, processing: Processing) -> CalibrationData:
     """The data that is named to measure on, else what `cria prune` holds out of its calibration source."""
+    from ..models.families.groups import is_vision
+    from ..models.losses import predicts_next_token
     from .inputs_text import names_eval
 
     if names_eval(run) or run.eval_image_dir is not None:
         held_out = inputs.load_held_out(run, model, processing, _SEED)
     else:
         _, held_out = inputs.load_data(run, model, processing, _SEED)
-    if held_out is None:
+    if held_out is not None:
+        return held_out
+    if processing is not None and not is_vision(model) and not predicts_next_token(model):
         raise ValueError(
-            "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file`, "
-            "and `--label_column` for a model that needs labels (images: `--eval_image_dir`; a plain network: "
-            "`--eval_tensors_file`)."
+            f"There is nothing to evaluate on: a `{type(model).__name__}` is measured on rows with labels. Set `--label_column`."
         )
-    return held_out
+    raise ValueError(
+        "There is nothing to evaluate on: no rows with labels, or a text too short to hold any back. Set `--eval_file` (images: "
+        "`--eval_image_dir`; a plain network: `--eval_tensors_file`)."
+    )
 
 
 def _names_source(run: RunArguments) -> bool:

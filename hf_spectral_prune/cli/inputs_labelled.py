@@ -131,6 +131,22 @@ def says_answers(model: PreTrainedModel) -> bool:
     return auto_class_of(type(model)) == "AutoModelForSeq2SeqLM"
 
 
+def metric_for(model: PreTrainedModel, run: RunArguments, metric: Metrics | None) -> Metrics | None:
+    """The metric of `metric_of` where the model gives labels, None where it gives text.
+
+    Raises:
+        ValueError: a metric is named for a model that gives text.
+    """
+    if not says_answers(model):
+        return metric
+    if run.metric is not None:
+        raise ValueError(
+            f"`metric` `{run.metric}` is for labels, and a `{type(model).__name__}` gives text, which is measured by its loss. "
+            "Leave it out."
+        )
+    return None
+
+
 def metric_of(run: RunArguments) -> Metrics | None:
     """`compute_metrics` for rows with a `label_column`, by the name in `metric`; None where none is named.
 

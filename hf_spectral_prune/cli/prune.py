@@ -130,7 +130,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments, offload_folder: st
     from ..studies.targets import prune_to_targets
     from ..utils.progress import working
     from .inputs import inputs_of, load_data, needs_data
-    from .inputs_labelled import metric_of, says_answers
+    from .inputs_labelled import metric_for, metric_of
 
     if offload_folder is not None and (args.target_reductions or run.network_class is not None):
         what = "several targets" if args.target_reductions else "a plain network"
@@ -147,6 +147,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments, offload_folder: st
     processing_class = inputs.load_processing(run)
     with working("Loading", show=not args.disable_tqdm):
         model = inputs.load_model(run) if offload_folder is None else load_model(run, offload_folder)
+    metric = metric_for(model, run, metric)
     SpectralPruner.check_model(model, args)
     needed = needs_data(run, args, model)
     calibration, held_out = of_first_process(lambda: load_data(inputs, run, model, processing_class, args.seed, needed=needed))
@@ -155,7 +156,7 @@ def _prune(args: SpectralPruningArguments, run: RunArguments, offload_folder: st
         train = inputs.recovery_rows(run, model, processing_class, calibration, held_out, args.seed)
     options: Options = {
         "train_dataset": train,
-        "compute_metrics": None if says_answers(model) else metric,
+        "compute_metrics": metric,
         "teacher": inputs.load_model(run) if args.recovery in TAUGHT_RECOVERIES else None,
     }
     if args.target_reductions:

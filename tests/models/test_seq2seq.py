@@ -204,3 +204,14 @@ def test_what_encoder_decoders_do_not_allow_is_refused_with_the_way_that_does():
     refused(lambda: pruner(model, batches, layout="per_layer"), "no per-layer class", "uniform")
     refused(lambda: pruner(model, batches, compensation="sequential"), '`compensation="least_squares"`')
     refused(lambda: pruner(model, batches, units=["heads"]), "the bart family has `ffn`, `decoder_ffn`")
+
+
+def test_what_an_encoder_decoder_is_measured_by_is_told(pairs, capsys):
+    words = ["evaluate", str(pairs / "model"), "--device", "cpu", "--max_seq_length", "32"]
+    assert main([*words, "--eval_file", str(pairs / "pairs.jsonl")]) == 2
+    assert "a `T5ForConditionalGeneration` is measured on rows with labels. Set `--label_column`." in capsys.readouterr().err
+    for command in (words, ["prune", *flags(pairs, output_dir=pairs / "out")]):
+        more = ["--eval_file", str(pairs / "pairs.jsonl"), "--label_column", "answer"] if command is words else []
+        assert main([*command, *more, "--metric", "f1"]) == 2
+        assert "`metric` `f1` is for labels, and a `T5ForConditionalGeneration` gives text" in capsys.readouterr().err
+    assert not (pairs / "out").exists()
