@@ -94,8 +94,25 @@ ALIKE = {"starcoder2", "nemotron", "cohere2", "glm", "stablelm", "falcon-alibi",
 CORE = {"llama", "qwen2-tied", "gemma3", "gpt2", "opt", "cohere", "phi3", "olmo2", "bert", "roberta", "distilbert", "modernbert"}
 # Families whose stock class holds no other number of heads.
 FIXED_HEADS = {"opt", "opt-post-norm", "stablelm", "stablelm-parallel"}
+# Families whose classes of text models have names of their own, but for the one that writes.
+_WITH_IMAGES = ("Gemma3", "Qwen3_5")
 # Families whose config says no width of the FFN.
 FIXED_FFN = {"bloom"}
+
+
+def class_name(family: str, task: str) -> str:
+    """The class of transformers that a row of the tables is made of, but for those that see images."""
+    if family in SEQ2SEQ:
+        return f"{SEQ2SEQ[family][0]}{task or SEQ2SEQ[family][1]}"
+    prefix = (FAMILIES | FFN_ONLY | MOE | ENCODERS)[family][0]
+    if task != "ForCausalLM" and prefix in _WITH_IMAGES:
+        prefix = f"{prefix}Text"
+    return f"{prefix}{task}".replace("GPT2ForCausalLM", "GPT2LMHeadModel")
+
+
+def has_task(family: str, task: str) -> bool:
+    """Whether transformers has the family with this task head."""
+    return hasattr(transformers, class_name(family, task))
 
 
 def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: str = "ForCausalLM", **fields) -> PreTrainedModel:
@@ -118,12 +135,9 @@ def tiny_model(family: str = "llama", *, heads: tuple[int, int] = (8, 4), task: 
         sizes["head_dim"] = 4
     if family in FIXED_FFN:
         del sizes["intermediate_size"]
-    # Models that see images too have names of their own for their text parts, but for one.
-    text = f"{prefix}Text" if prefix in ("Gemma3", "Qwen3_5") else prefix
-    config = getattr(transformers, f"{text}Config")(**sizes | special | fields)
+    config = getattr(transformers, class_name(family, "Config"))(**sizes | special | fields)
     torch.manual_seed(0)
-    name = f"{prefix if task == 'ForCausalLM' else text}{task}"
-    model = getattr(transformers, name.replace("GPT2ForCausalLM", "GPT2LMHeadModel"))(config).eval()
+    model = getattr(transformers, class_name(family, task))(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -155,6 +169,9 @@ _BART_SIZES = {"d_model": 32, "max_position_embeddings": 128, "init_std": 0.15, 
 for _side in ("encoder", "decoder"):
     _BART_SIZES |= {f"{_side}_layers": 2, f"{_side}_attention_heads": 4, f"{_side}_ffn_dim": 24}
 _T5_SIZES = {"d_model": 32, "d_ff": 24, "d_kv": 8, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+_WHISPER_SIZES = {**_BART_SIZES, "num_mel_bins": 4, "max_source_positions": 8, "max_target_positions": 64, "decoder_ffn_dim": 40}
+_WHISPER_SIZES |= {"suppress_tokens": None, "begin_suppress_tokens": None}
+del _WHISPER_SIZES["max_position_embeddings"]
 # Encoder-decoders: stock class prefix, name of the class that says text, config fields.
 SEQ2SEQ = {
     "bart": ("Bart", "ForConditionalGeneration", _BART_SIZES | {"decoder_layers": 3, "decoder_ffn_dim": 40}),
@@ -162,6 +179,7 @@ SEQ2SEQ = {
     "pegasus": ("Pegasus", "ForConditionalGeneration", _BART_SIZES),
     "marian": ("Marian", "MTModel", _BART_SIZES | {"decoder_vocab_size": VOCABULARY}),
     "m2m_100": ("M2M100", "ForConditionalGeneration", _BART_SIZES),
+    "whisper": ("Whisper", "ForConditionalGeneration", _WHISPER_SIZES),
     "t5": ("T5", "ForConditionalGeneration", _T5_SIZES | {"num_layers": 3, "num_decoder_layers": 2, "feed_forward_proj": "relu"}),
     "t5-gated": ("T5", "ForConditionalGeneration", _T5_SIZES | {"feed_forward_proj": "gated-gelu"}),
     "mt5": ("MT5", "ForConditionalGeneration", _T5_SIZES | {"feed_forward_proj": "gated-gelu"}),

@@ -51,7 +51,9 @@ VISION["dinov2"] = (
     "ViTImageProcessorPil",
     _VIT_SIZES | {"mlp_ratio": 2, "layerscale_value": 0.7, "use_mask_token": False},
 )
-CONVOLUTIONAL = tuple(name for name in VISION if name not in ("vit", "dinov2"))
+# As the largest one's, its FFN is two thirds as wide as the ratio says.
+VISION["dinov2-gated"] = ("Dinov2", "ViTImageProcessorPil", VISION["dinov2"][2] | {"mlp_ratio": 1, "use_swiglu_ffn": True})
+CONVOLUTIONAL = tuple(name for name in VISION if not name.startswith(("vit", "dinov2")))
 CLASSES = ("cat", "dog", "fox", "owl")
 
 
@@ -118,7 +120,7 @@ def processor_of(family: str, size: int = 16) -> Any:
     kind = getattr(transformers, VISION[family][1])
     if family.startswith("resnet"):
         return kind(size={"shortest_edge": size}, crop_pct=1.0)
-    if family in ("vit", "dinov2"):
+    if family.startswith(("vit", "dinov2")):
         return kind(size={"height": size, "width": size})
     return kind(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 

@@ -19,6 +19,7 @@ from .arguments import DataArguments, RunArguments
 from .inputs_text import (
     Source,
     calibration_source,
+    check_reads_text,
     check_source,
     eval_name,
     eval_source,
@@ -95,6 +96,7 @@ def labelled_recovery_rows(
 def _labelled_rows(
     data_args: DataArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int, source: Source | None = None
 ) -> LabelledRows:
+    check_reads_text(model)
     if not type(model).__name__.endswith("ForSequenceClassification") and not says_answers(model):
         raise ValueError(
             f"`label_column` is for models that classify texts and for encoder-decoders, and this is a {type(model).__name__}. "

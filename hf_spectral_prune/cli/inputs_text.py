@@ -20,6 +20,7 @@ from ..data.rows import training_rows
 from ..data.sources import default_texts, load_texts
 from ..data.texts import CalibrationData, build_calibration, unpadded_row
 from ..models.families import max_tokens
+from ..models.families.groups import is_audio
 from ..models.losses import predicts_next_token
 from ..utils.types import Options, Row
 from .arguments import DataArguments
@@ -75,6 +76,7 @@ def load_text(
     data_args: DataArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> tuple[CalibrationData, CalibrationData | None]:
     """Calibration and held-out evaluation data, whose token ids the model's embedding has; see `_load_text`."""
+    check_reads_text(model)
     calibration, held_out = _load_text(data_args, model, tokenizer, seed)
     for data in filter(None, (calibration, held_out)):
         check_ids(model, data, tokenizer)
@@ -165,6 +167,7 @@ def load_held_out_text(
     number = _num_eval(data_args, model)
     if not names_eval(data_args) or not number:
         return None
+    check_reads_text(model)
     shape = shape_of(data_args, model, seed)
     source = _texts(data_args, eval_source(data_args), tokenizer)
     shape |= {"text_column": data_args.text_column, "shuffle": False}
@@ -180,6 +183,19 @@ def shape_of(data_args: DataArguments, model: PreTrainedModel, seed: int) -> Opt
         "seed": seed,
         "max_position_embeddings": max_tokens(model.config),
     }
+
+
+def check_reads_text(model: PreTrainedModel) -> None:
+    """Checks that data of the command line is what a model reads.
+
+    Raises:
+        ValueError: it reads sounds.
+    """
+    if is_audio(model):
+        raise ValueError(
+            f"A `{model.config.model_type}` reads sounds, which the command line has no data of. In Python, give "
+            "`SpectralPruner` rows with `input_features` and `labels` (docs/families.md)."
+        )
 
 
 def length_for(data_args: DataArguments, model: PreTrainedModel) -> int:

@@ -16,7 +16,7 @@ from transformers.trainer_utils import RemoveColumnsCollator
 
 from ..arguments import ModelArguments, SpectralPruningArguments
 from ..models.families import max_tokens, network_of
-from ..models.families.groups import is_vision
+from ..models.families.groups import is_audio, is_vision
 from ..models.loading import load_model
 from ..models.losses import predicts_next_token
 from ..models.packing import check_documents_apart
@@ -29,6 +29,7 @@ from .items import Stream, first_of, is_row, is_text, items_of
 from .labelled import rows_of_labelled
 from .labels import with_model_ids
 from .rows import training_rows
+from .sounds import build_sounds, check_sounds
 from .texts import CalibrationData, build_calibration, unpadded_row, with_sizes
 
 # Sequences of raw text to evaluate on at most: half a million tokens, as many as WikiText-2 and the like have to test on.
@@ -141,6 +142,9 @@ def _batches(
 ) -> CalibrationData:
     measured = name == "eval_dataset"
     options: Options = {"batch_size": args.calibration_batch_size, "seed": args.seed, "name": name}
+    if is_audio(model):
+        number = None if measured else args.num_calibration_samples
+        return build_sounds(source, num_samples=number, **options)
     if is_vision(model):
         number = None if measured else args.num_calibration_samples
         return build_images(source, processing_class, model.config, num_samples=number, **options)
@@ -159,6 +163,8 @@ def _has_rows(source: object, model: PreTrainedModel) -> bool:
     if is_vision(model):
         return not isinstance(source, (Tensor, tuple)) and not is_batches(source) and isinstance(_first(source), Mapping)
     first = _first(source)
+    if is_audio(model):
+        return isinstance(first, Mapping) and not isinstance(first.get("input_features"), Tensor)
     return is_text(first) or is_row(first)
 
 
@@ -176,7 +182,7 @@ def _collated(
 ) -> CalibrationData:
     """Batches that a collator makes of rows, without the columns that the model does not take, as Trainer gives them to it."""
     items = items_of(source)
-    if not is_vision(model) and is_text(first_of(items)):
+    if not is_vision(model) and not is_audio(model) and is_text(first_of(items)):
         text = _batches(items, processing_class, model, args, name)
         rows: list[Any] = [unpadded_row(row) for row in training_rows(text)]
     elif isinstance(items, Stream):
@@ -205,6 +211,9 @@ def check_ids(model: PreTrainedModel, data: CalibrationData, tokenizer: PreTrain
         ValueError: there are none, or one lies beyond it; names the tokenizer and the sizes.
     """
     if is_vision(model):
+        return
+    if is_audio(model):
+        check_sounds(model, data)
         return
     other = next((batch for batch in data if "input_ids" not in batch), None)
     if other is not None:

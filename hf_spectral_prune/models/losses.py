@@ -23,10 +23,11 @@ _POSITIONS_AT_ONCE = 128
 
 
 def moved_to(model: PreTrainedModel, batch: Batch) -> Batch:
-    """A batch on the model's device, its images in the model's dtype: convolutions do not take another."""
+    """A batch on the model's device, its images and sounds in the model's dtype: convolutions do not take another."""
     moved: Batch = send_to_device(batch, model.device)
-    if "pixel_values" in moved and moved["pixel_values"].is_floating_point():
-        moved = {**moved, "pixel_values": moved["pixel_values"].to(model.dtype)}
+    for name in ("pixel_values", "input_features"):
+        if name in moved and moved[name].is_floating_point():
+            moved = {**moved, name: moved[name].to(model.dtype)}
     return moved
 
 
@@ -44,7 +45,7 @@ def forward_base(model: PreTrainedModel, batch: Batch) -> None:
     if "pixel_values" in batch:  # the head of a convolutional network reads channels too, and it is small
         model(**inputs)
         return
-    if batch["input_ids"].dim() == 3:  # multiple choice: (B, C, T) -> (B * C, T)
+    if "input_ids" in batch and batch["input_ids"].dim() == 3:  # multiple choice: (B, C, T) -> (B * C, T)
         inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
     if model.config.is_encoder_decoder:
         inputs = with_decoder_inputs(model, inputs, batch.get("labels"))
@@ -69,7 +70,7 @@ def with_decoder_inputs(model: PreTrainedModel, inputs: Batch, labels: Tensor | 
     if "decoder_input_ids" in inputs:
         return inputs
     config = model.config
-    targets = inputs["input_ids"] if labels is None or labels.dim() != 2 else labels
+    targets = labels if labels is not None and labels.dim() == 2 else inputs["input_ids"]
     # Not every config class has all of them: those of T5 have no bos token.
     first, bos, pad = (getattr(config, f"{name}_token_id", None) for name in ("decoder_start", "bos", "pad"))
     pad = pad or 0

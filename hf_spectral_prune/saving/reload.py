@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..models.cria import auto_class_of
 from ..models.families import network_of
-from ..models.families.groups import is_vision
+from ..models.families.groups import is_audio, is_vision
 from ..models.families.tracing import example_input
 from ..models.loading_report import is_pooler, named
 from ..models.losses import with_decoder_inputs
@@ -44,13 +44,18 @@ _REMEDY = "Prune a class of transformers as it is, or set `self_check=False` to 
 def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Fixed random token ids on which two copies of a model are compared: 2 sequences of up to 64 tokens, (2, T).
 
-    For multiple choice they are 2 questions with 2 choices each, (2, 2, T); for models that read images, 2 images of noise.
+    For multiple choice they are 2 questions with 2 choices each, (2, 2, T); for models that read images, 2 images of noise; for
+    those that read sounds, 2 of noise with 16 tokens each.
     For sequence classification without a pad token it is one sequence, as its end cannot be told among others.
     """
     if is_vision(model):
         image = example_input(model).to(model.dtype)
         return {"pixel_values": torch.cat([image, -image])}
     generator = torch.Generator().manual_seed(0)
+    if is_audio(model):
+        shape = (2, model.config.num_mel_bins, 2 * model.config.max_source_positions)
+        ids = torch.randint(0, model.config.vocab_size, (2, 16), generator=generator)
+        return {"input_features": torch.randn(shape, generator=generator).to(model.dtype), "decoder_input_ids": ids}
     # Not to the last position: RoBERTa's numbering begins behind its pad token.
     config = model.config.get_text_config()
     length = min(64, (getattr(config, "max_position_embeddings", None) or 128) // 2)

@@ -67,6 +67,7 @@ def test_splitting_experts_changes_neither_outputs_nor_names_and_is_undone(name)
     assert torch.equal(logits(other, random_batch()), expected)
 
 
+@pytest.mark.proves("masked", "parameters", "heads")
 @pytest.mark.parametrize(("name", "task"), but({"olmoe", "qwen2_moe"}, HEADS))
 def test_removed_model_equals_masked_model_in_the_stock_class(name, task, tmp_path):
     model = tiny_model(name, task=task)
@@ -103,6 +104,7 @@ def test_published_weights_of_gpt_oss_are_unpacked_cut_and_saved_plain(tmp_path)
     assert torch.equal(logits(load(tmp_path / "out"), random_batch()), logits(output.model, random_batch()))
 
 
+@pytest.mark.proves("generate")
 @pytest.mark.parametrize(("name", "cache"), pairwise(list(MOE), [None, "static"]))
 def test_generation_with_a_cache_equals_greedy_choice_without(name, cache):
     model = tiny_model(name)
@@ -116,6 +118,7 @@ def test_generation_with_a_cache_equals_greedy_choice_without(name, cache):
     assert torch.equal(generated, ids)
 
 
+@pytest.mark.proves("reload", "again")
 @pytest.mark.parametrize("name", only(["mixtral"], MOE))
 def test_run_is_saved_reloaded_and_pruned_again(name, tmp_path):
     dense = num_parameters(tiny_model(name))
@@ -152,7 +155,8 @@ def test_second_prune_composes_into_one_plan():
     assert torch.equal(logits(twice, random_batch()), logits(once, random_batch()))
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+@pytest.mark.proves("bfloat16")
+@pytest.mark.parametrize("name", only(["mixtral", "qwen2_moe"], MOE))
 def test_cut_model_works_in_bfloat16(name):
     model = tiny_model(name).to(torch.bfloat16)
     plan = random_plan(model)

@@ -27,6 +27,7 @@ def pruner(model, **fields) -> SpectralPruner:
     return SpectralPruner(model, SpectralPruningArguments(**options | fields), BATCHES, BATCHES[:1])
 
 
+@pytest.mark.proves("masked", "parameters", of=SEEING)
 @pytest.mark.parametrize("name", only(["llava"], SEEING))
 def test_removed_model_equals_masked_model_on_texts_and_on_images(name, tmp_path):
     model = tiny_seeing(name)
@@ -49,6 +50,7 @@ def test_removed_model_equals_masked_model_on_texts_and_on_images(name, tmp_path
     assert torch.equal(logits(reloaded, seeing), logits(cut, seeing))
 
 
+@pytest.mark.proves("generate", "reload", "again", of=SEEING)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEEING)
 def test_run_is_saved_reloaded_generates_and_is_pruned_again(name, tmp_path):
@@ -91,6 +93,20 @@ def test_command_line_cuts_the_text_model_of_a_folder_on_text(name, tmp_path, to
     assert (tmp_path / "out" / "preprocessor_config.json").is_file()
     card = (tmp_path / "out" / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card and "AutoProcessor.from_pretrained" in card
+
+
+@pytest.mark.proves("bfloat16", of=SEEING)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEEING)
+def test_cut_model_works_in_bfloat16(name):
+    model = tiny_seeing(name).to(torch.bfloat16)
+    plan = random_plan(model)
+    batch = {key: value.bfloat16() if value.is_floating_point() else value for key, value in image_text_batch(model).items()}
+    with masked(model, {key: plan.kept_index(key) for key in plan.kept}):
+        expected = logits(model, batch)
+    cut = settle_class(apply_plan(model, plan))
+    assert cut.dtype == torch.bfloat16
+    assert (logits(cut, batch) - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
 def test_layers_of_their_own_width_are_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -26,14 +27,29 @@ from hf_spectral_prune.saving.reload import check_reloads
 from hf_spectral_prune.surgery import apply_plan, masked, settle_class
 
 ALIKE = {"mbart", "m2m_100", "mt5"}
-TASKS = ["Model", "ForSequenceClassification", "ForQuestionAnswering", "EncoderModel"]
-HEADS = [(name, "") for name in SEQ2SEQ]
-HEADS += [(name, task) for name in ("bart", "t5") for task in TASKS if hasattr(transformers, SEQ2SEQ[name][0] + task)]
+TASKS = [
+    "Model",
+    "ForCausalLM",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "EncoderModel",
+    "ForAudioClassification",
+]
+HEADS = [(name, task) for name in SEQ2SEQ for task in ["", *TASKS] if not task or hasattr(transformers, SEQ2SEQ[name][0] + task)]
+
+
+def inputs_of(model, rows: int, length: int, seed: int = 0, padding: str | None = None):
+    """What the encoder reads."""
+    if model.main_input_name == "input_ids":
+        return random_batch(rows, length, seed, padding)
+    size, generator = (model.config.num_mel_bins, 2 * model.config.max_source_positions), torch.Generator().manual_seed(seed)
+    return {"input_features": torch.randn(rows, *size, generator=generator).to(model.dtype)}
 
 
 def batch_of(model, seed: int = 0, rows: int = 3, padded: bool = True):
-    """Texts of 12 tokens and answers of 9, padded for some."""
-    batch = random_batch(rows, 12, seed, "right" if padded else None)
+    """Texts of 12 tokens, or sounds, and answers of 9, padded for some."""
+    batch = inputs_of(model, rows, 12, seed, "right" if padded else None)
     labels = random_batch(rows, 9, seed + 50)["input_ids"]
     if padded:
         labels[1, 6:] = -100
@@ -42,12 +58,15 @@ def batch_of(model, seed: int = 0, rows: int = 3, padded: bool = True):
 
 def run(model, batch):
     """The logits (or states) of a model for texts and answers, as far as its task takes them."""
-    if "labels" not in inspect.signature(model.forward).parameters or "Classification" in type(model).__name__:
+    if "labels" not in inspect.signature(model.forward).parameters or type(model).__name__.endswith(
+        ("Classification", "CausalLM")
+    ):
         batch = {name: value for name, value in batch.items() if name != "labels"}
-        batch["input_ids"] = batch["input_ids"].clone()
-        batch["input_ids"][:, -1] = 2  # the token whose state a classifier reads
-        if type(model).__name__.endswith(("Model", "Answering")) and model.config.is_encoder_decoder:
-            batch["decoder_input_ids"] = batch["input_ids"]
+        if "input_ids" in batch:
+            batch["input_ids"] = batch["input_ids"].clone()
+            batch["input_ids"][:, -1] = 2  # the token whose state a classifier reads
+        if type(model).__name__.endswith(("Model", "QuestionAnswering")) and model.config.is_encoder_decoder:
+            batch["decoder_input_ids"] = batch["input_ids"] if "input_ids" in batch else random_batch(3, 9)["input_ids"]
     with torch.inference_mode():
         found = model(**batch)
     return found["logits"] if "logits" in found else found[0]
@@ -58,9 +77,11 @@ def pruner(model, batches, **fields) -> SpectralPruner:
     return SpectralPruner(model, SpectralPruningArguments(**options | fields), batches)
 
 
+@pytest.mark.proves("masked", "parameters", "heads")
 @pytest.mark.parametrize(("name", "task"), but(ALIKE, HEADS))
 def test_removed_model_equals_masked_model_in_the_stock_class(name, task, tmp_path):
     model = tiny_seq2seq(name, task)
+    model.config.use_cache = False  # that of a decoder alone is made for as many layers as the encoder has
     plan = random_plan(model)
     cut = settle_class(apply_plan(copy.deepcopy(model), plan))
     assert type(cut) is type(model)
@@ -74,8 +95,9 @@ def test_removed_model_equals_masked_model_in_the_stock_class(name, task, tmp_pa
     assert torch.equal(run(type(cut).from_pretrained(tmp_path), batch), run(cut, batch))
 
 
+@pytest.mark.proves("reload", "again")
 @pytest.mark.parametrize("name", but(ALIKE | {"pegasus", "umt5"}, SEQ2SEQ))
-def test_run_with_answers_is_saved_reloaded_generates_and_is_pruned_again(name, tmp_path):
+def test_run_with_answers_is_saved_reloaded_and_pruned_again(name, tmp_path):
     model = tiny_seq2seq(name)
     batches = [batch_of(model, seed) for seed in range(2)]
     first = SpectralPruner(
@@ -90,32 +112,56 @@ def test_run_with_answers_is_saved_reloaded_generates_and_is_pruned_again(name, 
     first.save_model()  # reloads in a fresh process
     assert num_parameters(output.model) == output.plan.parameters_after < output.plan.parameters_before
     assert output.report.metrics_after["after_loss"] > 0
-    generated = output.model.generate(**random_batch(1, 6), max_new_tokens=5, min_new_tokens=5, do_sample=False)
-    assert generated.shape == (1, 6)
     again = pruner(load_model(ModelArguments(model_name_or_path=str(tmp_path / "out"))), batches, target_reduction=0.4).prune()
     assert type(again.model) is type(output.model)
     assert num_parameters(again.model) == again.plan.parameters_after < output.plan.parameters_after
 
 
+@pytest.mark.proves("generate")
+@pytest.mark.parametrize(("name", "cache"), but(ALIKE | {"pegasus", "umt5", "t5-gated"}, product(SEQ2SEQ, ("dynamic", "static"))))
+def test_generation_with_a_cache_equals_greedy_choice_without(name, cache):
+    model = tiny_seq2seq(name)
+    cut = settle_class(apply_plan(model, random_plan(model)))
+    cut.generation_config.eos_token_id = cut.generation_config.forced_eos_token_id = None
+    generated = cut.generate(**inputs_of(cut, 1, 6), max_new_tokens=8, do_sample=False, cache_implementation=cache)
+    said = torch.tensor([[cut.config.decoder_start_token_id]])
+    for _ in range(8):
+        said = torch.cat([said, run(cut, inputs_of(cut, 1, 6) | {"decoder_input_ids": said})[:, -1:].argmax(-1)], dim=1)
+    told = generated.shape[1]  # Whisper leaves out what it began with
+    assert told >= 8 and torch.equal(generated, said[:, -told:])
+
+
+@pytest.mark.proves("bfloat16")
+@pytest.mark.parametrize("name", but(ALIKE | {"pegasus", "umt5", "marian"}, SEQ2SEQ))
+def test_cut_model_works_in_bfloat16(name):
+    model = tiny_seq2seq(name).to(torch.bfloat16)
+    plan, batch = random_plan(model), batch_of(model, padded=False)
+    with masked(model, {key: plan.kept_index(key) for key in plan.kept}):
+        expected = run(model, batch)
+    cut = settle_class(apply_plan(model, plan))
+    assert cut.dtype == torch.bfloat16
+    assert (run(cut, batch) - expected).abs().max() <= 0.02 * expected.abs().max()
+
+
 @pytest.mark.parametrize("signals", ["activations", "loss"])
-@pytest.mark.parametrize("name", ["bart", "t5"])
+@pytest.mark.parametrize("name", ["bart", "t5", "whisper"])
 def test_moments_of_each_side_are_of_its_own_real_positions(name, signals):
     model = tiny_seq2seq(name)
     batch = batch_of(model)
     groups = unit_groups(model)
     moments = collect_moments(model, groups, [batch], signals=signals, progress=False)
     counts = [moments[group.key].after.count for group in groups]
-    encoder = 2 if name == "bart" else 3
-    assert counts == [3 * 12 - 4] * encoder + [3 * 9 - 3] * (5 - encoder)
+    encoder, read = (3, 3 * 12 - 4) if name == "t5" else (2, 3 * 12 - 4 if name == "bart" else 3 * 8)
+    assert counts == [read] * encoder + [3 * 9 - 3] * (len(groups) - encoder)
     assert all(float(moments[group.key].after.second_moment.abs().sum()) > 0 for group in groups)
     if signals == "activations":
         seen = []
-        place = "fc2" if name == "bart" else "layer.2.DenseReluDense.wo"
-        handle = module_of(model, 4, place).register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+        place = "layer.2.DenseReluDense.wo" if name == "t5" else "fc2"
+        handle = module_of(model, groups[-1].layer, place).register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
         run(model, batch)
         handle.remove()
         expected = seen[0][batch["labels"] != -100].double().sum(0)
-        torch.testing.assert_close(moments["layers.4." + groups[-1].kind].after.sum, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(moments[groups[-1].key].after.sum, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("criterion", sorted(known_criteria()))
@@ -196,6 +242,55 @@ def test_rows_whose_answers_differ_in_length_are_padded():
     rows = [{"input_ids": [5, 6, 7, 8][:count], "labels": [9, 10, 11, 12, 13][: count + 1]} for count in (2, 3, 4, 4)]
     output = pruner(tiny_seq2seq("t5"), rows).prune()
     assert num_parameters(output.model) == output.plan.parameters_after
+
+
+def test_rows_of_sounds_are_joined_and_drawn():
+    model = tiny_seq2seq("whisper")
+    features = inputs_of(model, 6, 0)["input_features"]
+    rows = [{"input_features": features[at].tolist(), "labels": [5] * (3 + at % 3), "name": "a.wav"} for at in range(6)]
+    taken = pruner(model, rows, num_calibration_samples=4, calibration_batch_size=2).calibration
+    assert len(taken.batches) == 2 and any((batch["labels"] == -100).any() for batch in taken)
+    assert all(batch["input_features"].shape == (2, 4, 16) for batch in taken)
+
+    def collate(rows):
+        assert all(row["name"] for row in rows)
+        return {
+            "input_features": torch.tensor([row["input_features"] for row in rows]),
+            "labels": torch.tensor([[7, 8]] * len(rows)),
+        }
+
+    options = {"target_reduction": 0.3, "round_to": 4, "min_ffn_units": 4, "disable_tqdm": True}
+    collated = SpectralPruner(model, SpectralPruningArguments(**options), rows, data_collator=collate)
+    assert collated.calibration.num_sequences == 6
+    collated.prune()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda row: row.pop("labels"), "has no `labels`"),
+        (lambda row: row.update(input_features=[[0.0] * 7] * 4), "the model takes (rows, 4, 16)"),
+        (lambda row: row.update(labels=[500]), "the token id 500"),
+        (lambda row: row.update(labels=["w5"]), "something else than numbers"),
+        (lambda row: row.pop("input_features"), "rows of `input_features`"),
+    ],
+)
+def test_rows_of_sounds_that_do_not_fit_are_refused(change, words):
+    row = {"input_features": [[0.0] * 16] * 4, "labels": [5, 6]}
+    change(row)
+    refused(lambda: pruner(tiny_seq2seq("whisper"), [row]).prune(), words)
+
+
+def test_command_line_says_that_it_has_no_sounds(pairs, capsys):
+    tiny_seq2seq("whisper").save_pretrained(pairs / "model")
+    text = ["--model_name_or_path", str(pairs / "model"), "--calibration_file", str(pairs / "pairs.jsonl"), "--device", "cpu"]
+    for words in (["prune", *flags(pairs), "--output_dir", str(pairs / "out")], ["score", *text], ["evaluate", *text]):
+        assert main(words) == 2
+        (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cria")]
+        assert "`input_features`" in told and "`SpectralPruner`" in told
+    words = ["--criterion", "magnitude", "--compensation", "none", "--target_reduction", "0.1", "--min_ffn_units", "4"]
+    assert main(["prune", *text[:2], *words, "--output_dir", str(pairs / "out"), "--round_to", "4", "--device", "cpu"]) == 0
+    assert "pipeline_tag: automatic-speech-recognition" in (pairs / "out" / "README.md").read_text()
 
 
 def test_what_encoder_decoders_do_not_allow_is_refused_with_the_way_that_does():

@@ -13,6 +13,9 @@ from conftest import (
     FAMILIES,
     FFN_ONLY,
     FIXED_FFN,
+    MOE,
+    SEEING,
+    SEQ2SEQ,
     TINY_SIZES,
     encoder_batch,
     logits,
@@ -20,15 +23,21 @@ from conftest import (
     refused,
     tiny_encoder,
     tiny_model,
+    tiny_seeing,
+    tiny_seq2seq,
 )
+from crias import random_plan
 from products import only
+from vision import VISION, tiny_vision
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models import families
 from hf_spectral_prune.models.families import family_of, structure, unit_groups
+from hf_spectral_prune.models.families import groups as family_groups
 from hf_spectral_prune.saving import structure_proof
 from hf_spectral_prune.saving.structure_proof import check_structure
+from hf_spectral_prune.surgery import apply_plan, masked, settle_class
 
 # Types of transformers that have no table: the class that is made, and what its config needs to be tiny.
 OTHERS = {
@@ -61,7 +70,7 @@ TOWERS = {
 REFUSED = {
     "mamba": ("MambaForCausalLM", {}, "`intermediate_size`"),
     "mpt": ("MptForCausalLM", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "changes no weight"),
-    "phimoe": ("PhimoeForCausalLM", {"num_local_experts": 4, "num_key_value_heads": 4}, "no linear layer"),
+    "phimoe": ("PhimoeForCausalLM", {"num_local_experts": 4, "num_key_value_heads": 4}, "its experts lie in one tensor"),
 }
 # What else is refused, and the nearest way that is named.
 NEAREST = {
@@ -74,7 +83,7 @@ NEAREST = {
     "qwen3_vl": "It holds a text model beside others (`qwen3_vl_text`)",
     "siglip": "pass `model.text_model` or `model.vision_model` to `SpectralPruner`",
     "swin": "Of models that see images, `vit`, `dinov2`, `resnet`",
-    "wav2vec2": "No model of speech is known",
+    "wav2vec2": "Of models of speech, `whisper` is known",
 }
 
 
@@ -86,7 +95,13 @@ def other_model(name: str):
 
 
 def table_model(name: str):
-    return tiny_encoder(name, task="ForMaskedLM") if name in ENCODERS else tiny_model(name)
+    """A tiny model of a row of the tests' tables, but for those that see images beside a text model."""
+    if name in ENCODERS:
+        return tiny_encoder(name, task="ForMaskedLM")
+    if name == "siglip_text_model":
+        return whole_of_towers("Siglip").text_model
+    makers = {tiny_vision: VISION, tiny_seq2seq: SEQ2SEQ, other_model: TOWERS}
+    return next((make for make, rows in makers.items() if name in rows), tiny_model)(name)
 
 
 @pytest.fixture
@@ -100,9 +115,21 @@ def without_table(monkeypatch):
     return hide
 
 
-SHOWN = [name for name in (*FAMILIES, *FFN_ONLY, *ENCODERS) if name not in FIXED_FFN]
+# Families that do not show their structure, and why.
+_NO_WIDTH = "no field of its config names the width of an FFN"
+UNSHOWN = {
+    **dict.fromkeys(FIXED_FFN, _NO_WIDTH),
+    **dict.fromkeys(MOE, "the weights of its experts lie in one tensor"),
+    **dict.fromkeys(SEQ2SEQ, "it has an encoder and a decoder"),
+    "whisper": "Of models of speech",
+    **dict.fromkeys([name for name in VISION if name != "vit"], _NO_WIDTH),
+    "siglip_vision_model": "changes weights outside of one list of layers",
+    "siglip_text_model": "transformers cannot build it from its config",
+}
+SHOWN = [name for name in (*FAMILIES, *FFN_ONLY, *ENCODERS, "vit") if name not in UNSHOWN]
 
 
+@pytest.mark.proves("shown")
 @pytest.mark.parametrize("name", only(CORE, SHOWN))
 def test_every_family_is_found_by_structure_with_the_same_groups(name, without_table):
     model = table_model(name)
@@ -111,6 +138,23 @@ def test_every_family_is_found_by_structure_with_the_same_groups(name, without_t
     assert unit_groups(model) == expected
     assert family_of(model.config).by_structure
     check_structure(model)
+
+
+@pytest.mark.proves("unshown")
+@pytest.mark.parametrize("name", UNSHOWN)
+def test_families_that_do_not_show_their_structure_are_refused_without_their_table(name, without_table):
+    model = table_model(name)
+    without_table(model)
+    refused(lambda: unit_groups(model), f"`{model.config.model_type}` is not a known family", UNSHOWN[name])
+
+
+@pytest.mark.proves("unshown", of=SEEING)
+@pytest.mark.parametrize("holder", SEEING)
+def test_models_that_hold_a_text_model_are_refused_without_their_table(holder, without_table, monkeypatch):
+    model = tiny_seeing(holder)
+    without_table(model)
+    monkeypatch.setattr(family_groups, "HOLDERS", {})
+    refused(lambda: unit_groups(model), f"`{holder}`", "pass `model.get_decoder()`")
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -137,6 +181,7 @@ def test_other_types_are_pruned_saved_and_reloaded(name, tmp_path, caplog):
     torch.testing.assert_close(logits(reloaded, batches[0]), logits(output.model, batches[0]), rtol=0, atol=1e-6)
 
 
+@pytest.mark.proves("reload")
 @pytest.mark.parametrize("name", TOWERS)
 def test_towers_alone_and_shared_layers_are_pruned_saved_and_reloaded(name, tmp_path):
     model = other_model(name)
@@ -154,6 +199,26 @@ def test_towers_alone_and_shared_layers_are_pruned_saved_and_reloaded(name, tmp_
     assert num_parameters(output.model) == output.plan.parameters_after < output.plan.parameters_before
     reloaded = type(output.model).from_pretrained(tmp_path / "out").eval()
     torch.testing.assert_close(logits(reloaded, inputs), logits(output.model, inputs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.proves("masked", "parameters", "again", "bfloat16")
+@pytest.mark.parametrize("name", ["siglip_vision_model", "siglip_text_model"])
+def test_towers_with_a_table_are_cut_as_they_are_masked_and_cut_again(name):
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
+        model = table_model(name).to(dtype)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.normal_(module.weight, std=0.15)
+        sees = model.main_input_name == "pixel_values"
+        inputs = {"pixel_values": torch.randn(4, 3, 16, 16, dtype=dtype)} if sees else random_batch(4, 16)
+        for width in (16, 8):
+            plan, dense = random_plan(model, sizes={"ffn": width}), logits(model, inputs)
+            with masked(model, {key: plan.kept_index(key) for key in plan.kept}):
+                expected = logits(model, inputs)
+            cut = settle_class(apply_plan(model, plan))
+            assert cut.dtype == dtype and num_parameters(cut) == plan.parameters_after < plan.parameters_before
+            assert (logits(cut, inputs) - expected).abs().max() <= tolerance * expected.abs().max()
+            assert (dense - expected).abs().max() > 1e-2, "the mask must change something"
 
 
 @pytest.mark.parametrize(("prefix", "tower"), [*product(("Siglip", "CLIP"), ("vision_model", "text_model"))])

@@ -52,6 +52,7 @@ def outputs(network: nn.Module, name: str) -> torch.Tensor:
     return network.eval()(input_batch(name, 4)["pixel_values"])
 
 
+@pytest.mark.proves("masked", of=["torch"])
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_removed_network_equals_masked_network(name, seed):
@@ -66,6 +67,7 @@ def test_removed_network_equals_masked_network(name, seed):
     assert float((dense - expected).abs().max()) > 0.01  # else masking did nothing, and this shows nothing
 
 
+@pytest.mark.proves("parameters", of=["torch"])
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_planned_parameters_and_macs_are_those_of_the_cut_network(name, seed):
@@ -161,6 +163,7 @@ for name in names:
 """
 
 
+@pytest.mark.proves("reload", of=["torch"])
 def test_fresh_process_rebuilds_every_network_from_its_folder(forks, tmp_path):
     expected = {}
     for name in NETWORKS:
@@ -197,6 +200,7 @@ def test_saving_checks_the_folder_in_a_process_without_this_package_and_the_card
     assert isinstance(network, Vgg) and type(network).__name__ == "CriaVgg"
 
 
+@pytest.mark.proves("again", of=["torch"])
 @pytest.mark.parametrize("name", only(["residual"], NETWORKS))
 def test_pruned_network_can_be_pruned_again(name, tmp_path):
     save(name, tmp_path / "first", self_check=False)

@@ -61,6 +61,7 @@ def pruned(model, folder: Path, batches=None, processing_class=None, **fields) -
     return pruner
 
 
+@pytest.mark.proves("reload", of=ROWS)
 @pytest.mark.parametrize(
     ("mode", "fields"),
     [

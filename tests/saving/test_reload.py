@@ -66,6 +66,7 @@ def run_fresh(folder: Path, scratch: Path, mode: str, run=subprocess.run) -> tup
     return done.stdout.strip().splitlines()[-1], load_file(scratch / "result")
 
 
+@pytest.mark.proves("reload")
 @pytest.mark.parametrize(
     ("family", "layout", "mode"),
     [
@@ -102,6 +103,7 @@ def run_fresh(folder: Path, scratch: Path, mode: str, run=subprocess.run) -> tup
         pytest.param("gpt_neox", "per_layer", "remote", marks=pytest.mark.slow),
         pytest.param("falcon", "uniform", "plain", marks=pytest.mark.slow),
         ("falcon", "per_layer", "remote"),
+        pytest.param("bloom", "per_layer", "remote", marks=pytest.mark.slow),
         ("gpt2", "uniform", "plain"),
         ("gpt2", "per_layer", "remote"),
     ],

@@ -40,6 +40,7 @@ print(json.dumps(names))
 """
 
 
+@pytest.mark.proves("reload", of=VISION)
 @pytest.mark.parametrize("mode", ["package", "resaved"])
 def test_fresh_process_gives_the_same_outputs_bit_for_bit(mode, forks, tmp_path):
     """The second time without the package, by the code beside the weights, loaded and saved and loaded again."""

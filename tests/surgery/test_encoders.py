@@ -35,6 +35,7 @@ def masked_output(model, plan, batch) -> torch.Tensor:
         return logits(model, batch)
 
 
+@pytest.mark.proves("masked", "parameters")
 @pytest.mark.parametrize(("family", "attention", "layout", "kinds"), pairwise(list(ENCODERS), ["sdpa", "eager"], LAYOUTS, KINDS))
 def test_removed_model_equals_masked_model(family, attention, layout, kinds):
     model = tiny_encoder(family, task="ForTokenClassification", attn_implementation=attention)
@@ -50,6 +51,7 @@ def test_removed_model_equals_masked_model(family, attention, layout, kinds):
         assert (expected - logits(model, batch))[real].abs().max() > 1e-2, "the mask must change something"
 
 
+@pytest.mark.proves("heads")
 @pytest.mark.parametrize(("family", "task"), each_once(ENCODER_TASKS))
 def test_every_task_head_is_cut_settled_and_saved(family, task, tmp_path):
     model = tiny_encoder(family, task=task)
@@ -100,6 +102,7 @@ def test_fewer_heads_in_all_layers_keep_the_head_size(family):
     }
 
 
+@pytest.mark.proves("bfloat16")
 @pytest.mark.parametrize("family", PLAIN)
 def test_cut_encoder_works_in_bfloat16(family):
     model = tiny_encoder(family).to(torch.bfloat16)
@@ -110,6 +113,7 @@ def test_cut_encoder_works_in_bfloat16(family):
     assert (logits(cut, encoder_batch(cut)) - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
+@pytest.mark.proves("again")
 @pytest.mark.parametrize("family", PLAIN)
 def test_second_prune_composes_into_one_plan(family):
     model = tiny_encoder(family)

@@ -31,6 +31,7 @@ AUTO_CLASSES = {
     "Gemma3ForConditionalGeneration": "AutoModelForImageTextToText",
     "Qwen2VLForConditionalGeneration": "AutoModelForImageTextToText",
     "Qwen2_5_VLForConditionalGeneration": "AutoModelForImageTextToText",
+    "WhisperForConditionalGeneration": "AutoModelForSpeechSeq2Seq",
     "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
     "MTModel": "AutoModelForSeq2SeqLM",
     "EncoderModel": "AutoModelForTextEncoding",

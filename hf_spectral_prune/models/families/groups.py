@@ -307,6 +307,11 @@ def unit_groups(model: PreTrainedModel, kinds: tuple[str, ...] | list[str] | Non
     return [_group(model, layer, row, place) for layer in layers for row in rows for place in _places(model, layer, row)]
 
 
+def is_audio(model: nn.Module) -> bool:
+    """Whether the model reads features of sounds."""
+    return getattr(model, "main_input_name", None) == "input_features"
+
+
 def is_vision(model: nn.Module) -> bool:
     """Whether the model reads images (or the plain inputs of a `TorchModelForImageClassification`)."""
     return getattr(model, "main_input_name", None) == "pixel_values"

@@ -20,7 +20,7 @@ _IMAGES = {
     *modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
     *modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES,
 }
-# What reads sound, which no data of this package is.
+# What reads sound, of which a table is needed.
 SPEECH = {
     *modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     *modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES,
@@ -64,12 +64,13 @@ def _nearest(config: PreTrainedConfig, families: tuple[Family, ...], reason: str
             f"`model.get_decoder()`. Else {_TABLE}."
         )
     if model_type in SPEECH:
-        return f"No model of speech is known. The nearest is to {_TABLE}."
+        known = _listed(name for name in text if name in SPEECH)
+        return f"Of models of speech, {known} is known. Take that, or {_TABLE}."
     if getattr(config, "is_encoder_decoder", False):
         several = [family.name for family in families if family.decoder]
         known = f" Those with a table are {_listed(several)}." if several else ""
         return f"Encoder-decoders need a table.{known} Take one of them, a decoder alone (e.g. `llama`, `qwen3`), or {_TABLE}."
-    if _has_experts(config):
+    if has_experts(config):
         known = _listed(family.name for family in families if family.experts is not None)
         return f"It has experts, whose FFN needs a table: {known} have one. Take one of them, or {_TABLE}."
     if model_type in _IMAGES or "vision" in model_type:
@@ -90,7 +91,8 @@ def _sees(family: Family) -> bool:
     return family.traced or any(name in _IMAGES for name in family.model_types)
 
 
-def _has_experts(config: PreTrainedConfig) -> bool:
+def has_experts(config: PreTrainedConfig) -> bool:
+    """Whether the FFN, or a part of it, lies in experts."""
     return any(
         getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     )

@@ -1,7 +1,7 @@
 """Encoder-decoders: FFN neurons of both sides. Their attention stays whole.
 
-BART and those like it take the size of a head from the number of heads, which must then be what it was; T5 has one bias for the
-positions of each head, made in the first layer for all of them.
+Whisper is BART with an encoder of sounds. BART and those like it take the size of a head from the number of heads, which must
+then be what it was; T5 has one bias for the positions of each head, made in the first layer for all of them.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ MBART = replace(BART, name="mbart", model_types=("mbart",))
 PEGASUS = replace(BART, name="pegasus", model_types=("pegasus",))
 MARIAN = replace(BART, name="marian", model_types=("marian",), also="OPUS-MT")
 M2M_100 = replace(BART, name="m2m_100", model_types=("m2m_100",), also="NLLB")
+WHISPER = replace(BART, name="whisper", model_types=("whisper",))
 T5 = Family(
     name="t5",
     model_types=("t5",),
@@ -60,4 +61,4 @@ T5_GATED = replace(T5, kinds=_t5("wi_0", "wi_1"), when=(("is_gated_act", True),)
 MT5 = replace(T5_GATED, name="mt5", model_types=("mt5",))
 UMT5 = replace(MT5, name="umt5", model_types=("umt5",))
 
-FAMILIES = (BART, MBART, PEGASUS, MARIAN, M2M_100, T5, T5_GATED, MT5, UMT5)
+FAMILIES = (BART, MBART, PEGASUS, MARIAN, M2M_100, WHISPER, T5, T5_GATED, MT5, UMT5)

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from ...utils.words import in_a_line, shortened
 from ..cria.channels import widths_of
 from .base import Family, Producer, Signal, UnitKind
+from .refusal import has_experts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -38,6 +39,8 @@ def family_by_structure(config: PreTrainedConfig) -> Family:
     """
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError("it has an encoder and a decoder, whose FFNs may follow different fields")
+    if has_experts(config):  # of which a shared one may show, but is the smallest part
+        raise ValueError("the weights of its experts lie in one tensor for all of them, and not in linear layers")
     cls: Any = type(config)
     return _family(cls, config.to_json_string(use_diff=False))
 

@@ -23,6 +23,7 @@ _PIPELINES = {
     "Gemma3ForConditionalGeneration": "image-text-to-text",
     "Qwen2VLForConditionalGeneration": "image-text-to-text",
     "Qwen2_5_VLForConditionalGeneration": "image-text-to-text",
+    "WhisperForConditionalGeneration": "automatic-speech-recognition",
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
     "ForSequenceClassification": "text-classification",
@@ -347,7 +348,10 @@ def usage_code(saved: SavedFolder) -> str:
 
 
 def _processor(saved: SavedFolder) -> list[str]:
-    if pipeline_tag(saved) == "image-text-to-text" and (saved.path / "preprocessor_config.json").is_file():
+    if (
+        pipeline_tag(saved) in ("image-text-to-text", "automatic-speech-recognition")
+        and (saved.path / "preprocessor_config.json").is_file()
+    ):
         return ["AutoProcessor"]
     if (saved.path / "tokenizer_config.json").is_file():
         return ["AutoTokenizer"]
