@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -9,11 +11,22 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from .types import Options
+
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 _WIDTH = 28  # of the names, so that the bars of a run stand below each other
-_FORMAT = "{desc}{percentage:3.0f}% {bar:24} {n_fmt}/{total_fmt}{unit} {elapsed}<{remaining}"
+# Within the 80 columns of a usual terminal, with counts of four figures.
+_FORMAT = "{desc}{percentage:3.0f}% {bar:14} {n_fmt}/{total_fmt}{unit} {elapsed}<{remaining}"
+
+
+def _without_window() -> bool:
+    """Whether stderr is a terminal that has no window and so no width, as that of a job may be: tqdm would show nothing there."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns == 0
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def stage(
@@ -25,6 +38,7 @@ def stage(
     Where stderr is no terminal nothing is shown.
     """
     known = total is not None or hasattr(items, "__len__")
+    size: Options = {"ncols": 80, "nrows": 24} if _without_window() else {"dynamic_ncols": True}
     return tqdm(
         items,
         desc=f"{name:{_WIDTH}}",
@@ -34,7 +48,7 @@ def stage(
         leave=None,
         delay=0 if known else 1,
         bar_format=_FORMAT if known else None,
-        dynamic_ncols=True,
+        **size,
     )
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -31,6 +32,18 @@ def test_a_stage_has_its_name_total_and_time(monkeypatch):
         pass
     shown = sys.stderr.getvalue()
     assert "Calibrating" in shown and "3/3 batches" in shown and "Loading" in shown and "1/1" in shown
+
+
+def test_a_terminal_without_a_window_shows_bars_too(monkeypatch):
+    ours, theirs = os.openpty()  # of no rows and no columns
+    stream = Terminal()
+    stream.fileno = lambda: theirs
+    monkeypatch.setattr(sys, "stderr", stream)
+    with working("Loading"):
+        pass
+    os.close(ours)
+    os.close(theirs)
+    assert "Loading" in stream.getvalue() and "1/1" in stream.getvalue()
 
 
 @pytest.mark.parametrize(("terminal", "show"), [(io.StringIO, True), (Terminal, False)])
