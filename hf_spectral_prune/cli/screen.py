@@ -81,6 +81,7 @@ def _indented(code: str) -> str:
 
 
 def _not_measured(saved: SavedFolder, folder: str) -> list[str]:
+    from ..publishing.card.tables import is_unclear, speed_rows
     from ..publishing.card.words import pipeline_tag
 
     report = saved.report
@@ -93,6 +94,8 @@ def _not_measured(saved: SavedFolder, folder: str) -> list[str]:
         # A plain `cria evaluate` would ask for text to measure on.
         decoder = pipeline_tag(saved) == "text-generation"
         missing.append(f"speed (`cria evaluate {folder} --calibration python_docs`)" if decoder else "speed")
+    elif is_unclear(speed_rows(saved)):
+        missing.append("how the speed changed (the timings of both models overlap; an idle machine tells more)")
     if not report.self_check:
         missing.append("whether the folder loads again (`self_check` was off)")
     return missing

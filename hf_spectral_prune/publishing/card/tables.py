@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
+from ...utils.types import Json
 from ..formats import change, metric, metric_change, with_error
 from ..pruning_report import PruningReport
 from ..saved_folder import REPORT, SavedFolder
 
 Row = tuple[str, ...]
 
-_NOT_MEASURED = "not measured"
+_NOT_MEASURED, _UNCLEAR = "not measured", "unclear"
 _KINDS = {
     "ffn": "FFN neurons",
     "shared_ffn": "FFN neurons of the shared expert",
@@ -140,14 +141,30 @@ def pipeline_is_classifier(saved: SavedFolder) -> bool:
 
 def speed_rows(saved: SavedFolder) -> list[Row]:
     """(what, before, after, change) of the measured speeds; empty where none was measured."""
-    latency = saved.report.latency
-    if latency is None:
-        return []
+    return [] if saved.report.latency is None else _speed_rows(saved.report.latency)
+
+
+def is_unclear(rows: Sequence[Row]) -> bool:
+    """Whether one of the `speed_rows` says nothing of a change."""
+    return any(row[-1] == _UNCLEAR for row in rows)
+
+
+def _speed_rows(latency: Json) -> list[Row]:
     rows: list[Row] = []
     for name, what in (("prefill", "Prefill, tokens/s"), ("decode", "Decode, tokens/s")):
         before, after = (latency[side][f"{name}_tokens_per_second"] for side in ("before", "after"))
-        rows.append((what, f"{before:,.1f}", f"{after:,.1f}", change(before, after)))
+        rows.append((what, f"{before:,.1f}", f"{after:,.1f}", _speed_change(latency, name)))
     return rows
+
+
+def _speed_change(latency: Json, name: str) -> str:
+    """The change of a median speed; unclear where the timings of both models overlap, as on a busy machine."""
+    key = f"{name}_tokens_per_second"
+    before, after = latency["before"], latency["after"]
+    spread = [(side.get(f"{key}_min", side[key]), side.get(f"{key}_max", side[key])) for side in (before, after)]
+    (low, high), (other_low, other_high) = spread
+    apart = high < other_low or other_high < low
+    return change(before[key], after[key]) if apart else _UNCLEAR
 
 
 def before_after_table(report: PruningReport) -> str:
@@ -164,9 +181,7 @@ def before_after_table(report: PruningReport) -> str:
         rows.append((f"Held-out {name}", metric(name, old), metric(name, new), metric_change(name, old, new)))
     rows += task_rows(report)
     if report.latency is not None:
-        for name, key in (("Prefill, tokens/s", "prefill"), ("Decode, tokens/s", "decode")):
-            key = f"{key}_tokens_per_second"
-            rows.append(_row(name, report.latency["before"][key], report.latency["after"][key], ",.1f"))
+        rows += _speed_rows(report.latency)
     widths = [max(least, *(len(row[column]) for row in rows)) for column, least in enumerate((20, 12, 12, 11))]
     head, *body = [("", "before", "after", "change"), *rows]
     rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])

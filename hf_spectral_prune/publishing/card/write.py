@@ -303,6 +303,7 @@ def _context(saved: SavedFolder, name: str) -> Json:
         **{key: [prose(line) for line in lines] for key, lines in lists.items()},
         **{key: [[cell(entry) for entry in row] for row in rows] for key, rows in tables.items()},
         "kinds": [cell(kind) for kind in kinds],
+        "unclear_speed": card_tables.is_unclear(card_tables.speed_rows(saved)),
         "sample_head": sample_head,
         "sample_rows": [[escaped(entry) for entry in row] for row in samples],
         "plots": _plots(saved.path),

@@ -71,8 +71,11 @@ def before_and_after(saved: SavedFolder) -> Section:
         text.append(f"Held-out figures were measured on {evaluation}.")
     if tasks := words.lm_eval_words(saved.report):
         text.append(tasks)
-    if not card_tables.speed_rows(saved):
+    speeds = card_tables.speed_rows(saved)
+    if not speeds:
         text.append("Speed was not measured in this run.")
+    elif card_tables.is_unclear(speeds):
+        text.append("A change of speed is unclear where the timings of both models overlap, as on a busy machine.")
     table = Table(["", "before", "after", "change"], comparison_rows(saved))
     return Section("before-and-after", "Before and after", text, tables=[table])
 

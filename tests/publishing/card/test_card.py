@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.cli.main import main
+from hf_spectral_prune.cli.screen import ending
 from hf_spectral_prune.publishing import build_card, read_card, read_folder, write_card
 from hf_spectral_prune.publishing.card.base_model import base_model_facts
 from hf_spectral_prune.publishing.card.tables import before_after_table
@@ -99,6 +100,26 @@ def test_recovery_is_told_by_the_figure_that_it_was_judged_by(folder):
     report["recovery"]["metrics"] |= {"before_accuracy": 0.8125, "after_accuracy": 0.875}
     (folder / "pruning_report.json").write_text(json.dumps(report))
     assert "; held-out accuracy 0.8125 before, 0.875 after. The recovered weights were kept." in write_card(folder).read_text()
+
+
+def test_a_change_of_speed_within_the_spread_of_the_timings_is_no_figure(folder):
+    report = json.loads((folder / "pruning_report.json").read_text())
+    for name, before, after in (
+        ("prefill", (90.0, 100.0, 110.0), (120.0, 130.0, 140.0)),
+        ("decode", (2.0, 4.0, 9.0), (7.0, 8.0, 9.5)),
+    ):
+        for side, speeds in (("before", before), ("after", after)):
+            key = f"{name}_tokens_per_second"
+            report["latency"][side] |= dict(zip((f"{key}_min", key, f"{key}_max"), speeds, strict=True))
+    (folder / "pruning_report.json").write_text(json.dumps(report))
+    text = write_card(folder).read_text()
+    assert "| Prefill, tokens/s | 100.0 | 130.0 | +30.0 % |" in text
+    assert "| Decode, tokens/s | 4.0 | 8.0 | unclear |" in text
+    assert "A change is unclear where" in text
+    assert "how the speed changed" in ending(str(folder))
+    report["latency"]["after"] |= {f"decode_tokens_per_second_{edge}": 9.4 for edge in ("min", "max")}
+    (folder / "pruning_report.json").write_text(json.dumps(report))
+    assert "unclear" not in write_card(folder).read_text()
 
 
 @pytest.mark.parametrize(
