@@ -97,8 +97,8 @@ class DataArguments:
 
     eval_file: str | None = _field(
         None,
-        "Text file to measure perplexity on before and after, in blocks from its start; by default blocks held out of the "
-        "calibration text.",
+        "Text file to measure perplexity on before and after, in blocks from its start (or text by text, see `packing`); by "
+        "default what is held out of the calibration text.",
     )
     eval_split: str | None = _field(None, "Split of `dataset_name` to measure on instead of a file, e.g. `test`.")
     recovery_file: str | None = _field(

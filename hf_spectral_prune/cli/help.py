@@ -39,7 +39,10 @@ _HERE = {
         "units",
     ): "Kinds of unit to score: `ffn` neurons and `heads` (key/value groups), or `channels`; by default all "
     "that the model's family has.",
-    ("cria evaluate", "eval_file"): "Text file to measure perplexity on, in blocks from its start.",
+    (
+        "cria evaluate",
+        "eval_file",
+    ): "Text file to measure perplexity on, in blocks from its start (or text by text, see `packing`).",
     ("cria compare", "target_scope"): "What the fractions are of: the parameters of the `units` (`prunable`), those outside the "
     "embeddings, or all (tied weights once).",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +86,8 @@ def labelled_recovery_rows(
 ) -> Sequence[Row]:
     """Rows to recover on, without those that are held out."""
     other = None if data_args.recovery_file is None else (data_args.recovery_file, None, None, "train")
-    labelled = _labelled_rows(data_args, model, tokenizer, seed, other)
+    # The calibration table was told when it was read to calibrate on.
+    labelled = _labelled_rows(data_args, model, tokenizer, seed, other, tell=other is not None)
     if other is None and not names_eval(data_args) and data_args.num_eval_samples:
         labelled, _ = _split_rows(labelled, data_args.num_eval_samples, seed)  # the same split as for calibration
     order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -94,8 +96,14 @@ def labelled_recovery_rows(
 
 
 def _labelled_rows(
-    data_args: DataArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int, source: Source | None = None
+    data_args: DataArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    source: Source | None = None,
+    tell: bool = True,
 ) -> LabelledRows:
+    """The rows of a source, or of the calibration table; says on screen which columns they are read from."""
     check_reads_text(model)
     if not type(model).__name__.endswith("ForSequenceClassification") and not says_answers(model):
         raise ValueError(
@@ -104,7 +112,7 @@ def _labelled_rows(
         )
     names = ("calibration_file", "dataset_name", "dataset_config_name", "dataset_split")
     named = dict(zip(names, source or calibration_source(data_args), strict=True)) | {"streaming": data_args.streaming}
-    return load_labelled(
+    rows = load_labelled(
         named,
         model.config,
         tokenizer,
@@ -117,6 +125,9 @@ def _labelled_rows(
         seed=seed,
         most_rows=data_args.num_calibration_samples + data_args.num_recovery_samples + 5 * (data_args.num_eval_samples or 0),
     )
+    if tell:
+        print(f"{named['calibration_file'] or named['dataset_name']}: {rows.described()}", file=sys.stderr)
+    return rows
 
 
 def _split_rows(rows: LabelledRows, number: int, seed: int) -> tuple[LabelledRows, LabelledRows]:

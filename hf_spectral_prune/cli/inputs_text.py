@@ -170,7 +170,7 @@ def load_held_out_text(
     check_reads_text(model)
     shape = shape_of(data_args, model, seed)
     source = _texts(data_args, eval_source(data_args), tokenizer)
-    shape |= {"text_column": data_args.text_column, "shuffle": False}
+    shape |= {"text_column": data_args.text_column, "packing": data_args.packing, "shuffle": False}
     data = build_calibration(source, tokenizer, num_samples=number, name=eval_name(data_args), **shape)
     check_ids(model, data, tokenizer)
     return data

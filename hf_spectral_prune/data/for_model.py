@@ -205,16 +205,18 @@ def _collated(
 
 
 def check_ids(model: PreTrainedModel, data: CalibrationData, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Checks that there are token ids, and that the model's embedding has a row for every one.
+    """Checks that there are token ids, that the model's embedding has a row for every one, and that it finds where rows end.
 
     Raises:
-        ValueError: there are none, or one lies beyond it; names the tokenizer and the sizes.
+        ValueError: there are none, or one lies beyond it; names the tokenizer and the sizes. Or the model looks for a padding
+            token, and its config names none.
     """
     if is_vision(model):
         return
     if is_audio(model):
         check_sounds(model, data)
         return
+    _check_padding(model, data)
     other = next((batch for batch in data if "input_ids" not in batch), None)
     if other is not None:
         raise ValueError(f"A batch holds {named(other)} and no `input_ids`, which the signals are read from. Give token ids.")
@@ -235,6 +237,19 @@ def check_ids(model: PreTrainedModel, data: CalibrationData, tokenizer: PreTrain
         f"The token id {largest:,}{of} is beyond the model's embedding, which has {rows:,} rows. Take the tokenizer that belongs "
         "to the model, or resize and train the embedding first (`model.resize_token_embeddings`)."
     )
+
+
+def _check_padding(model: PreTrainedModel, data: CalibrationData) -> None:
+    """Classifiers that read the last token of a row find it by the padding behind it, and refuse a batch without."""
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    looks_for_it = "pad_token_id" in inspect.unwrap(type(model).forward).__code__.co_names
+    if not type(model).__name__.endswith("ForSequenceClassification") or pad is not None or not looks_for_it:
+        return
+    if any(len(batch["input_ids"]) > 1 for batch in data if "input_ids" in batch):
+        raise ValueError(
+            f"The config of this `{type(model).__name__}` has no `pad_token_id`, by which it finds the last token of each row. "
+            "Set it there (to the tokenizer's), or take one row a batch (`calibration_batch_size` 1)."
+        )
 
 
 def check_labels(model: PreTrainedModel, data: CalibrationData, name: str = "data") -> None:

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..utils.types import Json, Row
-from ..utils.words import named
+from ..utils.words import listed, named
 from .blocks import tokenise
 from .columns import CHAT, text_columns
 from .items import table_kinds
@@ -27,6 +27,13 @@ class LabelledRows(Sequence[Row]):
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    def described(self) -> str:
+        """Which columns of text are read and how the first row begins, in one sentence."""
+        columns = self._texts.column_names
+        first = next((str(text) for text in self._texts[0].values() if text), "") if len(self) else ""
+        what = f"column {listed(columns)}" if len(columns) == 1 else f"the columns {listed(columns)}"
+        return f"The text is read from {what}; its first row begins: {' '.join(first[:200].split())[:60]!r}"
 
     def __getitem__(self, index: int) -> Row:  # type: ignore[override]
         # Tables have nulls where a field was empty.

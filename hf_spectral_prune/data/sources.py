@@ -184,6 +184,10 @@ def _read_dataset(name: str, config_name: str | None, split: str, streaming: boo
         if split not in saved:
             raise ValueError(f"`dataset_split` is {split!r}, but {name} has the splits {sorted(saved)}. Choose one of them.")
         saved = saved[split]
+    elif split not in ("train", str(saved.split)):
+        raise ValueError(
+            f"`{name}` is one table without splits, and the split `{split}` is asked for. Leave it out, or save a `DatasetDict`."
+        )
     return saved.to_iterable_dataset() if streaming else saved
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -115,11 +115,22 @@ def _check_weights(folder: Path) -> int:
         if (folder / whole).exists():
             _check_one_set(folder, whole, index)
         if files := _set_of(folder, whole, index):
-            number = sum(map(_num_tensors, files))
+            names = {file: _names_in(file) for file in files}
+            _check_once(names)
             if (whole, index) == safe:
                 _check_same(folder, files)
-            return number
+            return sum(map(len, names.values()))
     raise ValueError(_no_weights(folder))
+
+
+def _check_once(names: Mapping[Path, Collection[str]]) -> None:
+    """Tells of a weight in two shards: transformers takes the last, whatever the index says."""
+    places: dict[str, Path] = {}
+    for file, inside in names.items():
+        for name in inside:
+            if name in places:
+                raise ValueError(f"`{name}` is in `{places[name]}` and in `{file.name}` beside it. {_AGAIN}")
+            places[name] = file
 
 
 def _set_of(folder: Path, whole: str, index: str) -> list[Path]:
@@ -177,21 +188,21 @@ def _shards(index: Path) -> list[Path]:
     return shards
 
 
-def _num_tensors(file: Path) -> int:
+def _names_in(file: Path) -> Collection[str]:
     if not file.is_file():
         raise ValueError(f"`{file}` is not a file. {_AGAIN}")
     if strange := strange_content(file):
         raise ValueError(f"`{file}` {strange}")
     if file.suffix != ".safetensors":
-        return _num_pickled(file)
+        return _pickled_names(file)
     try:
         with safe_open(file, "pt") as weights:
-            return len(weights.keys())
+            return list(weights.keys())
     except (SafetensorError, OSError, RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(f"`{file}` is no whole safetensors file ({error}). {_AGAIN}") from None
 
 
-def _num_pickled(file: Path) -> int:
+def _pickled_names(file: Path) -> Collection[str]:
     try:  # only the table of contents is read, but for files from before torch 1.6
         found = torch.load(file, map_location="meta", mmap=zipfile.is_zipfile(file), weights_only=True)
     except Exception as error:  # a broken pickle can raise anything
@@ -202,7 +213,7 @@ def _num_pickled(file: Path) -> int:
         ) from None
     if not isinstance(found, dict):
         raise ValueError(f"`{file}` holds a {type(found).__name__}, not weights by their names. {_AGAIN}")
-    return len(found)
+    return [str(name) for name in found]
 
 
 def read_config(name: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:

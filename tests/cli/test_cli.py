@@ -137,7 +137,10 @@ def labelled(folder, **more) -> list[str]:
 def test_labelled_texts_give_a_loss_and_a_metric(classifier, capsys):
     words = labelled(classifier, eval_file=classifier / "dev.tsv", criterion="taylor", recovery="full")
     assert main(["prune", *words, "--training_args", '{"max_steps": 2, "use_cpu": true}']) == 0
-    assert "Held-out accuracy" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "Held-out accuracy" in printed.out
+    for name in ("train.tsv", "dev.tsv"):
+        assert f"{classifier / name}: The text is read from column `sentence`; its first row begins: 'w" in printed.err
     report = json.loads((classifier / "out" / "pruning_report.json").read_text())
     assert report["evaluation"]["num_sequences"] == 40
     assert set(report["metrics_after"]) == {"after_loss", "after_accuracy"}
@@ -482,3 +485,30 @@ def test_several_processes_are_refused(folder, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     fails(capsys, ["score", *flags(folder)], "`WORLD_SIZE` is 2", "`cria score` works in one", "`accelerate launch`")
     assert not (folder / "out").exists()
+
+
+def test_texts_that_are_not_packed_are_measured_one_by_one(folder, tokenizer, capsys):
+    """What `--packing False` says holds for a file to measure on too."""
+    texts = [" ".join(f"w{5 + (at * row) % 80}" for at in range(4 + row)) for row in range(12)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = [str(folder / "model"), "--eval_file", str(folder / "rows.jsonl"), "--max_seq_length", "32", "--packing", "False"]
+    assert main(["evaluate", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    model, losses, tokens = AutoModelForCausalLM.from_pretrained(folder / "model"), 0.0, 0
+    for ids in (tokenizer(text, return_tensors="pt")["input_ids"] for text in texts):
+        with torch.inference_mode():
+            losses += float(model(ids, labels=ids).loss) * (ids.numel() - 1)
+        tokens += ids.numel() - 1
+    assert found["evaluation"]["num_sequences"] == 12
+    assert found["loss"] == pytest.approx(losses / tokens, rel=1e-5)
+
+
+def test_a_classifier_that_cannot_find_where_rows_end_is_told(folder, tokenizer, capsys):
+    model = tiny_model(task="ForSequenceClassification", num_labels=2, pad_token_id=None)
+    model.save_pretrained(folder / "classifier")
+    tokenizer.save_pretrained(folder / "classifier")
+    rows = [{"text": f"w{3 + row}" + " w9" * (row % 5), "label": row % 2} for row in range(30)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [str(folder / "classifier"), "--eval_file", str(folder / "rows.jsonl"), "--label_column", "label"]
+    fails(capsys, ["evaluate", *words], "`LlamaForSequenceClassification` has no `pad_token_id`", "`calibration_batch_size` 1")
+    assert main(["evaluate", *words, "--calibration_batch_size", "1"]) == 0

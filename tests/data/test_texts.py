@@ -131,6 +131,8 @@ def test_local_folders_load_as_data_sets(tmp_path: Path) -> None:
     saved = Dataset.from_dict({"text": ["c"]})
     saved.save_to_disk(tmp_path / "one")
     DatasetDict(train=saved, test=Dataset.from_dict({"text": ["d"]})).save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match="one table without splits, and the split `test` is asked for"):
+        load_texts(dataset_name=str(tmp_path / "one"), dataset_split="test")  # the rows to calibrate on, told as a test set
     assert table(dataset_name=str(tmp_path / "files"), dataset_split="train[:1]")["text"][:] == ["a"]
     assert table(dataset_name=str(tmp_path / "one"))["text"][:] == ["c"]
     assert table(dataset_name=str(tmp_path / "two"), dataset_split="test")["text"][:] == ["d"]

@@ -217,6 +217,16 @@ def test_what_lies_on_the_disk_outside_of_the_layers_is_brought_to_memory(place,
     assert not any(parameter.is_meta for parameter in pruner.model.parameters())
 
 
+def test_a_weight_in_two_shards_is_told(tmp_path):
+    """transformers would take the one in the last file, whatever the index says."""
+    folder = tmp_path / "m"
+    tiny_model().save_pretrained(folder, max_shard_size="20KB")
+    first, *_, last = sorted(folder.glob("model-*.safetensors"))
+    name, value = next(iter(load_file(first).items()))
+    save_file(load_file(last) | {name: torch.zeros_like(value)}, last, {"format": "pt"})
+    refused(lambda: load(folder), f"`{name}` is in", first.name, last.name)
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_pickled_set_of_weights_beside_the_one_that_is_read_must_be_the_same(sharded, tmp_path):
     """Newer weights that a script has put beside the old ones with `torch.save` would not be read, and nobody would say so."""
