@@ -53,12 +53,20 @@ def panels_below_each_other(number: int, height: float, gap: float = 94.0, below
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names of layers for a chart: the end of paths that are long, as far as that still tells them apart."""
+    """Names of layers for a chart: the end of long paths, or their numbers and last word, as far as that tells them apart.
+
+    Names that neither tells apart are counted: the table below the chart has them in the same order.
+    """
     paths, shared = [name.split(".") for name in names], 0
     while len(names) > 1 and all(len(path) > shared + 1 for path in paths) and len({path[-1 - shared] for path in paths}) == 1:
         shared += 1  # a last part that all of them have, such as `convolution`
-    short = [_short_path(path[: len(path) - shared]) for path in paths]
-    return short if len(set(short)) == len(names) else list(names)
+    paths = [path[: len(path) - shared] for path in paths]
+    ends = [_short_path(path) for path in paths]
+    numbers = [_short_path([*filter(str.isdecimal, path[:-1]), path[-1]]) for path in paths]
+    for short in (ends, numbers):
+        if len(set(short)) == len(names):
+            return short
+    return [str(index) for index in range(1, len(names) + 1)]
 
 
 def _short_path(parts: Sequence[str]) -> str:

@@ -142,6 +142,8 @@ def test_long_names_of_layers_leave_room_for_the_chart():
     assert short_names(["0", "10"]) == ["0", "10"]
     assert short_names(["features.0", "head"]) == ["features.0", "head"]
     alike = ["a" + "b" * 30, "c" + "b" * 30]
-    assert short_names(alike) == alike, "what would be the same stays whole"
+    assert short_names(alike) == ["1", "2"], "what would be the same is counted"
+    resnet = ["embedder.embedder", "encoder.stages.0.layers.0.layer.0", "encoder.stages.1.layers.0.layer.0"]
+    assert short_names([f"resnet.{name}" for name in resnet]) == ["embedder", "0.0.0", "1.0.0"]
     figure = charts.scores("Channels", {stage: group(index, 3, 2) for index, stage in enumerate(stages)})
     assert figure.axes[0].get_position().width > 0.6
