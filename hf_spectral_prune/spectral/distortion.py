@@ -5,8 +5,8 @@ The generalised eigenproblem is `L_in v = lambda B v` with `B = L_out + shift * 
 a Laplacian is singular in any case; the shift keeps B definite. Notable:
 
 - All modes need no eigenvectors: `V V^T = B^-1`, so `sum_k lambda_k v_k[i]^2 = (B^-1 L_in B^-1)[i, i]`.
-- Everything is float64. Results lie on the device of the input graph, and all is computed there but dense eigenproblems, which
-  the CPU solves. A system in B is solved by its inverse on an accelerator and by a sparse factor on the CPU.
+- Everything is float64. Results lie on the device of the input graph; dense linear algebra runs there, the eigensolvers
+  run on the CPU. A system in B is solved by its inverse on an accelerator and by a sparse factor on the CPU.
 - Results depend on the two graphs and the generator alone.
 """
 
@@ -23,7 +23,6 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
-from .block_lanczos import largest_eigenpairs
 from .graphs import Graph
 
 # Above this many nodes "auto" takes the sketch. The exact form takes n^3 (on one CPU core 3 s at 4,864 nodes and 15 s at
@@ -176,8 +175,7 @@ def dominant_modes(
     if method == "dense" or (method == "auto" and (num_nodes <= _DENSE_EIGH_LIMIT or _LANCZOS_SHARE * num_modes > num_nodes)):
         values, vectors = _dense_modes(input_graph, output_graph, num_modes, shift)
     elif method in ("auto", "lanczos"):
-        found = None if device.type == "cpu" else _modes_on_device(input_graph, output_graph, num_modes, shift)
-        values, vectors = found or _lanczos_modes(input_graph, output_graph, num_modes, shift)
+        values, vectors = _lanczos_modes(input_graph, output_graph, num_modes, shift)
     else:
         raise ValueError(f'`method` is {method!r}, which is not known. Set "auto", "dense" or "lanczos".')
     order = np.argsort(-values, kind="stable")
@@ -241,17 +239,6 @@ def _dense_modes(input_graph: Graph, output_graph: Graph, num_modes: int, shift:
     left, right = input_graph.laplacian().cpu().numpy(), _shifted_laplacian(output_graph, shift).cpu().numpy()
     largest = (num_nodes - num_modes, num_nodes - 1)
     return scipy.linalg.eigh(left, right, subset_by_index=largest, overwrite_a=True, overwrite_b=True)
-
-
-def _modes_on_device(
-    input_graph: Graph, output_graph: Graph, num_modes: int, shift: float
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Those of `_lanczos_modes`, computed on the graphs' device; None where they do not converge."""
-    absolute = _absolute_shift(output_graph, shift)
-    right = _torch_sparse_laplacian(output_graph, absolute)
-    inverse = _inverse(output_graph, shift)
-    found = largest_eigenpairs(_torch_sparse_laplacian(input_graph), right, inverse, num_modes)
-    return None if found is None else (found[0].cpu().numpy(), found[1].cpu().numpy())
 
 
 def _lanczos_modes(input_graph: Graph, output_graph: Graph, num_modes: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
@@ -335,10 +322,10 @@ def _sparse_shifted_laplacian(output_graph: Graph, shift: float) -> scipy.sparse
     return scipy.sparse.csc_array(output_graph.sparse_laplacian() + _absolute_shift(output_graph, shift) * identity)
 
 
-def _torch_sparse_laplacian(graph: Graph, shift: float = 0.0) -> Tensor:
+def _torch_sparse_laplacian(graph: Graph) -> Tensor:
     nodes = torch.arange(graph.num_nodes, device=graph.edges.device).expand(2, -1)
     indices = torch.cat([graph.edges.T, graph.edges.T.flip(0), nodes], dim=1)
-    values = torch.cat([-graph.weights, -graph.weights, graph.degrees() + shift])
+    values = torch.cat([-graph.weights, -graph.weights, graph.degrees()])
     size = (graph.num_nodes, graph.num_nodes)
     return torch.sparse_coo_tensor(indices, values, size, check_invariants=False).coalesce()
 
