@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _held_out(inputs: Inputs, run: RunArguments, model: PreTrainedModel, processing: Processing) -> CalibrationData:
     """The data that is named to measure on, else what `cria prune` holds out of its calibration source."""
+    from ..models.cria import auto_class_of
     from ..models.families.groups import is_vision
     from ..models.losses import predicts_next_token
     from .inputs_text import names_eval
@@ -81,6 +82,11 @@ def _held_out(inputs: Inputs, run: RunArguments, model: PreTrainedModel, process
         _, held_out = inputs.load_data(run, model, processing, _SEED)
     if held_out is not None:
         return held_out
+    if auto_class_of(type(model)) == "AutoModel":
+        raise ValueError(
+            f"There is nothing to evaluate: a `{type(model).__name__}` has no head, so it gives no figures. If its weights have "
+            "one, set `architectures` in `config.json` to the class with that head."
+        )
     if processing is not None and not is_vision(model) and not predicts_next_token(model):
         raise ValueError(
             f"There is nothing to evaluate on: a `{type(model).__name__}` is measured on rows with labels. Set `--label_column`."

@@ -512,3 +512,12 @@ def test_a_classifier_that_cannot_find_where_rows_end_is_told(folder, tokenizer,
     words = [str(folder / "classifier"), "--eval_file", str(folder / "rows.jsonl"), "--label_column", "label"]
     fails(capsys, ["evaluate", *words], "`LlamaForSequenceClassification` has no `pad_token_id`", "`calibration_batch_size` 1")
     assert main(["evaluate", *words, "--calibration_batch_size", "1"]) == 0
+
+
+def test_a_model_without_a_head_has_nothing_to_evaluate(folder, capsys):
+    config = json.loads((folder / "model" / "config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(folder / "model").model
+    model.save_pretrained(folder / "model")
+    assert json.loads((folder / "model" / "config.json").read_text())["architectures"] != config["architectures"]
+    words = [str(folder / "model"), "--eval_file", str(folder / "text.txt"), "--max_seq_length", "32"]
+    fails(capsys, ["evaluate", *words], "a `LlamaModel` has no head", "`architectures`")
