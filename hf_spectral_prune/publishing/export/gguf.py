@@ -19,10 +19,23 @@ from ...utils.files import written_whole
 from ...utils.types import Options
 from ...utils.words import in_a_line
 from .common import choose_output, read_config
-from .gguf_families import FAMILIES, NAMES, Architecture, Layer, Shape
-from .gguf_tensors import F32, OUTTYPES, Shapes, check_weights, model_tensors, open_weights, plan_tensors, write_tensors
+from .gguf_architecture import Architecture, Shape
+from .gguf_families import FAMILIES, NAMES
+from .gguf_tensors import (
+    F32,
+    OUTTYPES,
+    Shapes,
+    check_weights,
+    model_tensors,
+    named_as_saved,
+    open_weights,
+    plan_tensors,
+    write_tensors,
+)
 from .gguf_tokenizer import read_tokenizer
 
+# What configs call the function in an FFN.
+_ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function", "activation")
 _POOLING = {
     "pooling_mode_cls_token": gguf.PoolingType.CLS,
     "pooling_mode_mean_tokens": gguf.PoolingType.MEAN,
@@ -55,13 +68,15 @@ def export_gguf(folder: str | Path, output_file: str | Path | None = None, outty
         wanted, unread = model_tensors(config)
     except (ValueError, RuntimeError, TypeError) as error:
         raise ValueError(f"No model can be built from the config in `{folder}`: {in_a_line(error)}.") from None
+    row = FAMILIES[family]
+    wanted = named_as_saved(wanted, row)
     place = _choose(path, family, shape, wanted)
     wanted = {name: sizes for name, sizes in wanted.items() if not name.startswith(place.left_out)}
     with ExitStack() as stack:
         files = open_weights(path, stack)
         unread |= {name for name in files if name.startswith(place.left_out)}
         check_weights(path, wanted, unread, files)
-        entries = plan_tensors(place, shape, wanted, outtype)
+        entries = plan_tensors(place, shape, wanted, outtype, row.experts)
         tokenizer = read_tokenizer(path, config.vocab_size)
         with written_whole(output) as temporary:
             writer = GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[place.arch])
@@ -86,15 +101,13 @@ def _read_shape(folder: Path, config: PreTrainedConfig) -> tuple[str, Shape]:
             f"`{folder}` holds a `{architecture}`; of this family `...{row.classes}` goes to GGUF only. Take a folder of that, "
             "or try `cria export onnx`."
         )
-    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    activation = next(getattr(config, name) for name in _ACTIVATIONS if getattr(config, name, None))
     if activation not in row.activations:
         raise ValueError(
             f"`{folder}` computes `{activation}` in its FFNs; llama.cpp's {family} computes `{row.activations[-1]}`."
         )
     own = [config.per_layer_config[index] for index in range(config.num_hidden_layers)]
-    heads = [one.num_attention_heads for one in own]
-    groups = [getattr(one, "num_key_value_heads", one.num_attention_heads) for one in own]
-    layers = [Layer(one.intermediate_size, *counts) for one, *counts in zip(own, heads, groups, strict=True)]
+    layers = [row.sizes(one) for one in own]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return family, Shape(config, head_dim, layers)
 

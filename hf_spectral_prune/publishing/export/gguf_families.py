@@ -8,100 +8,15 @@ queries and keys. What an architecture lacks otherwise is folded into the weight
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 from gguf import MODEL_ARCH, GGUFWriter
 from torch import Tensor
-from transformers import PreTrainedConfig
 
-
-@dataclass(frozen=True)
-class Layer:
-    """Sizes of one layer: FFN width, query heads, key/value heads."""
-
-    width: int
-    heads: int
-    kv_heads: int
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a whole model, as its config says them."""
-
-    config: PreTrainedConfig
-    head_dim: int
-    layers: list[Layer]
-
-    @property
-    def alike(self) -> bool:
-        """Whether all layers have the same sizes."""
-        return len(set(self.layers)) == 1
-
-    @property
-    def period(self) -> int | None:
-        """Every how many layers one attends to everything, the others within a window; None if they do not alternate so."""
-        kinds = [kind == "full_attention" for kind in self.config.layer_types]
-        period = kinds.index(True) + 1 if True in kinds else len(kinds) + 1
-        return period if kinds == [(index + 1) % period == 0 for index in range(len(kinds))] else None
-
-
-# What is done to the weight and the bias of a module: (rows, ...), sizes of the model and of the layer it is in.
-Change = Callable[[Tensor, Shape, Layer | None], Tensor]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One of llama.cpp's architectures, as a place for the weights of a family.
-
-    Attributes:
-        arch: its name.
-        per_layer: it reads the FFN width and the head counts of every layer.
-        biases: ends of the names of linear layers that may have a bias.
-        changes: {end of a module's name: what is done to its weight and bias}; the first that fits is taken.
-        split: {module: the modules that its rows are written as}, inside a layer.
-        joined: {module that is written: the modules whose rows it holds}, inside a layer.
-        ropes: types of `rope_parameters` that it computes.
-        partial_rope: a part of every head may stay without rotation.
-        windows: it computes sliding windows; the context of any other ends where a window does.
-        whole_heads: its heads fill the hidden size.
-        left_out: beginnings of the names of tensors that it has no use for.
-        output: "tied" if it has no output weights but the embeddings, "own" if the file must hold them; "any" otherwise.
-        lacks: what else keeps it from holding a model, said of the architecture, or None.
-        metadata: writes the keys that it has beside the common ones.
-    """
-
-    arch: MODEL_ARCH
-    per_layer: bool = False
-    biases: tuple[str, ...] = ()
-    changes: Mapping[str, Change] = field(default_factory=dict)
-    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    ropes: tuple[str, ...] = ("default", "linear")
-    partial_rope: bool = False
-    windows: bool = False
-    whole_heads: bool = False
-    left_out: tuple[str, ...] = ()
-    output: str = "any"
-    lacks: Callable[[Shape], str | None] = lambda shape: None
-    metadata: Callable[[GGUFWriter, Shape], None] = lambda writer, shape: None
-
-
-@dataclass(frozen=True)
-class Row:
-    """A family: what its FFN may compute, the architectures that hold it, and the end of the classes that go there."""
-
-    activations: tuple[str, ...]
-    architectures: tuple[Architecture, ...]
-    classes: str = "ForCausalLM"
-
-
-def interleave_halves(rows: Tensor, heads: int) -> Tensor:
-    """Reorders (heads * D, ...) rows so that the two halves of every head's D channels alternate: 0, D/2, 1, D/2 + 1, ...
-
-    transformers rotates channel i of a head with channel i + D/2, llama.cpp's normal rotation 2i with 2i + 1.
-    """
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
+from .gguf_architecture import Architecture, Change, Layer, Row, Shape, interleave_halves
+from .gguf_experts import moe_rows
+from .gguf_plain import PLAIN
 
 
 def _queries(rows: Tensor, shape: Shape, layer: Layer | None) -> Tensor:
@@ -280,11 +195,14 @@ FAMILIES: dict[str, Row] = {
     "gemma3_text": Row(_GELU, (_GEMMA3,)),
     "phi3": Row(_SILU, (_PHI3, _PHI3_DECI)),
     "olmo2": Row(_SILU, (_OLMO2,)),
+    **PLAIN,
+    **moe_rows(_LLAMA),
     # llama.cpp computes the approximation by tanh, which differs from the exact one in the fourth digit.
     "bert": Row(("gelu", "gelu_new", "gelu_pytorch_tanh"), (_BERT,), classes="BertModel"),
 }
 # As people write them, for messages.
 NAMES = (
-    "Llama, Mistral, Qwen2, Qwen3, Granite, SmolLM3, Gemma, Gemma 2, Gemma 3, Phi-3 and OLMo 2 language models, and BERT without "
-    "a head"
+    "Llama, Mistral, Qwen2, Qwen3, Granite, SmolLM3, Gemma, Gemma 2, Gemma 3, Phi-1 to Phi-4, OLMo 2, GPT-2, GPT-NeoX, "
+    "StarCoder2, Falcon, StableLM, Nemotron, Command R, Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE language models, and BERT "
+    "without a head"
 )

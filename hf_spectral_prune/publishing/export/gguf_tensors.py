@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.models.auto import AutoModel, AutoModelForCausalLM
 
-from .gguf_families import Architecture, Layer, Shape
+from .gguf_architecture import Architecture, Layer, Row, Shape
 
 # outtype -> (type of matrices, type of embeddings and output, type of the file). Four bits are too few for the embeddings,
 # which in small models are a third of all parameters.
@@ -32,9 +32,16 @@ OUTTYPES = {
     "q4_0": (GGMLQuantizationType.Q4_0, _Q8_0, LlamaFileType.MOSTLY_Q4_0),
 }
 _EMBEDDINGS, _OUTPUT = "model.embed_tokens", "lm_head"
-_BY_TOKEN = (_EMBEDDINGS, _OUTPUT, "embeddings.word_embeddings")
-_EXACT = ("embeddings.position_embeddings", "embeddings.token_type_embeddings")  # which llama.cpp adds as they are
-_IN_LAYER = re.compile(r"(.*\.layers?\.(\d+)\.)(.*)")
+_BY_TOKEN = (
+    *(_EMBEDDINGS, _OUTPUT, "embeddings.word_embeddings", "transformer.word_embeddings", "transformer.wte"),
+    *("gpt_neox.embed_in", "embed_out"),
+)
+# Which llama.cpp adds as they are.
+_EXACT = ("embeddings.position_embeddings", "embeddings.token_type_embeddings", "transformer.wpe")
+_IN_LAYER = re.compile(r"(.*\.(?:layers?|h)\.(\d+)\.)(.*)")
+_ROUTER = "ffn_gate_inp"  # small, and a token may go to another expert for a rounding
+# Consumers of an FFN, whose rows are as long as the FFN is wide.
+_CONSUMERS = ("mlp.down_proj", "output.dense", "mlp.c_proj", "mlp.fc2", "mlp.dense_4h_to_h")
 
 # {tensor name: open file that holds it}.
 Weights = dict[str, safe_open]
@@ -70,10 +77,28 @@ class Entry:
 def model_tensors(config: PreTrainedConfig) -> tuple[Shapes, set[str]]:
     """{name: shape} of every tensor that the model must have, and the names of those tied to another; without memory."""
     with torch.device("meta"):
-        auto = AutoModelForCausalLM if str((config.architectures or [""])[0]).endswith("ForCausalLM") else AutoModel
+        writes = str((config.architectures or [""])[0]).endswith(("ForCausalLM", "LMHeadModel"))
+        auto = AutoModelForCausalLM if writes else AutoModel
         model = auto.from_config(config)
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     return own, model.state_dict().keys() - own.keys()
+
+
+def named_as_saved(wanted: Shapes, row: Row) -> Shapes:
+    """What a model must have, by the names of its files, which have a matrix for every expert."""
+    found: Shapes = {}
+    for name, sizes in wanted.items():
+        prefix, middle, end = name.partition("mlp.experts.")
+        if middle and row.experts:
+            fused = [f"{middle}{part}" for part in (("gate_proj", "up_proj") if end == "gate_up_proj" else (end,))]
+            single = (sizes[1] // len(fused), sizes[2])
+            found |= {
+                f"{prefix}{row.experts[part].format(number)}.weight": single for part in fused for number in range(sizes[0])
+            }
+        else:
+            saved = next(((own, other) for own, other in row.saved_as.items() if own in name), ("", ""))
+            found[name.replace(*saved)] = sizes
+    return found
 
 
 def open_weights(folder: Path, stack: ExitStack) -> Weights:
@@ -117,21 +142,32 @@ def check_weights(folder: Path, wanted: Shapes, unread: set[str], files: Weights
             )
 
 
-def plan_tensors(place: Architecture, shape: Shape, wanted: Shapes, outtype: str) -> list[Entry]:
+def plan_tensors(
+    place: Architecture, shape: Shape, wanted: Shapes, outtype: str, experts: Mapping[str, str] | None = None
+) -> list[Entry]:
     """Every tensor of the file, in the model's order.
+
+    Args:
+        experts: see `Row.experts`.
 
     Raises:
         ValueError: a row does not fit the blocks of the type (says what to change).
     """
     names = gguf.get_tensor_name_map(place.arch, len(shape.layers))
     matrix, embedding, _ = OUTTYPES[outtype]
-    entries = []
+    entries, experts = [], experts or {}
+    single = {whole: tuple(own.format(number) for number in range(shape.num_experts)) for whole, own in experts.items()}
+    place = replace(place, joined={**place.joined, **single})
     for target, rows in _targets(place, shape, wanted):
         stored = names.get_name(target, try_suffixes=(".weight", ".bias"))
         assert stored is not None, target
         module, layer = target.rpartition(".")[0], _IN_LAYER.fullmatch(target)
         sizes = (sum(part.stop - part.start for part in rows), *wanted[rows[0].source][1:])
-        kind = F32 if len(sizes) == 1 or module in _EXACT else embedding if module in _BY_TOKEN else matrix
+        if len(sizes) == 2 and module.endswith(place.transposed):
+            sizes = sizes[::-1]
+        if layer and module.removeprefix(layer[1]) in experts:  # all experts' matrices, one behind the other
+            sizes = (len(rows), sizes[0] // len(rows), sizes[1])
+        kind = F32 if len(sizes) == 1 or module in _EXACT or _ROUTER in stored else embedding if module in _BY_TOKEN else matrix
         entry = Entry(stored, rows, module, int(layer[2]) if layer else None, sizes, kind)
         _check_row(entry, outtype)
         entries.append(entry)
@@ -174,7 +210,7 @@ def _check_row(entry: Entry, outtype: str) -> None:
     if entry.shape[-1] % block == 0:
         return
     remedy = "Export `--outtype f16`"
-    if entry.module.endswith(("mlp.down_proj", "output.dense")) and "attention" not in entry.module:
+    if entry.module.endswith(_CONSUMERS) and "attention" not in entry.module:
         remedy = f"Prune with `--round_to {block}`, so that FFN widths are multiples of {block}, or export `--outtype f16`"
     raise ValueError(
         f"`{entry.source}` has rows of {entry.shape[-1]:,} values, which {outtype} stores in blocks of {block}: no multiple. "
@@ -213,7 +249,10 @@ def _converted(entry: Entry, files: Weights, place: Architecture, shape: Shape) 
     tensor: Tensor = (torch.cat(parts) if len(parts) > 1 else parts[0]).float()
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"`{entry.source}` holds values that are not finite. Such a model cannot be exported.")
-    change = next((change for end, change in place.changes.items() if entry.module.endswith(end)), None)
+    if tensor.ndim == 2 and entry.module.endswith(place.transposed):
+        tensor = tensor.T
+    ends = {end: (entry.module.endswith(end) or entry.source.endswith(end)) for end in place.changes}
+    change = next((place.changes[end] for end, fits in ends.items() if fits), None)
     if change is not None:
         tensor = change(tensor, shape, None if entry.layer is None else shape.layers[entry.layer])
     if entry.kind == _F16 and float(tensor.abs().max()) > torch.finfo(torch.float16).max:

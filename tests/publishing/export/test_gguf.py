@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_spectral_prune.cli.main import main
 from hf_spectral_prune.publishing.export.gguf import export_gguf
-from hf_spectral_prune.publishing.export.gguf_families import interleave_halves
+from hf_spectral_prune.publishing.export.gguf_architecture import interleave_halves
 from hf_spectral_prune.publishing.export.gguf_tokenizer import PRE_TOKENIZERS, read_tokenizer
 
 
@@ -382,6 +382,8 @@ def test_layers_that_differ_where_llama_cpp_has_one_width_are_refused(family, fi
     refused(capsys, tmp_path, *messages, "`--layout uniform`", "`cria export onnx`")
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 500.0}
+LLAMA3 = {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 16}}
 HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
 
 
@@ -397,6 +399,18 @@ HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_
         ("gemma3", {"attn_logit_softcapping": 5.0}, "does not cap attention"),
         ("gemma3", {"use_bidirectional_attention": True}, "in both directions"),
         ("gemma3", {"attention_bias": True}, "no place for `model.layers.0.self_attn.k_proj.bias`"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scales attention by the size of a head alone"),
+        ("gpt_neox", {"attention_bias": False}, "has a bias in every projection"),
+        ("phi", {"qk_layernorm": True}, "does not norm queries and keys"),
+        ("phi", {"head_dim": 8}, "as many heads as fill the hidden size"),
+        ("starcoder2", {"use_bias": False}, "has a bias in every linear layer"),
+        ("falcon", {"alibi": True}, "rotates, and has attention and FFN side by side"),
+        ("falcon", {"bias": True}, "no place for `transformer.h.0.mlp.dense_4h_to_h.bias`"),
+        ("cohere", {"use_qk_norm": True}, "does not norm queries and keys"),
+        ("mixtral", LLAMA3, "does not compute `rope_parameters` of type `llama3`"),
+        ("qwen2_moe", {"norm_topk_prob": True}, "takes the router's weights as they are"),
+        ("qwen3_moe", {"norm_topk_prob": True}, "has experts in every layer"),
+        ("olmoe", {"num_key_value_heads": 8, "clip_qkv": 5.0}, "clips no projections"),
     ],
 )
 def test_what_an_architecture_lacks_is_named(family, fields, message, tmp_path, capsys):
@@ -426,7 +440,7 @@ def changed_config(folder, **fields) -> None:
         ({"architectures": None}, ["names no class"]),
         ({"rms_norm_eps": "small"}, ["cannot be read", "rms_norm_eps"]),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, ["quantised"]),
-        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "Llama, Mistral", "BERT"]),
+        ({"model_type": "opt", "architectures": ["OPTForCausalLM"]}, ["OPTForCausalLM", "Llama, Mistral", "BERT"]),
     ],
 )
 def test_config_that_does_not_fit_is_refused(fields, messages, tmp_path, capsys):

@@ -53,6 +53,23 @@ ROWS = [
     ("phi3", "phi3", "per_layer", TIED, EXACT),
     ("olmo2", "olmo2", "uniform", {}, EXACT),
     ("olmo2", "olmo2", "uniform", TIED, EXACT),
+    ("gpt2", "gpt2", "uniform", {}, TABLE),
+    ("gpt_neox", "gpt_neox", "uniform", {}, TABLE),
+    ("gpt_neox", "gpt_neox", "uniform", {"use_parallel_residual": False, "hidden_act": "gelu_new"}, TABLE),
+    ("phi", "phi", "uniform", {}, TABLE),
+    ("starcoder2", "starcoder2", "uniform", {}, TABLE),
+    ("falcon", "falcon", "uniform", {}, TABLE),
+    ("falcon", "falcon", "uniform", {"multi_query": False}, TABLE),
+    ("falcon", "falcon", "uniform", {"new_decoder_architecture": True, "num_kv_heads": 4}, TABLE),
+    ("stablelm", "stablelm", "uniform", {"use_qkv_bias": True}, EXACT),
+    ("stablelm", "stablelm-parallel", "uniform", {}, EXACT),
+    ("nemotron", "nemotron", "uniform", {}, EXACT),
+    ("nemotron", "nemotron", "uniform", {"mlp_bias": True, "attention_bias": True}, EXACT),
+    ("cohere", "cohere", "uniform", {"logit_scale": 0.5}, EXACT),
+    ("mixtral", "mixtral", "uniform", {}, EXACT),
+    ("qwen2_moe", "qwen2_moe", "uniform", {}, EXACT),
+    ("qwen3_moe", "qwen3_moe", "uniform", {"mlp_only_layers": [], "norm_topk_prob": True}, EXACT),
+    ("olmoe", "olmoe", "uniform", {"num_key_value_heads": 8}, EXACT),
 ]
 FAST = {("qwen3", "per_layer"), ("gemma3_text", "uniform")}
 
@@ -92,7 +109,9 @@ def shaken(model: PreTrainedModel) -> PreTrainedModel:
 @pytest.mark.parametrize(("name", "family", "layout", "fields", "tolerance"), cases())
 def test_llama_cpp_writes_what_transformers_writes(name, family, layout, fields, tolerance, tmp_path):
     pytest.importorskip("xllamacpp")
-    pruned = cria(shaken(tiny_model(family, vocab_size=BPE_VOCABULARY, **fields)), layout)
+    whole = layout == "uniform" and FAMILIES[name].architectures[0].whole_heads
+    model = shaken(tiny_model(family, vocab_size=BPE_VOCABULARY, **fields))
+    pruned = cria(model, layout, **{"units": ["ffn"]} if whole else {})
     window = getattr(pruned.config, "sliding_window", None)
     stop = window - 1 if window and not FAMILIES[name].architectures[0].windows else 24
     compare(export_gguf(save(tmp_path, pruned, TOKENIZER), outtype="f32"), pruned, stop // 2, stop, tolerance)
