@@ -41,8 +41,9 @@ _REPAIRS = {
     "form (least squares, ridge {ridge}).",
     "sequential": "Compensation: layer by layer, on the outputs of the layers cut before, the remaining weights were refitted in "
     "closed form: consumers to the dense model's residual stream, producers to what they gave in the dense model where that "
-    "helped on rows kept back. A language model's logits got one factor at the end.",
+    "helped on rows kept back.",
 }
+_LOGITS = " At the end the logits got one factor, where that helped."
 _SHARES = {
     "uniform": {
         "auto": "Every layer lost the same share of each kind of unit.",
@@ -145,7 +146,8 @@ def method_lines(saved: SavedFolder) -> list[str]:
     lines += [*_round_lines(saved), *bound_lines(saved)]
     compensation = arguments["compensation"]
     repair = "recovered" if compensation == "none" and _is_recovered(saved) else compensation
-    lines.append(_REPAIRS[repair].format(**arguments))
+    logits = _LOGITS if repair == "sequential" and pipeline_tag(saved) == "text-generation" else ""
+    lines.append(_REPAIRS[repair].format(**arguments) + logits)
     lines.append(_recovery_line(saved))
     return [*lines, *saved.plan.notes, f"Seed {saved.plan.seed}."]
 

@@ -76,14 +76,16 @@ def widths(kinds: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[int]
         place = axis.get_position()
         axis.set_position((place.x0, place.y0, place.width * share, place.height))
         axis.set_xlim(-0.6, count - 0.4)
-        axis.set_ylim(0, max(before) * (1.14 if count <= _NAMED_BARS else 1.04))
+        axis.set_ylim(0, max(before) * (1.2 if count <= _NAMED_BARS else 1.04))
         axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.0f}"))
         axis.grid(True, axis="y")
         title_above_key(axis, f"{name} per layer")
         label_layers(axis.xaxis, labels, 14 if not upright[name] else 20)
         if upright[name]:
-            axis.xaxis.set_tick_params(labelrotation=90)
+            # They end at the axis, also where the page makes their letters smaller.
+            for label in axis.get_xticklabels():
+                label.set(rotation=90, rotation_mode="anchor", horizontalalignment="right", verticalalignment="center")
         axis.set_xlabel("layer")
         cut = [("pale", "removed")] if list(before) != list(after) else []
         colour_key(axis, [("kept", "kept"), *cut])

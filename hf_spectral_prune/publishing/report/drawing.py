@@ -148,7 +148,7 @@ def legend(axis: Axes) -> None:
 def layer_rows(labels: Sequence[str], title: str, xlabel: str) -> tuple[Figure, Axes]:
     """A figure with a row for every layer, the first on top; row i reaches from y = i - 0.5 to y = i + 0.5."""
     labels, count = short_names(labels), len(labels)
-    height = count * min(56.0, max(9.0, 540.0 / count))
+    height = count * min(56.0, max(8.5, 540.0 / count))
     figure = new_figure(TOP + height + BOTTOM)
     left = LEFT + reach(labels)
     axis = panel(figure, left, BOTTOM, PAGE_WIDTH - left - RIGHT, height)

@@ -383,7 +383,8 @@ def settings(saved: SavedFolder) -> Section:
     return Section(
         "settings",
         "Arguments and versions",
-        points=[*words.method_lines(saved), words.self_check_words(saved)],
+        # The notes stand at the top of the page.
+        points=[*(line for line in words.method_lines(saved) if line not in saved.plan.notes), words.self_check_words(saved)],
         tables=[Table(["", ""], [*data, ("machine", words.machine_words(saved))], words=True)],
         folded=[
             Table(["Argument", "value"], arguments, words=True, title=f"All {len(arguments)} arguments"),

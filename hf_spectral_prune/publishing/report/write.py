@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...planning import SCORES_FILE, RoundScores, scores_from_json
+from ...utils.words import listed
 from ..card import words
 from ..formats import percent
-from ..saved_folder import SavedFolder, figures_told, read_folder
+from ..saved_folder import PLAN, REPORT, STATE, SavedFolder, figures_told, read_folder
 from .page import Page, Section, write_page
 
 REPORT_PAGE, PLOTS = "report.html", "plots"
@@ -67,14 +68,14 @@ def build_report(saved: SavedFolder, scores: Sequence[RoundScores]) -> Page:
     base = (saved.report.base_model or {}).get("name") or words.architecture(saved)
     reduction = percent(saved.report.reduction).replace(" ", "\u00a0")
     layout = saved.report.layout.replace("_", "-")
+    files = [name for name in (REPORT, PLAN, SCORES_FILE, STATE) if (saved.path / name).is_file()]
     return Page(
         title=f"{base}, pruned by {reduction}",
         lead=f"A `{words.architecture(saved)}` with a {layout} layout, cut by the criterion `{saved.plan.criterion}`.",
         tiles=_tiles(sections.comparison_rows(saved)),
         notes=saved.plan.notes,
         sections=[section for section in _all_sections(saved, scores) if not section.missing],
-        foot="Written by `cria report` from the figures in this folder: `pruning_report.json`, `pruning_plan.json`, "
-        f"`{SCORES_FILE}`, `pruner_state.json`.",
+        foot=f"Written by `cria report` from the figures in this folder: {listed(files)}.",
     )
 
 

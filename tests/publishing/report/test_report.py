@@ -158,6 +158,15 @@ def test_a_section_without_data_is_left_out(file, entries, sections, folder):
     assert [name for name in SECTIONS if name not in page.sections] == sections
 
 
+def test_a_note_stands_there_once_and_the_foot_names_files_that_exist(folder):
+    change(folder, "pruning_plan.json", notes=["A note of its own."])
+    (folder / "pruning_scores.json").unlink()
+    assert main(["report", str(folder)]) == 0
+    text = read(folder).text
+    assert text.count("A note of its own.") == 1
+    assert "pruning_report.json" in text and "pruning_scores.json" not in text
+
+
 def test_without_the_growth_of_memory_time_is_drawn_alone(folder):
     report = json.loads((folder / "pruning_report.json").read_text())
     del report["peak_memory_growth"], report["recovery"]["log_history"]
