@@ -21,6 +21,8 @@ from hf_spectral_prune.models import families
 
 README = ROOT / "README.md"
 PROGRAMS = [(document.name, index) for document in DOCUMENTS for index in range(len(blocks(document, "python")))]
+FAMILY = ("extend.md", 1)  # which has a test of its own
+PROGRAMS.remove(FAMILY)
 # Those that are left to `make test-slow`; what the README shows is never among them.
 LONG_PROGRAMS = [(page, index) for page in ("deploy.md", "publish.md", "differentiation.md", "trainer.md") for index in range(4)]
 # Folders that the programs write, and what loads them.
@@ -100,6 +102,15 @@ def test_programs_run_and_leave_folders_that_load(name, index, models, tokenizer
     exec(compile(program.replace("path/to/", ""), name, "exec"), {"__name__": "__main__"})
     for folder in RESULTS.keys() & {path.name for path in models.iterdir()}:
         RESULTS[folder].from_pretrained(models / folder)
+
+
+def test_family_of_ones_own_takes_thirty_lines_and_loses_heads_too(models):
+    program = blocks(ROOT / "docs" / FAMILY[0], "python")[FAMILY[1]]
+    assert len([line for line in program.splitlines() if line.strip()]) <= 30
+    exec(compile(program, FAMILY[0], "exec"), {"__name__": "__main__"})
+    model = AutoModelForCausalLM.from_pretrained(models / "arcee-pruned")
+    assert type(model).__name__ == "ArceeForCausalLM"
+    assert model.config.intermediate_size < 256 and model.config.num_key_value_heads < 4
 
 
 @pytest.mark.parametrize(("name", "command", "words"), COMMAND_LINES)
