@@ -68,7 +68,7 @@ class DataArguments:
         "several sources, files and data sets too, with their shares of the rows: `c4:0.5,notes.jsonl:0.3,self:0.2`.",
     )
     calibration_file: str | None = _field(
-        None, "Text file to calibrate on: .txt, .jsonl, .json, .csv or .parquet; text formats may be gzipped."
+        None, "Text file to calibrate on: .txt, .jsonl, .json, .csv, .tsv or .parquet; text formats may be gzipped."
     )
     dataset_name: str | None = _field(None, "Data set to calibrate on: its name on the Hub, or a folder.")
     dataset_config_name: str | None = _field(None, "Configuration of that data set.")

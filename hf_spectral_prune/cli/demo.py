@@ -13,6 +13,9 @@ class DemoArguments:
     """Where the result goes."""
 
     output_dir: str = field(default="cria-smollm2", metadata={"help": "Folder to write the pruned model to."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace the contents of that folder if they are not those of an earlier demo."}
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,4 +23,4 @@ def main(argv: Sequence[str]) -> None:
     (demo,) = parse([DemoArguments], "demo", main.__doc__ or "", argv)
     from .demo_run import run_demo
 
-    run_demo(demo.output_dir)
+    run_demo(demo.output_dir, demo.overwrite_output_dir)

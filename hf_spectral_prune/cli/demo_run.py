@@ -36,13 +36,13 @@ def smollm2_folder() -> tuple[Path, str]:
     return files[0].parent, files[0].name
 
 
-def run_demo(output_dir: str) -> None:
+def run_demo(output_dir: str, overwrite: bool = False) -> None:
     """Prunes SmolLM2-135M-Instruct by 20 % of what can be removed and prints a before/after table."""
     start = time.perf_counter()
     folder, gguf_file = smollm2_folder()
     args = SpectralPruningArguments(
         output_dir=output_dir,
-        overwrite_output_dir=_is_own_result(output_dir),
+        overwrite_output_dir=overwrite or _is_own_result(output_dir),
         target_reduction=0.2,
         num_allocation_samples=8,  # enough to tell head counts apart, in half of the time
     )

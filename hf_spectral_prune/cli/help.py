@@ -43,6 +43,16 @@ _HERE = {
         "cria evaluate",
         "eval_file",
     ): "Text file to measure perplexity on, in blocks from its start (or text by text, see `packing`).",
+    ("cria evaluate", "dataset_name"): "Data set whose held-out part is measured: its name on the Hub, or a folder.",
+    (
+        "cria evaluate",
+        "calibration_file",
+    ): "Text file whose held-out part is measured: .txt, .jsonl, .json, .csv, .tsv or .parquet.",
+    (
+        "cria ablate",
+        "eval_file",
+    ): "Text file to measure the losses on, in blocks from its start (or text by text, see `packing`); "
+    "by default what is held out of the calibration text.",
     ("cria compare", "target_scope"): "What the fractions are of: the parameters of the `units` (`prunable`), those outside the "
     "embeddings, or all (tied weights once).",
 }

@@ -38,6 +38,8 @@ OTHER_NAMES = {
     "dataset": "dataset_name",
     "dataset_config": "dataset_config_name",
     "split": "dataset_split",
+    "token": "hub_token",
+    "repo_id": "hub_model_id",
     "output": "output_dir",
     "out": "output_dir",
     "nsamples": "num_calibration_samples",
@@ -158,7 +160,7 @@ def _check_flags(unknown: Iterable[str], command: str, known: Iterable[str]) -> 
         if (own := OTHER_NAMES.get(flag.lstrip("-").replace("-", "_"))) in set(known):
             raise ValueError(f"`{flag}` is called `--{own}` here.")
         near = _near(flag.lstrip("-").replace("-", "_"), known, "--")
-        raise ValueError(f"`{flag}` is no flag of `cria {command}`.{near}")
+        raise ValueError(f"`{flag}` is no flag of `cria {command.removesuffix(' FOLDER')}`.{near}")
 
 
 def _near(name: str, known: Iterable[str], prefix: str = "") -> str:

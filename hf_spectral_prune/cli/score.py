@@ -35,6 +35,8 @@ class ScoringRunArguments(RunArguments):
 def main(argv: Sequence[str]) -> None:
     """Scores every unit of a model and writes the scores as JSON (to --output_dir, or else to the screen)."""
     args, run = parse([ScoringArguments, ScoringRunArguments], "score", main.__doc__ or "", argv)
+    if args.output_dir is not None and Path(args.output_dir).is_file():
+        raise ValueError(f"`output_dir` `{args.output_dir}` is a file. Name a folder.")
     args = replace(args, compensation="none", allocation="proportional")  # nothing is cut, so nothing is measured for it
     from ..pruner import SpectralPruner
     from ..utils.files import write_text

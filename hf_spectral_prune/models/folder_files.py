@@ -216,6 +216,16 @@ def _pickled_names(file: Path) -> Collection[str]:
     return [str(name) for name in found]
 
 
+def check_reached(name: str | Path, error: Exception) -> None:
+    """Tells of a name that is no folder while the Hub is out of reach, where that is why `error` was raised.
+
+    Raises:
+        OSError: see above.
+    """
+    if not Path(name).exists() and "connect" in str(error):
+        raise OSError(f"`{name}` is no folder here, and the Hub cannot be reached. Give a folder, or connect.") from None
+
+
 def read_config(name: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config of a model, by `AutoConfig`.
 
@@ -226,8 +236,7 @@ def read_config(name: str | Path, trust_remote_code: bool = False) -> PreTrained
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except OSError as error:
-        if not Path(name).exists() and "connect" in str(error):
-            raise OSError(f"`{name}` is no folder here, and the Hub cannot be reached. Give a folder, or connect.") from None
+        check_reached(name, error)
         raise OSError(f"`{name}` has no config that can be read: {in_a_line(error)}.") from None
     except Exception as error:  # the classes of configs check little and trip over the rest
         reason = in_a_line(error)

@@ -23,7 +23,7 @@ from ..utils.files import strange_content
 from ..utils.types import Options
 from ..utils.words import first_line
 from .families import family_of
-from .folder_files import check_files, read_config
+from .folder_files import check_files, check_reached, read_config
 from .loading_report import check_loaded, quiet_conversion, quiet_report
 from .losses import check_outputs_have_names
 from .offload import is_offloaded, layers_on_disk
@@ -138,6 +138,7 @@ def load_tokenizer(run: ModelArguments) -> PreTrainedTokenizerBase:
         tokenizer("It is tried on 1 text: some faults show only when a tokenizer is used.")
         return tokenizer
     except Exception as error:  # the tokenizers library raises plain exceptions
+        check_reached(name, error)
         if run.gguf_file is not None:
             file = Path(name) / run.gguf_file
             strange = strange_content(file) or f"is no whole GGUF file with a tokenizer ({_first_line(error)}). Get it again."

@@ -31,8 +31,18 @@ def test_the_model_is_the_word_without_a_flag(tmp_path):
 
 def test_a_name_that_is_no_folder_is_one_line_of_ours(capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert main(["prune", "no-such-model", "--output_dir", "out", "--calibration", "python_docs"]) == 2
-    assert "`no-such-model` is no folder here, and the Hub cannot be reached" in capsys.readouterr().err
+    for command in ("prune", "compare", "ablate"):  # some read the tokenizer first
+        assert main([command, "no-such-model", "--output_dir", "out", "--calibration", "python_docs"]) == 2
+        assert "`no-such-model` is no folder here, and the Hub cannot be reached" in capsys.readouterr().err
+
+
+def test_scores_are_written_to_no_file_and_the_demo_can_replace_a_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(["score", "model", "--calibration", "python_docs", "--output_dir", str(tmp_path / "file")]) == 2
+    assert "is a file. Name a folder." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    assert "--overwrite_output_dir" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -90,3 +100,17 @@ def test_help_says_what_a_flag_means_in_this_command(capsys):
 def test_no_flag_stands_in_two_groups():
     names = [name for group in GROUPS.values() for name in group]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("command", "told", "not_told"),
+    [
+        ("evaluate", "Data set whose held-out part is measured", "Data set to calibrate on"),
+        ("ablate", "Text file to measure the losses on", "before and after"),
+    ],
+)
+def test_a_flag_is_explained_as_the_command_uses_it(command, told, not_told, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert told in shown and not_told not in shown
