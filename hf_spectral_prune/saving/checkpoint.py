@@ -22,6 +22,7 @@ from ..surgery import apply_plan
 from ..surgery.plan import PruningPlan
 from ..utils.files import SMALL_FILES, check_room, num_bytes, room_told
 from ..utils.types import Json
+from ..utils.words import in_a_line, shortened
 from .same_run import check_same_run
 
 _PLAN, _STATE, _SIZES, _WEIGHTS = "pruning_plan.json", "pruner_state.json", "final_sizes.json", "repaired.safetensors"
@@ -220,7 +221,7 @@ def _state_from_json(text: str) -> RunState:
 
 
 def _first_words(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+    return shortened(in_a_line(error), 300)
 
 
 def is_own(folder: Path) -> bool:

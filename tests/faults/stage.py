@@ -64,6 +64,8 @@ class Stage:
         given |= (FLAGS if command == "prune" else {"max_seq_length": 32, "num_eval_samples": 4}) | more
         if command == "evaluate":
             del given["output_dir"]
+        if given.get("image_dir") or given.get("network_class"):
+            given.pop("max_seq_length")  # an option of text
         words = [command, *(["--disable_tqdm"] if command not in ("evaluate", "detrimental") else [])]
         for name, value in given.items():
             if value is not None:
