@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput, find_labels
 
 from ..arguments import ModelArguments
 from ..models.families import family_of
-from ..models.losses import moved_to, predicts_next_token
+from ..models.losses import decoder_mask, moved_to, predicts_next_token, with_decoder_inputs
 from ..utils.types import Options
 from .feature_maps import captured, feature_loss, shared_parts
 from .judging import MeasuredTrainer
@@ -96,8 +96,7 @@ class DistillationTrainer(MeasuredTrainer):
         if parts:
             extra = extra + self.hidden_weight * feature_loss(own, others)
         elif inside and not self.by_channels:
-            mask = inputs.get("attention_mask")
-            extra = extra + self.hidden_weight * hidden_loss(outputs.hidden_states, expected.hidden_states, mask)
+            extra = extra + self.hidden_weight * _states_loss(outputs, expected, inputs)
         loss = (1 - self.alpha) * loss + extra * self._share(count, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -113,8 +112,11 @@ class DistillationTrainer(MeasuredTrainer):
         return {name: value for name, value in inputs.items() if name not in targets}
 
     def _teach(self, inputs: Options) -> Any:
+        given = self._unlabelled(inputs)
+        if self.teacher.config.is_encoder_decoder:
+            given = with_decoder_inputs(self.teacher, given, inputs.get("labels"))
         with torch.no_grad():
-            return self.teacher(**moved_to(self.teacher, self._unlabelled(inputs)))
+            return self.teacher(**moved_to(self.teacher, given))
 
     def _share(self, count: int, num_items_in_batch: Tensor | int | None) -> Tensor | float:
         """What a mean over this micro-batch weighs in the step, in Trainer's way of scaling the labels' loss."""
@@ -152,6 +154,16 @@ def logits_loss(
         divergence = nn.functional.kl_div(said, goal, log_target=True, reduction="sum")
         terms.append(temperature**2 * divergence / max(count, 1))
     return torch.stack(terms).sum(), count
+
+
+def _states_loss(outputs: ModelOutput, expected: ModelOutput, inputs: Options) -> Tensor:
+    """`hidden_loss` of a model, or its mean over both sides of an encoder-decoder."""
+    mask = inputs.get("attention_mask")
+    if "hidden_states" in outputs:
+        return hidden_loss(outputs["hidden_states"], expected["hidden_states"], mask)
+    sides = {"encoder": None if "input_features" in inputs else mask, "decoder": decoder_mask(inputs)}
+    losses = [hidden_loss(outputs[f"{side}_hidden_states"], expected[f"{side}_hidden_states"], on) for side, on in sides.items()]
+    return torch.stack(losses).mean()
 
 
 def hidden_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], attention_mask: Tensor | None) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 import transformers
 from conftest import SEQ2SEQ, random_batch, refused, tiny_seq2seq
 from crias import random_plan
-from products import but, each_once
+from products import but, each_once, only
+from transformers import TrainingArguments
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
 from hf_spectral_prune.arguments import ModelArguments
@@ -23,6 +24,7 @@ from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.models.families import module_of, unit_groups
 from hf_spectral_prune.models.loading import load_model
 from hf_spectral_prune.models.losses import with_decoder_inputs
+from hf_spectral_prune.recovery.distillation import DistillationTrainer
 from hf_spectral_prune.saving.reload import check_reloads
 from hf_spectral_prune.surgery import apply_plan, masked, settle_class
 
@@ -164,6 +166,44 @@ def test_moments_of_each_side_are_of_its_own_real_positions(name, signals):
         torch.testing.assert_close(moments[groups[-1].key].after.sum, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("recovery", ["full", "lora", "distill"])
+@pytest.mark.parametrize("name", only(["whisper"], ["bart", "t5", "whisper"]))
+def test_recovery_trains_a_pruned_model_on_answers(name, recovery, tmp_path):
+    model = tiny_seq2seq(name)
+    rows = [{key: value[at] for key, value in batch_of(model, rows=4).items()} for at in range(4)]
+    training = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "report_to": "none",
+        "use_cpu": True,
+        "output_dir": str(tmp_path),
+    }
+    args = SpectralPruningArguments(
+        target_reduction=0.3, round_to=4, min_ffn_units=4, disable_tqdm=True, recovery=recovery, training_args=training
+    )
+    teacher = tiny_seq2seq(name) if recovery == "distill" else None
+    output = SpectralPruner(model, args, [batch_of(model)], [batch_of(model, 9)], train_dataset=rows, teacher=teacher).prune()
+    assert type(output.model) is type(tiny_seq2seq(name)) and output.report.recovery is not None
+
+
+@pytest.mark.parametrize("name", ["bart", "t5", "whisper"])
+def test_teacher_teaches_both_sides(name, tmp_path):
+    """A student that is its teacher has nothing to learn from it (alpha 1 leaves out the labels); a worse one has."""
+    off = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "dropout_rate"), 0.0)
+    model = tiny_seq2seq(name, **off)
+    rows = [{key: value[at] for key, value in batch_of(model, rows=4).items()} for at in range(4)]
+    training = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    options = {"teacher": copy.deepcopy(model), "temperature": 2.0, "alpha": 1.0, "hidden_weight": None}
+    trainer = DistillationTrainer(model=model, args=training, train_dataset=rows, **options)
+    inputs = trainer.data_collator(rows)
+    model.train()
+    assert float(trainer.compute_loss(model, inputs)) == pytest.approx(0.0, abs=1e-5)
+    with torch.no_grad():
+        for parameter in model.get_decoder().parameters():
+            parameter.mul_(0.7)
+    assert float(trainer.compute_loss(model, inputs)) > 1e-3
+
+
 @pytest.mark.parametrize("criterion", sorted(known_criteria()))
 def test_every_criterion_scores_both_sides(criterion):
     model = tiny_seq2seq("t5")
@@ -298,6 +338,7 @@ def test_what_encoder_decoders_do_not_allow_is_refused_with_the_way_that_does():
     batches = [batch_of(model)]
     refused(lambda: pruner(model, batches, layout="per_layer"), "no per-layer class", "uniform")
     refused(lambda: pruner(model, batches, compensation="sequential"), '`compensation="least_squares"`')
+    refused(lambda: pruner(model, batches, recovery="blocks"), "`recovery`")
     refused(lambda: pruner(model, batches, units=["heads"]), "the bart family has `ffn`, `decoder_ffn`")
 
 
