@@ -272,7 +272,9 @@ def _verdict_on(result: AblationResult, kind: str) -> str:
     best, *others = ranked
     first = found[best].interval
     figure = f"rank correlation {_number(found[best].mean)}" + (f", 95 % interval {_span(first)}" if first else "")
-    if first and first[0] <= 0:
+    if first is None:
+        return f"Verdict on {name}: too few units to tell the criteria from chance; `{best}` comes nearest ({figure})."
+    if first[0] <= 0:
         return f"Verdict on {name}: no criterion predicts the damage better than chance; `{best}` comes nearest ({figure})."
     close = [label for label in others if _overlaps(found[label].interval, first)]
     rest = f"; {', '.join(f'`{label}`' for label in close)} cannot be distinguished from it on this sample" if close else ""

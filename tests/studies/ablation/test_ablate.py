@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from hf_spectral_prune.models.losses import loss_of
 from hf_spectral_prune.planning import choose_units
 from hf_spectral_prune.planning.damage import SuffixLoss, num_targets
 from hf_spectral_prune.studies.ablation import AblationArguments, ablate, table, to_dict
+from hf_spectral_prune.studies.ablation.results import Summary, verdict
 from hf_spectral_prune.studies.ablation.statistics import (
     agreement,
     chance,
@@ -311,6 +313,20 @@ def test_interval_holds_the_true_correlation_about_as_often_as_it_says():
         low, high = interval(agreement(first, 0.6 * first + 0.8 * second, 0.25, seed).spearman_draws)
         held += low <= true <= high
     assert 33 <= held <= 40
+
+
+@pytest.mark.parametrize(
+    ("span", "said"),
+    [
+        (None, "too few units to tell the criteria from chance; `one` comes nearest (rank correlation 0.80)."),
+        ([-0.2, 0.9], "no criterion predicts the damage better than chance; `one` comes nearest"),
+        ([0.5, 0.9], "`one` predicts the damage best (rank correlation 0.80, 95 % interval 0.50 to 0.90)."),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_interval(span, said):
+    found = {"one": Summary(0.8, None, 0.8, 0.8, span, 1), "two": Summary(0.1, None, 0.1, 0.1, [0.0, 0.2], 1)}
+    result = SimpleNamespace(kinds=["heads"], labels=list(found), summary=lambda kind, label, figure: found[label])
+    assert said in verdict(result)
 
 
 def test_ties_share_the_places_that_are_left():
