@@ -97,5 +97,6 @@ def _panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     axis.set_xlim(-0.5, mean_at + 0.5)
     axis.set_ylim(-1.05, 1.05)
     axis.set_ylabel(f"rank correlation with\n{panel.truth}")
-    axis.set_title(panel.title)
+    # In two lines where it has brackets: with few layers the legend is near.
+    axis.set_title((panel.title[0].upper() + panel.title[1:]).replace(" (", "\n("))
     axis.grid(True, axis="y")
