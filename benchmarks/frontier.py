@@ -152,17 +152,19 @@ class Texts:
         self.options, self.tokenizer = options, tokenizer
         lines = [text for text in load_texts(options.c4)[0].splitlines() if text.strip()]
         bound = len(lines) * 4 // 5
-        self.sources = {"wikitext": self._wikitext("train"), "c4": lines[:bound]}
+        self.sources = {"wikitext": self.wikitext("train"), "c4": lines[:bound]}
         self.held_out = {
-            "wikitext": self._rows(self._wikitext("test"), "WikiText-2 test", TEST_ROWS, shuffle=False),
-            "c4": self._rows(lines[bound:], "C4, last fifth", TEST_ROWS, shuffle=False),
+            "wikitext": self.rows(self.wikitext("test"), "WikiText-2 test", TEST_ROWS, shuffle=False),
+            "c4": self.rows(lines[bound:], "C4, last fifth", TEST_ROWS, shuffle=False),
         }
 
-    def _wikitext(self, split: str) -> list[str]:
+    def wikitext(self, split: str) -> list[str]:
+        """A split, as one text."""
         (text,) = load_texts(self.options.wikitext / f"{split}.txt.gz")
         return [text.replace(" <unk> ", " unk ")]
 
-    def _rows(self, texts: Sequence[str], name: str, rows: int, **fields: Any) -> CalibrationData:
+    def rows(self, texts: Sequence[str], name: str, rows: int, **fields: Any) -> CalibrationData:
+        """So many rows of texts: the first ones, or drawn by a seed."""
         return build_calibration(
             texts,
             self.tokenizer,
@@ -175,7 +177,7 @@ class Texts:
 
     def calibration(self, text: str, seed: int) -> CalibrationData:
         """Rows drawn at random."""
-        return self._rows(self.sources[text], f"{text}, drawn", self.options.rows, seed=seed)
+        return self.rows(self.sources[text], f"{text}, drawn", self.options.rows, seed=seed)
 
 
 def cells_of(options: argparse.Namespace) -> Iterator[Cell]:

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from frontier import Texts, measure
+from frontier import TEST_ROWS, TOKENS, Texts, measure
 from smollm2_wikitext import find_model
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_spectral_prune import SpectralPruner, SpectralPruningArguments
-from hf_spectral_prune.data.sources import load_texts
-from hf_spectral_prune.data.texts import CalibrationData, build_calibration
+from hf_spectral_prune.data.texts import CalibrationData
 from hf_spectral_prune.evaluation.figures import num_parameters
 from hf_spectral_prune.recovery.recover import RecoveryArguments, recover
 from hf_spectral_prune.utils.environment import library_versions, machine
@@ -41,22 +40,6 @@ METHODS = {
     "dense, lora": (RecoveryArguments("lora"), 1e-3),
     "dense, full": (RecoveryArguments("full"), 2e-4),
 }
-BLOCK = 512
-
-
-def blocks(folder: Path, split: str, number: int, tokenizer: Any, shuffle: bool = False) -> CalibrationData:
-    """Rows of one split: the first ones, or drawn by seed 0."""
-    (text,) = load_texts(folder / f"{split}.txt.gz")
-    return build_calibration(
-        [text.replace(" <unk> ", " unk ")],
-        tokenizer,
-        num_samples=number,
-        max_seq_length=BLOCK,
-        batch_size=4,
-        shuffle=shuffle,
-        seed=0,
-        name=f"WikiText-2 {split}",
-    )
 
 
 def prune(model: PreTrainedModel, tokenizer: Any, calibration: CalibrationData) -> PreTrainedModel:
@@ -100,7 +83,7 @@ def train(
     out = recover(copy.deepcopy(model), recovery, arguments, rows, valid, teacher=dense)
     return out.model, {
         "kept": out.kept,
-        "tokens": options.steps * options.rows_per_step * BLOCK,
+        "tokens": options.steps * options.rows_per_step * TOKENS,
         "minutes": round((time.perf_counter() - began) / 60, 1),
         "learning_rate": rate,
         "valid_loss": [out.metrics["before_loss"], out.metrics["after_loss"]],
@@ -124,14 +107,14 @@ def main() -> None:
     results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {"cells": {}}
     dense, tokenizer = find_model(options.device)
     texts = Texts(options, tokenizer)
-    valid = blocks(options.wikitext, "valid", 16, tokenizer)
-    rows = blocks(options.wikitext, "train", options.steps * options.rows_per_step, tokenizer, shuffle=True)
+    valid = texts.rows(texts.wikitext("valid"), "WikiText-2 valid", TEST_ROWS, shuffle=False)
+    rows = texts.rows(texts.wikitext("train"), "WikiText-2 train", options.steps * options.rows_per_step, seed=0)
     pruned = prune(copy.deepcopy(dense), tokenizer, texts.calibration("wikitext", 0))
     results |= {
         "protocol": {
             "pruning": "fisher, per layer, sequential, 20 % of attention and FFN; "
-            f"{options.rows} x {BLOCK} tokens of WikiText-2 train",
-            "recovery": f"{options.steps} steps of {options.rows_per_step} x {BLOCK} tokens of train, linear schedule, bf16",
+            f"{options.rows} x {TOKENS} tokens of WikiText-2 train",
+            "recovery": f"{options.steps} steps of {options.rows_per_step} x {TOKENS} tokens of train, linear schedule, bf16",
             "measured": "perplexity on the first 16 x 512 tokens of WikiText-2 test and of the last fifth of C4, float32",
         },
         "parameters": {"dense": num_parameters(dense), "pruned": num_parameters(pruned)},

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_f
 from datasets.exceptions import DatasetGenerationError
 
 from ..utils.types import Options
-from ..utils.words import shortened
+from ..utils.words import first_line, shortened
 from .blocks import drawn
 from .columns import text_columns
 from .items import Stream, table_kinds
@@ -148,7 +148,7 @@ def _read_table(path: Path, streaming: bool) -> Dataset | IterableDataset:
         return load_dataset(READERS[suffix], data_files=str(path), split="train", streaming=streaming, **options)
     except Exception as error:  # the readers of pandas, pyarrow and json, each with errors of its own
         cause = error.__cause__ or error
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        reason = first_line(cause)
         if isinstance(cause, OSError) and cause.filename is not None and Path(cause.filename) != path:
             raise ValueError(
                 f"The cache of `datasets` cannot be written ({shortened(reason)}). Set `HF_DATASETS_CACHE` to a folder that can."
@@ -196,7 +196,7 @@ def _load_dataset(name: str, config_name: str | None, split: str, streaming: boo
         return load_dataset(name, config_name, split=split, streaming=streaming)
     except Exception as error:  # of the Hub, of builders and of readers
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
+        reason = first_line(cause)
         raise ValueError(
             f"`dataset_name` `{name}` (`dataset_config_name` {config_name}, split `{split}`) cannot be read: "
             f"{shortened(reason)}. Check its name, configuration and split, and the connection."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -24,27 +25,18 @@ def differing_weight(read: Sequence[Path], others: Sequence[Path]) -> str | None
         read: the safetensors files.
         others: the pickled files.
     """
-    places = {name: file for file in read for name in _names(file)}
-    for file in others:
-        try:
-            pickled = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
-        except Exception:  # a broken pickle can raise anything
-            return None
-        for name, value in pickled.items() if isinstance(pickled, dict) else ():
-            if name in places and isinstance(value, Tensor) and not _same(_read(places[name], name), value):
-                return str(name)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, "pt")) for file in read]
+        places = {name: weights for weights in opened for name in list(weights.keys())}
+        for file in others:
+            try:
+                pickled = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
+            except Exception:  # a broken pickle can raise anything
+                return None
+            for name, value in pickled.items() if isinstance(pickled, dict) else ():
+                if name in places and isinstance(value, Tensor) and not _same(places[name].get_tensor(name), value):
+                    return str(name)
     return None
-
-
-def _names(file: Path) -> list[str]:
-    with safe_open(file, "pt") as weights:
-        return list(weights.keys())
-
-
-def _read(file: Path, name: str) -> Tensor:
-    with safe_open(file, "pt") as weights:
-        value: Tensor = weights.get_tensor(name)
-        return value
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

@@ -124,6 +124,7 @@ def _gpt2_sizes(config: PreTrainedConfig) -> Layer:
 
 
 def _neox_sizes(config: PreTrainedConfig) -> Layer:
+    # Its class takes no notice of a `num_key_value_heads` that a config may name.
     heads = config.num_attention_heads
     return Layer(config.intermediate_size, heads, heads)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -115,33 +115,26 @@ def title_above_key(axis: Axes, text: str, x: float = 0.0) -> None:
     axis.set_title(text, x=x, pad=7 + KEY)
 
 
-def colour_key(axis: Axes, entries: Sequence[tuple[str, str]], x: float = 0.0) -> None:
+def colour_key(axis: Axes, entries: Sequence[tuple[str, str]]) -> None:
     """Names of colours, above the axes on the left."""
     handles = [PathPatch(Outline([(0, 0)]), facecolor=LIGHT[colour], linewidth=0, label=name) for colour, name in entries]
-    axis.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(x, 1.0),
-        ncols=len(handles),
-        borderpad=0,
-        handlelength=0.9,
-        handleheight=0.9,
-        columnspacing=1.2,
-        borderaxespad=0.15,
-        labelcolor=LIGHT["faint"],
-    )
+    _above(axis, handles=handles, ncols=len(handles), handlelength=0.9, handleheight=0.9)
 
 
 def legend(axis: Axes) -> None:
+    """Names of lines and marks, above the axes on the left."""
+    _above(axis, ncols=3, handlelength=1.5)
+
+
+def _above(axis: Axes, **options: Any) -> None:
     axis.legend(
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
-        ncols=3,
         borderpad=0,
-        handlelength=1.5,
         columnspacing=1.2,
         borderaxespad=0.15,
         labelcolor=LIGHT["faint"],
+        **options,
     )
 
 
